@@ -1,0 +1,221 @@
+//! What a valid config says. Values of these types cannot be wrong: every check was made when they were read.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+/// A whole config file, checked.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Config {
+    pub pop: Pop,
+    pub dataplane: Dataplane,
+    pub api: Api,
+    pub pools: Vec<Pool>,
+    pub vips: Vec<Vip>,
+    pub policies: Vec<Policy>,
+}
+
+/// `[pop]`: which site this is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Pop {
+    pub name: String,
+    /// 1 to 255, unique in the fleet.
+    pub id: u8,
+    /// 32 bytes that key every hash. Equal on all load balancers of a fleet, so that they choose alike.
+    pub secret_file: Option<PathBuf>,
+}
+
+/// `[dataplane]`: what is set when the program is loaded. A change here needs `sluice unload` and a new start, except for `interfaces`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Dataplane {
+    pub interfaces: Vec<String>,
+    pub mode: XdpMode,
+    /// Capacity of the flow table: a power of two, 2^10 to 2^26. Default 2^20.
+    pub flows: u32,
+    /// How long a proven flow may be silent before it makes room for others. Default 15 minutes.
+    pub flow_idle: Duration,
+    /// Most limits for single prefixes at a time. Default 131,072.
+    pub exact_limits: u32,
+    /// Slots for all lookup tables together, both halves. Default 0: chosen from the config at start.
+    pub lookup_slots: u32,
+    /// Cells in a row of the limiter's sketch, a power of two. Default 2^20.
+    pub sketch_cells: u32,
+    /// Outer source addresses of tunnels are spread over these. Defaults 172.16.0.0/16 and 100::/64.
+    pub tunnel_source_v4: ipnet::Ipv4Net,
+    pub tunnel_source_v6: ipnet::Ipv6Net,
+    pub pin_dir: PathBuf,
+    pub state_dir: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native where the driver can, generic (and said so) where it cannot.
+    Auto,
+    Native,
+    Generic,
+}
+
+/// `[api]`: where the daemon listens.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Api {
+    pub socket: PathBuf,
+}
+
+/// `[[pool]]`: backends that serve the same content.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Pool {
+    pub name: String,
+    pub health: Health,
+    /// Slots of the lookup table, a prime. Default 65,537.
+    pub slots: u32,
+    /// Never empty.
+    pub backends: Vec<Backend>,
+}
+
+/// `[[pool.backend]]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Backend {
+    pub address: IpAddr,
+    /// 0 to 1000; a backend of weight 0 gets no new flows.
+    pub weight: u16,
+    /// Overrides the VIP's.
+    pub forward: Option<Forward>,
+}
+
+/// How a packet reaches its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Forward {
+    /// New MAC addresses, nothing else.
+    L2,
+    /// IP in IP, of any two families (RFC 2003, 2473, 4213).
+    Ipip,
+    /// Generic UDP Encapsulation, variant 1 (IP directly in UDP), port 6080.
+    Gue,
+    /// To this host's own stack.
+    Local,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Health {
+    pub check: Check,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Successes in a row that bring a backend up.
+    pub rise: u32,
+    /// Failures in a row that bring it down.
+    pub fall: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Check {
+    /// Always up.
+    None,
+    /// A connection to the port succeeds.
+    Tcp { port: u16 },
+    /// `GET path` answers with the status.
+    Http { port: u16, path: String, host: Option<String>, status: u16 },
+}
+
+/// `[[vip]]`: an address, protocol and port that we balance.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Vip {
+    pub name: String,
+    /// A single address is a prefix of full length.
+    pub prefix: IpNet,
+    pub protocol: Protocol,
+    /// Absent: every port.
+    pub port: Option<u16>,
+    /// Name of a pool that exists.
+    pub pool: String,
+    pub forward: Forward,
+    /// Largest packet that fits the path to the backends, in bytes of L3, outer headers included. Absent: of the interface.
+    pub mtu_bytes: Option<u16>,
+    pub hash: HashInput,
+    /// Name of a policy that exists.
+    pub policy: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    /// TCP and UDP.
+    Any,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HashInput {
+    /// The five-tuple.
+    Flow,
+    /// Source address only: a client stays on one backend.
+    Source,
+}
+
+/// `[[policy]]`: what traffic may do.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Policy {
+    pub name: String,
+    pub mode: Mode,
+    /// Prefix lengths that count as one host and one network, by family. Defaults 32, 24, 64, 48.
+    pub prefix_lengths: PrefixLengths,
+    /// At most one for each class and scope.
+    pub limits: Vec<SourceLimit>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PrefixLengths {
+    pub host_v4: u8,
+    pub network_v4: u8,
+    pub host_v6: u8,
+    pub network_v6: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Enforce,
+    /// Counts what `Enforce` would drop, and drops nothing.
+    Monitor,
+}
+
+/// One of a policy's `limits`: what each source host or network may send.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SourceLimit {
+    pub class: Class,
+    pub per: Scope,
+    /// Packets a second; at least one of this and `bps` is set.
+    pub pps: Option<u64>,
+    /// Bits a second, counted from the IP header on.
+    pub bps: Option<u64>,
+    /// Packets that may come at once. Default: a tenth of a second's worth, at least 10.
+    pub burst: u32,
+}
+
+/// Traffic classes that limits apply to. The discriminants are the data plane's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// TCP SYN.
+    Syn = 0,
+    /// All UDP.
+    Udp = 1,
+    /// ICMP to a VIP: errors and echo.
+    Icmp = 2,
+    /// TCP outside a proven flow that is no SYN, and fragments.
+    Other = 3,
+    /// TCP of proven flows. Off unless named.
+    Established = 4,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    Host,
+    Network,
+}

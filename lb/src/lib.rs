@@ -1,0 +1,2 @@
+//! Sluice's daemon, as a library: config, control loop, data plane handles, API.
+pub mod config;
