@@ -1,2 +1,38 @@
-//! What the kernel and the daemon share: packet logic without a kernel, and the types that cross the boundary.
+//! What the kernel and the daemon share: packet logic that needs no kernel, and the types that cross the boundary.
+//!
+//! Built for the host it is an ordinary library with tests. Built for `bpfel-unknown-none` it also holds [`kernel`]:
+//! the maps and the steps of the XDP program in `bin/balancer.rs`.
 #![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+pub mod abi;
+pub mod checksum;
+pub mod encap;
+pub mod exact;
+pub mod flow;
+pub mod gcra;
+pub mod hash;
+pub mod packet;
+pub mod vip;
+
+#[cfg(target_arch = "bpf")]
+pub mod kernel;
+
+/// Hides a value's origin from LLVM, so that the check which the verifier needs is not optimised away.
+///
+/// LLVM proves masks and bounds redundant that the verifier cannot prove by itself.
+#[inline(always)]
+#[must_use]
+pub fn hide(value: usize) -> usize {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value;
+        // SAFETY: the template is a move of a register to itself.
+        unsafe {
+            core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags));
+        }
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    value
+}

@@ -1,0 +1,431 @@
+//! Types that cross the kernel boundary, in the order in which a packet meets them.
+//!
+//! Every one has a fixed size, no hidden padding, and no byte that the two sides could read differently.
+//! [`ABI_VERSION`] is part of the pin directory's name; any change here raises it.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Raised with every change to this file or to the meaning of a map.
+pub const ABI_VERSION: u32 = 1;
+
+/// Index of a VIP's counters for packets that are for no VIP. VIPs are numbered from 1.
+pub const NO_VIP: u16 = 0;
+/// A slot or flow without a backend. Backends are numbered from 0 to `NO_BACKEND - 1`.
+pub const NO_BACKEND: u16 = u16::MAX;
+/// Any VIP, in [`Limit::vip`].
+pub const ANY_VIP: u16 = u16::MAX;
+
+/// Generations of the VIP index: packets use one while the daemon writes the other.
+pub const GENERATIONS: u32 = 2;
+/// Services that stand in an address entry itself; more are found by [`Service`]'s hash.
+pub const INLINE_SERVICES: usize = 4;
+/// Distinct prefix lengths that VIPs of one family can have.
+pub const MAX_VIP_LENGTHS: usize = 8;
+/// Distinct prefix lengths that exact limits of IPv6 prefixes can have.
+pub const MAX_EXACT_LENGTHS: usize = 16;
+/// Classes that a policy limits.
+pub const CLASSES: usize = 5;
+/// Limiters of one class: host pps, host bps, network pps, network bps.
+pub const LIMITERS: usize = 4;
+/// Rows of the limiter's sketch.
+pub const SKETCH_ROWS: usize = 4;
+/// Fractions of a jiffy in which limits are counted: 2^28.
+pub const JIFFY_BITS: u32 = 28;
+/// Limits that one packet can meet in nested prefixes before the walk ends.
+pub const MAX_CHAIN: usize = 16;
+
+/// An IPv4 address as IPv6 (RFC 4291, 2.5.5.2), or an IPv6 address; in network byte order.
+pub type Address = [u8; 16];
+
+/// Everything about the whole data plane that can change at run time. The only element of `SETTINGS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Settings {
+    /// Keys the choice of backends and flow table buckets. Equal on all load balancers of a fleet.
+    pub flow_key: [u64; 4],
+    /// Keys everything that is this machine's alone: sketch, fragments, exact limits of IPv6.
+    pub local_key: [u64; 4],
+    /// The generation that packets use: 0 or 1.
+    pub active: u32,
+    /// Non-zero if there is any exact limit: bit 0 IPv4, bit 1 IPv6, bit 2 one of the class `established`.
+    pub exact: u32,
+    pub generations: [Generation; 2],
+    /// Prefix lengths of exact IPv6 limits by their bit in `EXACT_V6_LENGTHS`, zero if unused.
+    pub exact_v6_lengths: [u8; MAX_EXACT_LENGTHS],
+    /// Outer source of IPv4 tunnels: prefix bits, and a mask of the bits that the flow's hash fills. Host byte order.
+    pub tunnel_source_v4: u32,
+    pub tunnel_spread_v4: u32,
+    /// Outer source of IPv6 tunnels: the hash fills the last 16 bits where the prefix leaves room.
+    pub tunnel_source_v6: Address,
+    pub tunnel_spread_v6: u32,
+    /// CPUs that may run the program: the gates of a class share the limit of one source among them.
+    pub cpus: u32,
+}
+
+/// `Settings::exact` bits.
+pub const EXACT_V4: u32 = 1;
+pub const EXACT_V6: u32 = 2;
+pub const EXACT_ESTABLISHED: u32 = 4;
+
+/// Seeds and sizes of one generation of the VIP index; see [`crate::vip`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct Generation {
+    pub address_seed: u64,
+    pub service_seed: u64,
+    /// Prefix lengths that addresses have, longest first, a byte each plus one (so that zero ends the list). IPv4 lengths count from 0 to 32.
+    pub lengths_v4: u64,
+    pub lengths_v6: u64,
+    /// Number of address slots less one; a power of two less one.
+    pub address_mask: u32,
+    pub service_mask: u32,
+    /// Number of displacements less one, for both tables.
+    pub address_displacement_mask: u32,
+    pub service_displacement_mask: u32,
+}
+
+/// One address or prefix that has VIPs. Value of `ADDRESSES`; a free one has `id` 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct AddressEntry {
+    /// The prefix, in network byte order; IPv4 mapped.
+    pub prefix: [u64; 2],
+    /// Number of this address in its generation, from 1, 24 bits; part of the key of `SERVICES`.
+    pub id: u32,
+    /// Prefix length of the family.
+    pub length: u8,
+    /// 4 or 6.
+    pub family: u8,
+    /// VIP whose policy and counters stand for ICMP to this address.
+    pub icmp_vip: u16,
+    /// VIPs that take fragments without ports of TCP and of UDP; `NO_VIP` if none.
+    pub tcp_fragment_vip: u16,
+    pub udp_fragment_vip: u16,
+    /// Non-zero if more services than `services` are in `SERVICES`.
+    pub more: u32,
+    /// Most specific first; unused ones have `NO_VIP`.
+    pub services: [Service; INLINE_SERVICES],
+}
+
+/// One protocol and port of an address. In an address entry, and value of `SERVICES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Service {
+    /// Id of the address in the upper 24 bits; protocol (6, 17, or 0 for both) in the lower 8.
+    pub address_and_protocol: u32,
+    /// In host byte order; zero means all.
+    pub port: u16,
+    pub vip: u16,
+}
+
+/// Where a VIP's slots lie in `SLOTS`, and how its packets are treated. Value of `VIPS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Vip {
+    /// The lookup table in use: first slot in the lower half, number of slots in the upper; written at once. Zero: no backend.
+    pub table: u64,
+    /// The table before the last switch, for the handshakes that were under way.
+    pub previous_table: u64,
+    /// When the tables were switched, in jiffies.
+    pub switched: u64,
+    /// Index into `POLICIES`; 0 has no limits.
+    pub policy: u16,
+    /// Largest packet that fits the path to the backends, outer headers included, in bytes of L3.
+    pub mtu_bytes: u16,
+    /// `VIP_*` bits.
+    pub flags: u32,
+    /// Jiffies of the last packet over a limit of this VIP. No flow is proven soon after.
+    pub disturbed: u64,
+    pub pad: [u64; 3],
+}
+
+/// `Vip::flags`: slots are chosen by source address only.
+pub const VIP_HASH_SOURCE: u32 = 1;
+/// `Vip::flags`: from this bit on, a bit for each class that the policy limits.
+pub const VIP_CLASSES_SHIFT: u32 = 8;
+
+/// One backend reached in one way. Value of `BACKENDS`; one cache line.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Backend {
+    /// MAC addresses as they stand in the frame: next hop, then our own.
+    pub macs: [u8; 12],
+    /// A [`Forward`] as a number.
+    pub forward: u8,
+    /// `BACKEND_*` bits.
+    pub flags: u8,
+    /// Largest packet on the egress link, in bytes of L3.
+    pub mtu_bytes: u16,
+    pub outer_destination: Address,
+    /// Outer source for `gue`; for `ipip` the spread source of [`Settings`] is used.
+    pub outer_source: Address,
+    pub ifindex: u32,
+    /// VLAN of the egress, in host byte order; 0 if untagged.
+    pub vlan: u16,
+    /// 4 or 6: family of the outer addresses.
+    pub family: u8,
+    pub pad: [u8; 9],
+}
+
+/// `Backend::flags`: takes packets of flows that it has (up or draining).
+pub const BACKEND_FORWARDS: u8 = 1;
+/// `Backend::flags`: the next hop is known.
+pub const BACKEND_RESOLVED: u8 = 2;
+
+/// How a packet reaches its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Forward {
+    L2 = 0,
+    Ipip = 1,
+    Gue = 2,
+    Local = 3,
+}
+
+/// Classes that limits apply to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Class {
+    Syn = 0,
+    Udp = 1,
+    Icmp = 2,
+    Other = 3,
+    Established = 4,
+}
+
+/// Limits per source of one policy. Value of `POLICIES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Policy {
+    /// Prefix lengths, as masks of the first 64 bits of the address for IPv6 (`[0]`, `[1]`) and of all 32 for IPv4.
+    pub host_mask_v6: [u64; 2],
+    pub network_mask_v6: [u64; 2],
+    pub host_mask_v4: u32,
+    pub network_mask_v4: u32,
+    pub pad: u32,
+    /// Non-zero: count only.
+    pub monitor: u32,
+    pub limiters: [[Limiter; LIMITERS]; CLASSES],
+}
+
+/// A token bucket's constants, in units of 2^-28 jiffies. All zero: off.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Limiter {
+    /// Cost of a packet, or of a byte where the limiter counts bits.
+    pub cost: u64,
+    /// How far the theoretical arrival time may run ahead of now.
+    pub allowance: u64,
+}
+
+/// An exact limit for one prefix: constants on the first cache line, what packets write on the second. Value of `LIMITS`; index 0 is unused.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Limit {
+    /// The prefix, IPv4 mapped, in network byte order.
+    pub prefix: [u64; 2],
+    pub packets: Limiter,
+    pub bytes: Limiter,
+    /// Next limit to try if this one does not match: of the same prefix, or of the closest that covers it. 0 ends.
+    pub next: u32,
+    /// VIP that it is for, or `ANY_VIP`.
+    pub vip: u16,
+    /// Bit for each class.
+    pub classes: u8,
+    /// Bit 7: count only. The rest is the prefix length in IPv6 terms less one (an IPv4 /0 is 95).
+    pub length_and_mode: u8,
+    pub pad: u64,
+    pub packets_tat: u64,
+    pub bytes_tat: u64,
+    pub passed_packets: u64,
+    pub passed_bytes: u64,
+    pub dropped_packets: u64,
+    pub dropped_bytes: u64,
+    pub pad2: [u64; 2],
+}
+
+/// `Limit::length_and_mode`: count only.
+pub const LIMIT_MONITOR: u8 = 0x80;
+
+/// Packets and bytes (from the IP header on). Value of `BACKEND_STATS` and `DROPS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// What became of a VIP's packets, drops aside. Value of `VIP_STATS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct VipStats {
+    pub pass: Count,
+    pub tx: Count,
+    pub redirect: Count,
+    /// TCP that was neither SYN nor of a known flow.
+    pub out_of_state: u64,
+    /// Flows that entered the flow table.
+    pub inserts: u64,
+}
+
+/// Figures of the flow table. Value of `FLOW_STATS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct FlowStats {
+    pub evicted_expired: u64,
+    pub evicted_unproven: u64,
+    pub evicted_idle: u64,
+    /// New flows that found their bucket full of live, proven flows.
+    pub refused: u64,
+}
+
+/// What the explaining twin of the program tells of one packet. The only element of `TRACE`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Trace {
+    /// Numbers of [`Step`]s, in order.
+    pub steps: [u8; 32],
+    pub count: u32,
+    pub vip: u16,
+    pub backend: u16,
+    /// A [`DropReason`] plus one, or zero.
+    pub reason: u32,
+    /// Exact limit that the packet met, or zero.
+    pub limit: u32,
+}
+
+macro_rules! numbered {
+    ($(#[$outer:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum $name { $($(#[$doc])* $variant,)* }
+
+        impl $name {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The word for it in metrics, the CLI and the reference.
+            #[cfg(not(target_arch = "bpf"))]
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// Why a packet was dropped. The number is the index in `DROPS`, the word is the metric's label.
+    DropReason {
+        /// The frame ends before the headers that it promises, or before the length in its IP header.
+        Truncated = "truncated",
+        /// A header length or total length that cannot be.
+        MalformedHeader = "malformed_header",
+        /// More IPv6 extension headers, or longer ones, than we follow.
+        Ipv6Extensions = "ipv6_extensions",
+        /// A fragment that carries no TCP or UDP.
+        FragmentProtocol = "fragment_protocol",
+        /// An ICMP error that quotes nothing that a backend of this VIP could have sent.
+        IcmpQuote = "icmp_quote",
+        /// Over an exact limit.
+        LimitExact = "limit_exact",
+        /// Over the policy's limit for one source host.
+        LimitHost = "limit_host",
+        /// Over the policy's limit for one source network.
+        LimitNetwork = "limit_network",
+        /// The VIP's pool has no backend that takes new flows.
+        NoBackend = "no_backend",
+        /// The backend's next hop is not known.
+        BackendUnresolved = "backend_unresolved",
+        /// Does not fit the path to the backend, and no ICMP error may be sent for it.
+        TooBig = "too_big",
+        /// The kernel gave no room for the outer headers.
+        Headroom = "headroom",
+    }
+}
+
+/// Number of drop reasons.
+pub const DROP_REASONS: u32 = DropReason::ALL.len() as u32;
+
+numbered! {
+    /// What the program did with a packet, for `sluice explain`.
+    Step {
+        NotIp = "not IPv4 or IPv6: passed to the host",
+        NotVipAddress = "destination is no VIP: passed to the host",
+        NotVipService = "protocol or port is no VIP of this address: passed to the host",
+        Address = "destination is an address with VIPs",
+        Vip = "VIP found",
+        Malformed = "headers cannot be read",
+        Echo = "ICMP echo request: answered",
+        OtherIcmp = "ICMP that is neither error nor echo request: passed to the host",
+        IcmpError = "ICMP error: steered by the packet that it quotes",
+        FirstFragment = "first fragment: its backend is remembered for the others",
+        LaterFragment = "later fragment: has no ports",
+        FragmentKnown = "another fragment of this datagram chose the backend",
+        FlowProven = "known flow, proven",
+        FlowUnproven = "known flow, not proven yet",
+        FlowUnknown = "no known flow",
+        FlowBackendGone = "the flow's backend does not forward any more",
+        LimitExact = "met an exact limit",
+        LimitSource = "met the policy's limits",
+        OverLimit = "over a limit",
+        OverLimitMonitored = "over a limit that only counts",
+        Chosen = "backend chosen from the lookup table",
+        ChosenPrevious = "handshake under way: backend chosen from the previous lookup table",
+        Remembered = "flow remembered",
+        TooBig = "does not fit the path to the backend",
+        L2 = "forwarded by l2",
+        Ipip = "forwarded by ipip",
+        Gue = "forwarded by gue",
+        Local = "forwarded to the host itself",
+    }
+}
+
+/// Names of the maps, as they are pinned.
+pub mod maps {
+    pub const SETTINGS: &str = "SETTINGS";
+    pub const DISPLACEMENTS: &str = "DISPLACEMENTS";
+    pub const ADDRESSES: &str = "ADDRESSES";
+    pub const SERVICES: &str = "SERVICES";
+    pub const VIPS: &str = "VIPS";
+    pub const POLICIES: &str = "POLICIES";
+    pub const SLOTS: &str = "SLOTS";
+    pub const BACKENDS: &str = "BACKENDS";
+    pub const FLOWS: &str = "FLOWS";
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    pub const GATES: &str = "GATES";
+    pub const SKETCH: &str = "SKETCH";
+    pub const EXACT_V4: &str = "EXACT_V4";
+    pub const EXACT_V4_BLOCKS: &str = "EXACT_V4_BLOCKS";
+    pub const EXACT_V6_LENGTHS: &str = "EXACT_V6_LENGTHS";
+    pub const EXACT_V6: &str = "EXACT_V6";
+    pub const LIMITS: &str = "LIMITS";
+    pub const VIP_STATS: &str = "VIP_STATS";
+    pub const BACKEND_STATS: &str = "BACKEND_STATS";
+    pub const DROPS: &str = "DROPS";
+    pub const FLOW_STATS: &str = "FLOW_STATS";
+    pub const TRACE: &str = "TRACE";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_what_the_pinned_maps_hold() {
+        let sizes = [
+            size_of::<Generation>(),
+            size_of::<AddressEntry>(),
+            size_of::<Service>(),
+            size_of::<Vip>(),
+            size_of::<Backend>(),
+            size_of::<Policy>(),
+            size_of::<Limit>(),
+            size_of::<Count>(),
+            size_of::<VipStats>(),
+            size_of::<Trace>(),
+        ];
+        assert_eq!(sizes, [48, 64, 8, 64, 64, 368, 128, 16, 64, 48]);
+    }
+}

@@ -1,0 +1,167 @@
+//! Counters, and the trace of the explaining twin.
+
+use super::{
+    Verdict,
+    maps::{BACKEND_STATS, DROPS, TRACE, VIP_STATS, explaining},
+};
+use crate::abi::{Count, DROP_REASONS, DropReason, Step};
+
+/// Adds one packet. Per-CPU values need no atomics.
+///
+/// # Safety
+/// `count` must point into a per-CPU map value.
+#[inline(always)]
+unsafe fn add(count: *mut Count, bytes: u32) {
+    // SAFETY: the caller's promise; nothing else on this CPU writes meanwhile.
+    let count = unsafe { &mut *count };
+    count.packets += 1;
+    count.bytes += u64::from(bytes);
+}
+
+/// Counts what was dropped of a VIP.
+#[inline(always)]
+pub fn dropped(vip: u16, reason: DropReason, bytes: u32) {
+    count_drop(vip, reason, 0, bytes);
+    note_reason(reason);
+}
+
+/// Counts what would have been dropped.
+#[inline(always)]
+pub fn monitored(vip: u16, reason: DropReason, bytes: u32) {
+    count_drop(vip, reason, 1, bytes);
+    note(Step::OverLimitMonitored);
+}
+
+#[inline(always)]
+fn count_drop(vip: u16, reason: DropReason, mode: u32, bytes: u32) {
+    if explaining() {
+        return;
+    }
+    let index = (u32::from(vip) * DROP_REASONS + reason as u32) * 2 + mode;
+    if let Some(count) = DROPS.get_ptr_mut(index) {
+        // SAFETY: a value of a per-CPU map.
+        unsafe { add(count, bytes) };
+    }
+}
+
+/// Counts what was sent to a backend, by what the program returns.
+#[inline(always)]
+pub fn sent(backend: u16, bytes: u32) {
+    if explaining() {
+        return;
+    }
+    if let Some(count) = BACKEND_STATS.get_ptr_mut(u32::from(backend)) {
+        // SAFETY: a value of a per-CPU map.
+        unsafe { add(count, bytes) };
+    }
+}
+
+/// How a packet left the program.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    Pass,
+    Tx,
+    Redirect,
+}
+
+/// Counts a packet that was not dropped.
+#[inline(always)]
+pub fn left(vip: u16, exit: Exit, bytes: u32) {
+    if explaining() {
+        return;
+    }
+    if let Some(stats) = VIP_STATS.get_ptr_mut(u32::from(vip)) {
+        let count = match exit {
+            // SAFETY: a field of a per-CPU map value.
+            Exit::Pass => unsafe { &raw mut (*stats).pass },
+            // SAFETY: as above.
+            Exit::Tx => unsafe { &raw mut (*stats).tx },
+            // SAFETY: as above.
+            Exit::Redirect => unsafe { &raw mut (*stats).redirect },
+        };
+        // SAFETY: a value of a per-CPU map.
+        unsafe { add(count, bytes) };
+    }
+}
+
+/// Counts the end of a packet that no backend got.
+#[inline(always)]
+pub fn ended(vip: u16, verdict: Verdict, bytes: u32) {
+    match verdict {
+        Verdict::Pass => left(vip, Exit::Pass, bytes),
+        Verdict::Reply => left(vip, Exit::Tx, bytes),
+        Verdict::Drop(reason) => dropped(vip, reason, bytes),
+    }
+}
+
+/// Counts a flow that entered the flow table, or TCP that belongs to none.
+#[inline(always)]
+pub fn inserted(vip: u16) {
+    if let Some(stats) = VIP_STATS.get_ptr_mut(u32::from(vip)) {
+        // SAFETY: a field of a per-CPU map value.
+        unsafe { (*stats).inserts += 1 };
+    }
+}
+
+/// Counts TCP that was neither SYN nor of a known flow.
+#[inline(always)]
+pub fn out_of_state(vip: u16) {
+    if explaining() {
+        return;
+    }
+    if let Some(stats) = VIP_STATS.get_ptr_mut(u32::from(vip)) {
+        // SAFETY: a field of a per-CPU map value.
+        unsafe { (*stats).out_of_state += 1 };
+    }
+}
+
+/// Tells a step to who asked for an explanation.
+#[inline(always)]
+pub fn note(step: Step) {
+    if !explaining() {
+        return;
+    }
+    if let Some(trace) = TRACE.get_ptr_mut(0) {
+        // SAFETY: the only element of the map, which only this run writes.
+        let trace = unsafe { &mut *trace };
+        let at = crate::hide(trace.count as usize) & 31;
+        // SAFETY: `at` is below 32.
+        unsafe { *trace.steps.as_mut_ptr().add(at) = step as u8 };
+        trace.count += 1;
+    }
+}
+
+/// Tells the VIP.
+#[inline(always)]
+pub fn note_vip(vip: u16) {
+    if explaining() && let Some(trace) = TRACE.get_ptr_mut(0) {
+        // SAFETY: the only element of the map, which only this run writes.
+        unsafe { (*trace).vip = vip };
+    }
+}
+
+/// Tells the backend.
+#[inline(always)]
+pub fn note_backend(backend: u16) {
+    if explaining() && let Some(trace) = TRACE.get_ptr_mut(0) {
+        // SAFETY: the only element of the map, which only this run writes.
+        unsafe { (*trace).backend = backend };
+    }
+}
+
+/// Tells the exact limit that the packet met.
+#[inline(always)]
+pub fn note_limit(limit: u32) {
+    if explaining() && let Some(trace) = TRACE.get_ptr_mut(0) {
+        // SAFETY: the only element of the map, which only this run writes.
+        unsafe { (*trace).limit = limit };
+    }
+}
+
+#[inline(always)]
+fn note_reason(reason: DropReason) {
+    if explaining() && let Some(trace) = TRACE.get_ptr_mut(0) {
+        // SAFETY: the only element of the map, which only this run writes.
+        unsafe { (*trace).reason = reason as u32 + 1 };
+    }
+}

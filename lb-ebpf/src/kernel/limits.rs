@@ -1,0 +1,406 @@
+//! Limits per source: exact ones for prefixes that the operator named, and the policy's for everybody else.
+//!
+//! The policy's limits live in a sketch of fixed size: a source has a cell in each of four rows, and is over its limit
+//! only if all four say so. Spoofed sources cannot evict anything; what is dropped writes nothing. The estimate is a
+//! count-min sketch with conservative update (Estan, Varghese, 2002) of arrival times instead of counts.
+
+use super::{
+    atomic_add, compare_exchange, count,
+    maps::{
+        EXACT_V4, EXACT_V4_BLOCKS, EXACT_V6, EXACT_V6_LENGTHS, EXACT_V6_MASK, GATES, LIMITS, POLICIES, SKETCH,
+        SKETCH_MASK, VIPS, explaining, settings,
+    },
+};
+use crate::{
+    abi::{
+        ANY_VIP, CLASSES, Class, DropReason, EXACT_ESTABLISHED, EXACT_V4 as HAS_V4, EXACT_V6 as HAS_V6, LIMIT_MONITOR,
+        LIMITERS, Limit, Limiter, MAX_CHAIN, MAX_EXACT_LENGTHS, Policy, SKETCH_ROWS, Settings, Step, VIP_CLASSES_SHIFT, Vip,
+    },
+    exact,
+    flow::tag,
+    gcra, hash, hide,
+    vip::masked,
+};
+
+/// Seeds of the sketch change with jiffies shifted by this: some 17 minutes at 250 Hz.
+const SEED_SHIFT: u32 = 18;
+/// The gate opens the sketch at this part of a source's allowance.
+const GATE_SHIFT: u32 = 2;
+
+/// Who sends how much of what, to whom.
+#[derive(Clone, Copy)]
+pub struct Sender {
+    /// Source address as words in memory.
+    pub source: [u64; 2],
+    pub v6: bool,
+    pub class: Class,
+    pub vip: u16,
+    /// Bytes from the IP header on.
+    pub length: u32,
+    pub jiffies: u64,
+}
+
+/// Lets a packet pass, or says which limit it is over.
+#[inline(always)]
+pub fn admit(settings: &Settings, sender: &Sender, vip: &Vip) -> Result<(), DropReason> {
+    let exact = settings.exact & if sender.v6 { HAS_V6 } else { HAS_V4 } != 0
+        && (!matches!(sender.class, Class::Established) || settings.exact & EXACT_ESTABLISHED != 0);
+    let policy = vip.flags >> VIP_CLASSES_SHIFT >> sender.class as u32 & 1 != 0;
+    if !exact && !policy {
+        return Ok(());
+    }
+    let what = u64::from(sender.length) << 32
+        | u64::from(sender.vip) << 16
+        | u64::from(exact) << 9
+        | u64::from(sender.v6) << 8
+        | sender.class as u64;
+    let over = sluice_over_limit(sender.source[0], sender.source[1], what, sender.jiffies);
+    if over == 0 {
+        return Ok(());
+    }
+    count::note(Step::OverLimit);
+    Err(match over - 1 {
+        EXACT => DropReason::LimitExact,
+        HOST => DropReason::LimitHost,
+        _ => DropReason::LimitNetwork,
+    })
+}
+
+const EXACT: u32 = DropReason::LimitExact as u32;
+const HOST: u32 = DropReason::LimitHost as u32;
+
+/// The number of the drop reason plus one, or zero.
+///
+/// A global function: the verifier checks it once for all numbers, instead of once for each way to reach it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_over_limit(source_high: u64, source_low: u64, what: u64, jiffies: u64) -> u32 {
+    let class = hide(what as usize & 7);
+    if class >= CLASSES {
+        return 0;
+    }
+    let (Some(settings), Some(vip)) = (settings(), VIPS.get_ptr_mut((what >> 16) as u32 & 0xffff)) else { return 0 };
+    let asked = Asked {
+        source: [source_high, source_low],
+        v6: what >> 8 & 1 != 0,
+        class,
+        vip: (what >> 16) as u16,
+        length: (what >> 32) as u32,
+        jiffies,
+    };
+    let exact = if what >> 9 & 1 != 0 { check_exact(settings, &asked) } else { Ok(()) };
+    // SAFETY: a map value; the daemon alone writes this field.
+    let policy = unsafe { (*vip).policy };
+    match exact.and_then(|()| check_policy(settings, &asked, policy)) {
+        Ok(()) => 0,
+        Err(reason) => {
+            disturb(vip, jiffies);
+            reason as u32 + 1
+        }
+    }
+}
+
+/// A [`Sender`], with its class as an index.
+struct Asked {
+    source: [u64; 2],
+    v6: bool,
+    class: usize,
+    vip: u16,
+    length: u32,
+    jiffies: u64,
+}
+
+/// Marks the VIP as under attack, so that its new flows are not proven yet.
+#[inline(always)]
+fn disturb(vip: *mut Vip, jiffies: u64) {
+    // SAFETY: a field of a map value; at worst another CPU writes the same jiffy.
+    let disturbed = unsafe { &raw mut (*vip).disturbed };
+    // SAFETY: as above.
+    if !explaining() && unsafe { disturbed.read_volatile() } != jiffies {
+        // SAFETY: as above.
+        unsafe { disturbed.write_volatile(jiffies) };
+    }
+}
+
+#[inline(always)]
+fn check_exact(settings: &Settings, sender: &Asked) -> Result<(), DropReason> {
+    let first = if sender.v6 { find_v6(settings, sender.source) } else { find_v4(sender.source) };
+    let mut next = first.unwrap_or(0);
+    for _ in 0..MAX_CHAIN {
+        if next == 0 {
+            return Ok(());
+        }
+        let Some(limit) = LIMITS.get_ptr_mut(next) else { return Ok(()) };
+        // SAFETY: a map value whose constants the daemon writes before it links them.
+        let constants = unsafe { &*limit };
+        let for_vip = constants.vip == ANY_VIP || constants.vip == sender.vip;
+        if for_vip && constants.classes >> sender.class & 1 != 0 {
+            count::note(Step::LimitExact);
+            count::note_limit(next);
+            return meet(limit, sender);
+        }
+        next = constants.next;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn find_v4(source: [u64; 2]) -> Option<u32> {
+    let address = u32::from_be((source[1] >> 32) as u32);
+    let entry = *EXACT_V4.get(exact::v4_index(address))?;
+    if entry & exact::BLOCK == 0 {
+        return Some(entry);
+    }
+    EXACT_V4_BLOCKS.get((entry & !exact::BLOCK) * exact::BLOCK_ENTRIES + (address & 0xff)).copied()
+}
+
+#[inline(always)]
+fn find_v6(settings: &Settings, source: [u64; 2]) -> Option<u32> {
+    let lengths = *EXACT_V6_LENGTHS.get(exact::v6_filter_index(settings, source))?;
+    if lengths == 0 {
+        return None;
+    }
+    let list = settings.exact_v6_lengths.as_ptr();
+    for at in 0..MAX_EXACT_LENGTHS {
+        if lengths >> at & 1 == 0 {
+            continue;
+        }
+        // SAFETY: `at` is below the length of the list.
+        let length = unsafe { *list.add(at) };
+        let prefix = masked(source, length, true);
+        let hash = exact::v6_hash(settings, prefix, length);
+        let Some(bucket) = EXACT_V6.get(hash as u32 & EXACT_V6_MASK.load()) else { continue };
+        for entry in bucket {
+            if (entry >> 32) as u32 == tag(hash)
+                && let Some(limit) = LIMITS.get(*entry as u32)
+                && limit.prefix[0] == prefix[0]
+                && limit.prefix[1] == prefix[1]
+            {
+                return Some(*entry as u32);
+            }
+        }
+    }
+    None
+}
+
+/// Charges an exact limit, or finds it exhausted.
+#[inline(always)]
+fn meet(limit: *mut Limit, sender: &Asked) -> Result<(), DropReason> {
+    let now = gcra::time(sender.jiffies);
+    let bytes = u64::from(sender.length);
+    // SAFETY: a map value; constants and words are read one by one.
+    let (packets, byte_limiter, monitor) =
+        unsafe { ((*limit).packets, (*limit).bytes, (*limit).length_and_mode & LIMIT_MONITOR != 0) };
+    // SAFETY: fields of the map value.
+    let (packets_tat, bytes_tat) = unsafe { (&raw mut (*limit).packets_tat, &raw mut (*limit).bytes_tat) };
+    let fits = (packets.cost == 0 || would_admit(packets_tat, now, &packets, 1))
+        && (byte_limiter.cost == 0 || would_admit(bytes_tat, now, &byte_limiter, bytes));
+    if explaining() {
+        return if fits || monitor { Ok(()) } else { Err(DropReason::LimitExact) };
+    }
+    let fits = fits
+        && (packets.cost == 0 || charge(packets_tat, now, &packets, 1))
+        && (byte_limiter.cost == 0 || charge(bytes_tat, now, &byte_limiter, bytes));
+    // SAFETY: fields of the map value.
+    let (counted_packets, counted_bytes) = unsafe {
+        if fits {
+            (&raw mut (*limit).passed_packets, &raw mut (*limit).passed_bytes)
+        } else {
+            (&raw mut (*limit).dropped_packets, &raw mut (*limit).dropped_bytes)
+        }
+    };
+    // SAFETY: words of the map value.
+    unsafe { atomic_add(counted_packets, 1) };
+    // SAFETY: as above.
+    unsafe { atomic_add(counted_bytes, bytes) };
+    if fits {
+        return Ok(());
+    }
+    if monitor {
+        count::monitored(sender.vip, DropReason::LimitExact, sender.length);
+        return Ok(());
+    }
+    Err(DropReason::LimitExact)
+}
+
+#[inline(always)]
+fn would_admit(tat: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
+    // SAFETY: a word of a map value.
+    gcra::admit(unsafe { tat.read_volatile() }, now, limiter, amount).is_some()
+}
+
+/// Raises an arrival time that all CPUs share. After three lost races the packet goes uncounted.
+#[inline(always)]
+fn charge(tat: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
+    // SAFETY: a word of a map value.
+    let mut old = unsafe { tat.read_volatile() };
+    for _ in 0..3 {
+        let Some(after) = gcra::admit(old, now, limiter, amount) else { return false };
+        // SAFETY: as above.
+        let found = unsafe { compare_exchange(tat, old, after) };
+        if found == old {
+            return true;
+        }
+        old = found;
+    }
+    true
+}
+
+#[inline(always)]
+fn check_policy(settings: &Settings, sender: &Asked, policy: u16) -> Result<(), DropReason> {
+    if policy == 0 {
+        return Ok(());
+    }
+    let Some(policy) = POLICIES.get(u32::from(policy)) else { return Ok(()) };
+    // SAFETY: `class` is below `CLASSES`.
+    let limiters = unsafe { &*policy.limiters.as_ptr().add(sender.class) };
+    let over_gate = pass_gate(settings, sender, limiters);
+    if over_gate == 0 {
+        return Ok(());
+    }
+    count::note(Step::LimitSource);
+    check_sketch(settings, sender, policy, limiters, over_gate)
+}
+
+/// The limiters (as bits) for which the VIP's whole traffic exceeds what one source may send.
+///
+/// Below that nobody can be over the limit, and the sketch's cache misses are saved. Each CPU has its share.
+#[inline(always)]
+fn pass_gate(settings: &Settings, sender: &Asked, limiters: &[Limiter; LIMITERS]) -> u32 {
+    let index = u32::from(sender.vip) * CLASSES as u32 + sender.class as u32;
+    let Some(gates) = GATES.get_ptr_mut(index) else { return 0 };
+    let now = gcra::time(sender.jiffies);
+    let mut over = 0;
+    macro_rules! gate {
+        ($($at:literal)*) => {$(
+            let limiter = &limiters[$at];
+            if limiter.cost != 0 {
+                let amount = if $at & 1 == 0 { 1 } else { u64::from(sender.length) };
+                // SAFETY: a word of a per-CPU map value.
+                let gate = unsafe { gates.cast::<u64>().add($at) };
+                // SAFETY: as above.
+                let tat = unsafe { gate.read() };
+                let ahead = tat.wrapping_sub(now);
+                let start = if ahead > limiter.allowance { now } else { tat };
+                let after = start.wrapping_add(limiter.cost.wrapping_mul(amount).wrapping_mul(u64::from(settings.cpus)));
+                let open = limiter.allowance >> GATE_SHIFT;
+                let used = after.wrapping_sub(now);
+                if !explaining() {
+                    // SAFETY: as above.
+                    unsafe { gate.write(if used > 2 * open { now.wrapping_add(2 * open) } else { after }) };
+                }
+                over |= u32::from(used > open) << $at;
+            }
+        )*};
+    }
+    gate!(0 1 2 3);
+    over
+}
+
+/// A source's four cells, and the least of their arrival times.
+#[derive(Clone, Copy)]
+struct Cells {
+    cells: [*mut u64; SKETCH_ROWS],
+    least: u64,
+}
+
+#[inline(always)]
+fn check_sketch(
+    settings: &Settings,
+    sender: &Asked,
+    policy: &Policy,
+    limiters: &[Limiter; LIMITERS],
+    over_gate: u32,
+) -> Result<(), DropReason> {
+    let now = gcra::time(sender.jiffies);
+    let mut found = [None::<Cells>; LIMITERS];
+    // All are asked before any is charged: a packet that one limit drops costs the source nothing at the others.
+    macro_rules! ask {
+        ($($at:literal)*) => {$(
+            if over_gate >> $at & 1 != 0 {
+                let amount = if $at & 1 == 0 { 1 } else { u64::from(sender.length) };
+                let Some(cells) = find_cells(settings, sender, policy, $at, now) else { return Ok(()) };
+                if gcra::admit(cells.least, now, &limiters[$at], amount).is_none() {
+                    let reason = if $at < 2 { DropReason::LimitHost } else { DropReason::LimitNetwork };
+                    if policy.monitor != 0 {
+                        count::monitored(sender.vip, reason, sender.length);
+                        return Ok(());
+                    }
+                    return Err(reason);
+                }
+                found[$at] = Some(cells);
+            }
+        )*};
+    }
+    ask!(0 1 2 3);
+    if explaining() {
+        return Ok(());
+    }
+    macro_rules! charge_rows {
+        ($($at:literal)*) => {$(
+            if let Some(cells) = found[$at] {
+                let amount = if $at & 1 == 0 { 1 } else { u64::from(sender.length) };
+                if let Some(after) = gcra::admit(cells.least, now, &limiters[$at], amount) {
+                    raise(cells.cells[0], after);
+                    raise(cells.cells[1], after);
+                    raise(cells.cells[2], after);
+                    raise(cells.cells[3], after);
+                }
+            }
+        )*};
+    }
+    charge_rows!(0 1 2 3);
+    Ok(())
+}
+
+/// The cells of the sender's host or network, for one limiter of one VIP.
+#[inline(always)]
+fn find_cells(settings: &Settings, sender: &Asked, policy: &Policy, at: u32, now: u64) -> Option<Cells> {
+    let network = at >= 2;
+    let source = sender.source;
+    let (high, low) = if sender.v6 {
+        let mask = if network { policy.network_mask_v6 } else { policy.host_mask_v6 };
+        (source[0] & mask[0], source[1] & mask[1])
+    } else {
+        let mask = if network { policy.network_mask_v4 } else { policy.host_mask_v4 };
+        (0, (source[1] >> 32) & u64::from(mask))
+    };
+    let what = u64::from(sender.vip) | u64::from(at) << 16 | (sender.class as u64) << 24;
+    let seed = sender.jiffies >> SEED_SHIFT << 32;
+    let first = hash::hash4(&settings.local_key, [high, low, what, seed]);
+    let second = (first ^ settings.local_key[2]).wrapping_mul(settings.local_key[3] | 1);
+    let second = second ^ second >> 32;
+    let mask = SKETCH_MASK.load();
+    let cell = |row: u32, hash: u64| SKETCH.get_ptr_mut(row * (mask + 1) + (hash as u32 & mask));
+    let cells = [cell(0, first)?, cell(1, first >> 32)?, cell(2, second)?, cell(3, second >> 27)?];
+    // SAFETY: words of the sketch.
+    let tats = unsafe {
+        [cells[0].read_volatile(), cells[1].read_volatile(), cells[2].read_volatile(), cells[3].read_volatile()]
+    };
+    // Times in the past are all the same; what is far ahead is of another clock.
+    let ahead = |tat: u64| {
+        let ahead = tat.wrapping_sub(now);
+        if ahead > u64::MAX / 2 { 0 } else { ahead }
+    };
+    let low = |a: u64, b: u64| if a < b { a } else { b };
+    let least = low(low(ahead(tats[0]), ahead(tats[1])), low(ahead(tats[2]), ahead(tats[3])));
+    Some(Cells { cells, least: now.wrapping_add(least) })
+}
+
+/// Raises a cell that is below `to`; three tries.
+#[inline(always)]
+fn raise(cell: *mut u64, to: u64) {
+    // SAFETY: a word of the sketch.
+    let mut old = unsafe { cell.read_volatile() };
+    for _ in 0..3 {
+        if to.wrapping_sub(old) > u64::MAX / 2 {
+            return;
+        }
+        // SAFETY: as above.
+        let found = unsafe { compare_exchange(cell, old, to) };
+        if found == old {
+            return;
+        }
+        old = found;
+    }
+}

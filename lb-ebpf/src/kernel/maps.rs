@@ -1,0 +1,146 @@
+//! The maps. Their sizes here are defaults; the daemon sets those that the config names before it loads them.
+
+use aya_ebpf::{
+    Global,
+    btf_maps::{Array, PerCpuArray},
+    macros::btf_map,
+};
+
+use crate::{
+    abi::{
+        AddressEntry, Backend, Count, FlowStats, LIMITERS, Limit, Policy, Service, Settings, Trace, Vip, VipStats,
+    },
+    exact,
+    flow::WAYS,
+};
+
+/// The daemon maps these arrays into its memory, to write many entries without a system call each.
+const MMAPABLE: usize = 1 << 10;
+
+/// What can change at run time. Written by the daemon; read by every packet.
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1, MMAPABLE> = Array::new();
+
+/// Displacements of the VIP index: addresses of generation 0, of generation 1, services of 0, of 1, a quarter each.
+#[btf_map]
+pub static DISPLACEMENTS: Array<u32, 4096, MMAPABLE> = Array::new();
+
+/// Addresses that have VIPs, half a generation each. Written by the daemon while the other half is in use.
+#[btf_map]
+pub static ADDRESSES: Array<AddressEntry, 4096, MMAPABLE> = Array::new();
+
+/// Services beyond the first four of an address, half a generation each.
+#[btf_map]
+pub static SERVICES: Array<Service, 4096, MMAPABLE> = Array::new();
+
+/// VIPs by number, from 1. Written by the daemon; packets write `disturbed`.
+#[btf_map]
+pub static VIPS: Array<Vip, 2048, MMAPABLE> = Array::new();
+
+/// Policies by number; 0 has no limits.
+#[btf_map]
+pub static POLICIES: Array<Policy, 256, MMAPABLE> = Array::new();
+
+/// Slots of all lookup tables. A new table is written into a free region, then its VIPs are switched to it.
+#[btf_map]
+pub static SLOTS: Array<u16, 8388608, MMAPABLE> = Array::new();
+
+/// Backends by number. Written by the daemon.
+#[btf_map]
+pub static BACKENDS: Array<Backend, 65536, MMAPABLE> = Array::new();
+
+/// Where each flow went first, so that it stays there while backends change.
+///
+/// Written on a flow's first packet that is no SYN; read on every later one, and by `sluice flows`. When a bucket is
+/// full the flow least worth keeping makes room, and its next packet is balanced afresh.
+#[btf_map]
+pub static FLOWS: Array<[u64; WAYS], 131072, MMAPABLE> = Array::new();
+
+/// Where the first seen fragment of each datagram went. The same buckets; the oldest makes room.
+#[btf_map]
+pub static FRAGMENTS: Array<[u64; WAYS], 2048> = Array::new();
+
+/// What a VIP's whole traffic of a class may be before a single source could be over its limit, by VIP and class.
+#[btf_map]
+pub static GATES: PerCpuArray<[u64; LIMITERS], 10240> = PerCpuArray::new();
+
+/// The limiter's sketch: four rows of theoretical arrival times, one after the other. Cannot fill up: cells are shared.
+#[btf_map]
+pub static SKETCH: Array<u64, 4194304> = Array::new();
+
+/// Exact limits of IPv4 prefixes, by the first 24 bits: a limit's number, or a block.
+#[btf_map]
+pub static EXACT_V4: Array<u32, { exact::V4_ENTRIES as usize }, MMAPABLE> = Array::new();
+
+/// Blocks of 256, for prefixes longer than 24 bits. When all are in use, such a limit is refused.
+#[btf_map]
+pub static EXACT_V4_BLOCKS: Array<u32, 33554432, MMAPABLE> = Array::new();
+
+/// Which lengths of IPv6 prefixes have exact limits, by a hash of the first 32 bits.
+#[btf_map]
+pub static EXACT_V6_LENGTHS: Array<u32, { exact::V6_FILTER_ENTRIES as usize }, MMAPABLE> = Array::new();
+
+/// Exact limits of IPv6 prefixes: buckets of tag 32 | limit 32. When a bucket is full, its limit is refused.
+#[btf_map]
+pub static EXACT_V6: Array<[u64; exact::V6_WAYS], 32768, MMAPABLE> = Array::new();
+
+/// Exact limits by number, from 1; packets write their arrival times and counters.
+#[btf_map]
+pub static LIMITS: Array<Limit, 131072, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static VIP_STATS: PerCpuArray<VipStats, 2048> = PerCpuArray::new();
+
+#[btf_map]
+pub static BACKEND_STATS: PerCpuArray<Count, 65536> = PerCpuArray::new();
+
+/// Drops by VIP and reason: VIP x reasons x (enforced, monitored).
+#[btf_map]
+pub static DROPS: PerCpuArray<Count, 65536> = PerCpuArray::new();
+
+#[btf_map]
+pub static FLOW_STATS: PerCpuArray<FlowStats, 1> = PerCpuArray::new();
+
+/// Written by the explaining twin only.
+#[btf_map]
+pub static TRACE: Array<Trace, 1, MMAPABLE> = Array::new();
+
+/// Set in the twin that explains: it counts nothing and changes nothing but the frame.
+#[unsafe(no_mangle)]
+pub static EXPLAIN: Global<u8> = Global::new(0);
+/// Right shift of jiffies to an age, by the kernel's HZ.
+#[unsafe(no_mangle)]
+pub static AGE_SHIFT: Global<u8> = Global::new(8);
+/// Number of flow table buckets less one.
+#[unsafe(no_mangle)]
+pub static FLOW_MASK: Global<u32> = Global::new(131071);
+/// Ticks of silence after which a proven flow expires.
+#[unsafe(no_mangle)]
+pub static FLOW_IDLE: Global<u16> = Global::new(880);
+/// Cells in a row of the sketch less one.
+#[unsafe(no_mangle)]
+pub static SKETCH_MASK: Global<u32> = Global::new(1048575);
+/// Entries of one generation in `DISPLACEMENTS`, `ADDRESSES` and `SERVICES`.
+#[unsafe(no_mangle)]
+pub static DISPLACEMENT_ENTRIES: Global<u32> = Global::new(1024);
+#[unsafe(no_mangle)]
+pub static ADDRESS_ENTRIES: Global<u32> = Global::new(2048);
+#[unsafe(no_mangle)]
+pub static SERVICE_ENTRIES: Global<u32> = Global::new(2048);
+/// Buckets of `EXACT_V6` less one.
+#[unsafe(no_mangle)]
+pub static EXACT_V6_MASK: Global<u32> = Global::new(32767);
+
+/// Whether this program explains instead of forwarding.
+#[inline(always)]
+#[must_use]
+pub fn explaining() -> bool {
+    EXPLAIN.load() != 0
+}
+
+/// The settings. `None` cannot happen; the verifier wants it said.
+#[inline(always)]
+#[must_use]
+pub fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}

@@ -1,0 +1,58 @@
+//! What only the kernel's build has: the maps, and the steps that a packet goes through.
+
+pub mod count;
+pub mod echo;
+pub mod flows;
+pub mod forward;
+pub mod fragments;
+pub mod limits;
+pub mod maps;
+pub mod pipeline;
+pub mod too_big;
+pub mod vips;
+
+use core::arch::asm;
+
+/// How a packet ended, if it was not sent to a backend.
+#[derive(Clone, Copy)]
+pub enum Verdict {
+    /// To the host's stack, untouched.
+    Pass,
+    Drop(crate::abi::DropReason),
+    /// An answer to its sender, on the interface where it came from.
+    Reply,
+}
+
+/// The kernel's jiffies. Under 1 ns: the kernel replaces the call by a load.
+#[inline(always)]
+#[must_use]
+pub fn jiffies() -> u64 {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() }
+}
+
+/// Adds to a word that other CPUs add to as well.
+///
+/// # Safety
+/// `word` must point into a map value.
+#[inline(always)]
+pub unsafe fn atomic_add(word: *mut u64, amount: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("lock *(u64*)({word} + 0) += {amount}", word = in(reg) word, amount = in(reg) amount, options(nostack));
+    }
+}
+
+/// Replaces `old` by `new`, and returns what was there.
+///
+/// # Safety
+/// `word` must point into a map value.
+#[inline(always)]
+pub unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
+    let found;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("r0 = cmpxchg_64({word} + 0, r0, {new})", word = in(reg) word, new = in(reg) new, inout("r0") old => found, options(nostack));
+    }
+    found
+}

@@ -1,0 +1,320 @@
+//! The life of a packet, as a list of questions. A step returns what the next one needs, or ends the packet.
+
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+
+use super::{
+    Verdict,
+    count::{self, Exit},
+    echo,
+    flows::{self, Known},
+    forward::{Outgoing, forward, frame},
+    fragments, jiffies,
+    limits::{Sender, admit},
+    maps::{SLOTS, VIPS, settings},
+    vips,
+};
+use crate::{
+    abi::{AddressEntry, Class, DropReason, NO_BACKEND, NO_VIP, Settings, Step, VIP_HASH_SOURCE, Vip},
+    hash::{self, Tuple},
+    packet::{
+        self, Fragment, ICMP, ICMPV6, Ip, L4, TCP, TCP_ACK, TCP_SYN, Transport, UDP, is_echo_request, is_icmp_error,
+    },
+};
+
+/// A packet for one of our VIPs, and what has been learned of it.
+struct Packet<'a> {
+    context: *mut xdp_md,
+    settings: &'static Settings,
+    ip: &'a Ip,
+    tuple: Tuple,
+    transport: Transport,
+    fragment: Fragment,
+    vip_index: u16,
+    vip: &'static Vip,
+    jiffies: u64,
+}
+
+/// What the XDP program does.
+#[inline(always)]
+#[must_use]
+pub fn run(context: *mut xdp_md) -> u32 {
+    let frame = frame(context);
+    let Some(settings) = settings() else { return xdp_action::XDP_PASS };
+    let ip = match packet::ethernet(&frame).and_then(|(ethertype, offset)| packet::ip(&frame, ethertype, offset)) {
+        Some(ip) => ip,
+        None => return not_ours(Step::NotIp, frame.len() as u32),
+    };
+    let Some(address) = vips::find_address(settings, ip.destination, ip.v6) else {
+        return not_ours(Step::NotVipAddress, ip.length);
+    };
+    count::note(Step::Address);
+
+    let mut vip_index = address.icmp_vip;
+    let verdict = match balance(context, settings, &ip, address, &mut vip_index) {
+        Ok((backend, exit, action)) => {
+            count::left(vip_index, exit, ip.length);
+            count::sent(backend, ip.length);
+            return action;
+        }
+        Err(verdict) => verdict,
+    };
+    count::ended(vip_index, verdict, ip.length);
+    match verdict {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Reply => xdp_action::XDP_TX,
+        Verdict::Drop(_) => xdp_action::XDP_DROP,
+    }
+}
+
+#[inline(always)]
+fn not_ours(why: Step, bytes: u32) -> u32 {
+    count::note(why);
+    count::left(NO_VIP, Exit::Pass, bytes);
+    xdp_action::XDP_PASS
+}
+
+/// From an address of ours to a backend. `vip_index` tells whose counters the packet goes to, also when it ends here.
+#[inline(always)]
+fn balance(
+    context: *mut xdp_md,
+    settings: &'static Settings,
+    ip: &Ip,
+    address: &'static AddressEntry,
+    vip_index: &mut u16,
+) -> Result<(u16, Exit, u32), Verdict> {
+    let frame = frame(context);
+    let l4 = skip_options(context, ip).map_err(malformed)?;
+    if !is_ours(ip, &l4) {
+        *vip_index = NO_VIP;
+        count::note(Step::NotVipService);
+        return Err(Verdict::Pass);
+    }
+    let transport = packet::transport(&frame, ip, &l4).map_err(malformed)?;
+    let (tuple, found) = match transport {
+        Transport::Tcp { ports, .. } | Transport::Udp { ports } => {
+            let tuple = tuple(ip, ports, l4.protocol);
+            (tuple, vips::find_service(settings, address, l4.protocol, u16::from_be((ports >> 16) as u16)))
+        }
+        Transport::Ports0 => {
+            let vip = if l4.protocol == TCP { address.tcp_fragment_vip } else { address.udp_fragment_vip };
+            (tuple(ip, 0, l4.protocol), (vip != NO_VIP).then_some(vip))
+        }
+        Transport::Icmp { kind, .. } => {
+            let quoted = steer_icmp(context, ip, &l4, kind, address, settings, vip_index)?;
+            (quoted, vips::find_service(settings, address, quoted.protocol, u16::from_be((quoted.ports >> 16) as u16)))
+        }
+        Transport::Other => return Err(Verdict::Drop(DropReason::FragmentProtocol)),
+    };
+    let Some(index) = found else {
+        return match transport {
+            Transport::Icmp { .. } => Err(Verdict::Drop(DropReason::IcmpQuote)),
+            _ => {
+                *vip_index = NO_VIP;
+                count::note(Step::NotVipService);
+                Err(Verdict::Pass)
+            }
+        };
+    };
+    *vip_index = index;
+    count::note(Step::Vip);
+    count::note_vip(index);
+    let Some(vip) = VIPS.get(u32::from(index)) else { return Err(Verdict::Pass) };
+    let jiffies = jiffies();
+    let packet = Packet { context, settings, ip, tuple, transport, fragment: l4.fragment, vip_index: index, vip, jiffies };
+    let flow = hash::flow(&settings.flow_key, &packet.tuple);
+    let backend = pick(&packet, flow)?;
+    send(&packet, flow, backend)
+}
+
+#[inline(always)]
+fn malformed(reason: DropReason) -> Verdict {
+    count::note(Step::Malformed);
+    Verdict::Drop(reason)
+}
+
+/// Whether the protocol is one that we balance or answer. Any other goes to the host untouched.
+#[inline(always)]
+fn is_ours(ip: &Ip, l4: &L4) -> bool {
+    l4.protocol == TCP || l4.protocol == UDP || l4.protocol == if ip.v6 { ICMPV6 } else { ICMP }
+}
+
+#[inline(always)]
+fn tuple(ip: &Ip, ports: u32, protocol: u8) -> Tuple {
+    Tuple { source: ip.source, destination: ip.destination, ports, protocol, v6: ip.v6 }
+}
+
+/// ICMP: errors go on with the flow that they quote; echo is answered; the rest is the host's.
+#[inline(always)]
+fn steer_icmp(
+    context: *mut xdp_md,
+    ip: &Ip,
+    l4: &L4,
+    kind: u8,
+    address: &AddressEntry,
+    settings: &'static Settings,
+    vip_index: &mut u16,
+) -> Result<Tuple, Verdict> {
+    let echo = is_echo_request(ip.v6, kind);
+    if !echo && !is_icmp_error(ip.v6, kind) {
+        count::note(Step::OtherIcmp);
+        *vip_index = NO_VIP;
+        return Err(Verdict::Pass);
+    }
+    if !matches!(l4.fragment, Fragment::Whole) {
+        return Err(Verdict::Drop(DropReason::FragmentProtocol));
+    }
+    if echo {
+        count::note(Step::Echo);
+        let Some(vip) = VIPS.get(u32::from(address.icmp_vip)) else { return Err(Verdict::Pass) };
+        let sender = Sender {
+            source: ip.source,
+            v6: ip.v6,
+            class: Class::Icmp,
+            vip: address.icmp_vip,
+            length: ip.length,
+            jiffies: jiffies(),
+        };
+        admit(settings, &sender, vip).map_err(Verdict::Drop)?;
+        return Err(echo::reply(context, ip, l4));
+    }
+    count::note(Step::IcmpError);
+    steer_quoted(context, ip, l4.offset + 8).ok_or(Verdict::Drop(DropReason::IcmpQuote))
+}
+
+#[inline(always)]
+fn steer_quoted(context: *mut xdp_md, ip: &Ip, offset: usize) -> Option<Tuple> {
+    let frame = frame(context);
+    let inner = if ip.v6 { packet::ipv6(&frame, offset)? } else { packet::ipv4(&frame, offset)? };
+    let l4 = skip_options(context, &inner).ok()?;
+    packet::quoted(&frame, ip, &inner, &l4)
+}
+
+/// Where the transport header is.
+#[inline(always)]
+fn skip_options(context: *mut xdp_md, ip: &Ip) -> Result<L4, DropReason> {
+    if ip.v6 && packet::is_extension(ip.protocol) {
+        packet::unpack(sluice_extensions(context, ip.offset as u32 + 40, ip.protocol))
+    } else {
+        packet::skip_options(ip)
+    }
+}
+
+/// A global function: the verifier follows it once, not once for each way to reach it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_extensions(context: *mut xdp_md, offset: u32, protocol: u8) -> u64 {
+    packet::extensions(&frame(context), offset as usize, protocol)
+}
+
+/// The backend for a packet: where its flow is, or else a new choice, if its source is within its limits.
+#[inline(always)]
+fn pick(packet: &Packet<'_>, flow: u64) -> Result<u16, Verdict> {
+    let known = match packet.transport {
+        Transport::Ports0 => Known::NOTHING,
+        _ => flows::find(flow, packet.tuple.protocol == TCP, packet.vip, packet.jiffies),
+    };
+    let class = match packet.transport {
+        Transport::Tcp { .. } if known.proven => Class::Established,
+        Transport::Tcp { flags, .. } if is_syn(flags) => Class::Syn,
+        Transport::Udp { .. } => Class::Udp,
+        Transport::Icmp { .. } => Class::Icmp,
+        _ => Class::Other,
+    };
+    let sender = Sender {
+        source: packet.ip.source,
+        v6: packet.ip.v6,
+        class,
+        vip: packet.vip_index,
+        length: packet.ip.length,
+        jiffies: packet.jiffies,
+    };
+    admit(packet.settings, &sender, packet.vip).map_err(Verdict::Drop)?;
+    if let Fragment::First(id) | Fragment::Later(id) = packet.fragment {
+        return pick_for_fragment(packet, flow, id, known.backend);
+    }
+    if known.backend == NO_BACKEND { choose(packet, flow) } else { Ok(known.backend) }
+}
+
+/// All fragments of a datagram go where the first that was seen went.
+#[inline(always)]
+fn pick_for_fragment(packet: &Packet<'_>, flow: u64, id: u32, known: u16) -> Result<u16, Verdict> {
+    let datagram = fragments::hash(&packet.settings.local_key, &packet.tuple, id);
+    count::note(if matches!(packet.fragment, Fragment::First(_)) { Step::FirstFragment } else { Step::LaterFragment });
+    if let Some(backend) = fragments::find(datagram, packet.jiffies)
+        && flows::backend_that_forwards(backend).is_some()
+    {
+        count::note(Step::FragmentKnown);
+        return Ok(backend);
+    }
+    let backend = if known == NO_BACKEND { choose(packet, flow)? } else { known };
+    fragments::remember(datagram, backend, packet.jiffies);
+    Ok(backend)
+}
+
+#[inline(always)]
+const fn is_syn(flags: u8) -> bool {
+    flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+}
+
+/// Jiffies (as a shift) for which handshakes that began before a switch of tables still follow the old one.
+const HANDSHAKE_SHIFT: u32 = 10;
+
+/// Chooses a backend for a packet without a flow, and remembers the flow if the packet is no SYN.
+#[inline(always)]
+fn choose(packet: &Packet<'_>, flow: u64) -> Result<u16, Verdict> {
+    count::note(Step::FlowUnknown);
+    let hash = if packet.vip.flags & VIP_HASH_SOURCE != 0 {
+        hash::source(&packet.settings.flow_key, &packet.tuple)
+    } else {
+        flow
+    };
+    let mut backend = slot(packet.vip.table, hash);
+    let mut remember = !matches!(packet.transport, Transport::Icmp { .. } | Transport::Ports0);
+    if let Transport::Tcp { flags, .. } = packet.transport {
+        let syn = is_syn(flags);
+        if !syn {
+            count::out_of_state(packet.vip_index);
+        }
+        remember = !syn;
+        // While handshakes from before a switch are under way, a SYN whose slot moved leaves a mark, and what has
+        // none follows the old table.
+        if packet.vip.previous_table != 0 && packet.jiffies.wrapping_sub(packet.vip.switched) >> HANDSHAKE_SHIFT == 0 {
+            let previous = slot(packet.vip.previous_table, hash);
+            if previous != backend && flows::backend_that_forwards(previous).is_some() {
+                remember = true;
+                if !syn {
+                    count::note(Step::ChosenPrevious);
+                    backend = previous;
+                }
+            }
+        }
+    }
+    if backend == NO_BACKEND {
+        return Err(Verdict::Drop(DropReason::NoBackend));
+    }
+    count::note(Step::Chosen);
+    if remember {
+        count::note(Step::Remembered);
+        flows::remember(flow, backend, packet.vip_index, packet.jiffies);
+    }
+    Ok(backend)
+}
+
+/// The backend in a table's slot for this hash.
+#[inline(always)]
+fn slot(table: u64, hash: u64) -> u16 {
+    let slots = (table >> 32) as u32;
+    if slots == 0 {
+        return NO_BACKEND;
+    }
+    SLOTS.get(table as u32 + hash::scale(hash, slots)).copied().unwrap_or(NO_BACKEND)
+}
+
+#[inline(always)]
+fn send(packet: &Packet<'_>, hash: u64, index: u16) -> Result<(u16, Exit, u32), Verdict> {
+    count::note_backend(index);
+    let Some(backend) = flows::backend_that_forwards(index) else { return Err(Verdict::Drop(DropReason::NoBackend)) };
+    let Packet { context, settings, ip, vip, .. } = *packet;
+    let (exit, action) = forward(&Outgoing { context, ip, settings, vip, backend, hash })?;
+    Ok((index, exit, action))
+}
