@@ -61,11 +61,12 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Runs `program` and fails with its name and status.
+/// Runs `program`, of which only the errors are shown, and fails with its name and status.
 pub(crate) fn succeed(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
     let status = command(program)
         .args(arguments)
         .envs(variables.iter().copied())
+        .stdout(Stdio::null())
         .status()
         .with_context(|| format!("cannot run {program}"))?;
     ensure!(

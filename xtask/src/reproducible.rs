@@ -1,21 +1,23 @@
-//! Builds the kernel objects twice, from two folders, and compares them byte for byte.
+//! Builds the kernel objects once more from another folder, and compares them byte for byte with those in the daemon.
 
 use std::{
     env, fs, io,
     path::{Path, PathBuf},
+    process::Stdio,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::Value;
 
 use crate::{
     machine,
     objects::{self, OBJECTS, Toolchain},
-    stages::workspace,
+    stages::{cargo, workspace},
 };
 
-/// Fails and names the first byte that depends on where the object was built.
+/// Fails and names the first byte that depends on where an object was built.
 ///
-/// Both folders stay under `target/`, so that a second run only builds what has changed.
+/// The other folder stays under `target/`, so that a second run only builds what has changed.
 pub(crate) fn check() -> Result<()> {
     let toolchain =
         Toolchain::find().map_err(|tried| anyhow!("no compiler for the kernel: {tried}"))?;
@@ -23,30 +25,52 @@ pub(crate) fn check() -> Result<()> {
     let elsewhere = scratch.join("another/folder");
     copy_sources(workspace(), &elsewhere)?;
 
-    let build = |from: &Path, target_dir: PathBuf| {
-        objects::compile(&toolchain, from, &target_dir, env::consts::ARCH)
-            .map_err(|why| anyhow!("{}: {why}", from.display()))
-    };
-    let here = build(workspace(), scratch.join("here"))?;
-    let there = build(&elsewhere, scratch.join("there"))?;
+    let embedded = embedded_objects()?;
+    let rebuilt = objects::compile(
+        &toolchain,
+        &elsewhere,
+        &scratch.join("target"),
+        env::consts::ARCH,
+    )
+    .map_err(|why| anyhow!("{}: {why}", elsewhere.display()))?;
     for object in OBJECTS {
-        let read = |folder: &Path| {
-            fs::read(folder.join(object)).with_context(|| format!("cannot read {object}"))
-        };
-        let (first, second) = (read(&here)?, read(&there)?);
-        if let Some(offset) = difference(&first, &second) {
+        let (first, second) = (embedded.join(format!("{object}.o")), rebuilt.join(object));
+        let read =
+            |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let (here, there) = (read(&first)?, read(&second)?);
+        if let Some(offset) = difference(&here, &there) {
             bail!(
                 "{object} depends on the folder it is built in: {} and {} differ at byte {offset}",
-                here.join(object).display(),
-                there.join(object).display()
+                first.display(),
+                second.display()
             );
         }
-        println!(
-            "{object}: {} bytes, the same from both folders",
-            first.len()
-        );
+        println!("{object}: {} bytes, the same from both folders", here.len());
     }
     Ok(())
+}
+
+/// Builds the daemon, and returns the folder that its build script left the objects in.
+fn embedded_objects() -> Result<PathBuf> {
+    let output = cargo(&[
+        "build",
+        "--package",
+        "sluice",
+        "--locked",
+        "--message-format",
+        "json-render-diagnostics",
+    ])
+    .stderr(Stdio::inherit())
+    .output()
+    .context("cannot run cargo")?;
+    ensure!(output.status.success(), "the daemon does not build");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["reason"] == "build-script-executed")
+        .filter_map(|message| message["out_dir"].as_str().map(PathBuf::from))
+        .find(|folder| folder.join(format!("{}.o", OBJECTS[0])).exists())
+        .context("no build script left kernel objects")
 }
 
 fn difference(first: &[u8], second: &[u8]) -> Option<usize> {
