@@ -107,6 +107,7 @@ impl Toolchain {
                 Err(why) => tried.push(format!("{}: {why}", prefix.display())),
             }
         }
+        tried.sort();
         tried.dedup();
         Err(tried.join("; "))
     }

@@ -51,7 +51,7 @@ pub(crate) fn setup(scope: Scope, mode: Mode) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    println!("\nTo set this machine up, run as root:");
+    println!("\nTo set this machine up (apt-get and mount as root):");
     for need in &missing {
         println!("    {}", (need.by_hand)());
     }
@@ -78,7 +78,7 @@ const NEEDS: [Need; 6] = [
         install: Some(install_compiler),
         by_hand: || {
             format!(
-                "apt-get install {}     # or, as yourself: rustup component add rust-src",
+                "apt-get install {}     # or: rustup component add rust-src",
                 COMPILER_PACKAGES.join(" ")
             )
         },
@@ -91,7 +91,7 @@ const NEEDS: [Need; 6] = [
         by_hand: || {
             let settings = LINKER_SETTINGS.map(|(name, value)| format!("{name}={value}"));
             format!(
-                "{} cargo {}     # as yourself",
+                "{} cargo {}",
                 settings.join(" "),
                 linker_arguments().join(" ")
             )
@@ -180,8 +180,9 @@ fn find_linker() -> Result<String, String> {
     if version != wanted {
         return Err(format!("{version} is there, {wanted} is needed"));
     }
-    let toolchain =
-        Toolchain::find().map_err(|_tried| "cannot be tried without a compiler".to_owned())?;
+    let Ok(toolchain) = Toolchain::find() else {
+        return Ok(format!("{version}, not tried for lack of a compiler"));
+    };
     machine::try_linker(&toolchain)
         .map_err(|error| format!("{version} does not link: {error:#}"))?;
     Ok(format!("{version}, links with the compiler's LLVM"))
