@@ -83,9 +83,13 @@ fn copy_sources(from: &Path, to: &Path) -> Result<()> {
     let folder = from
         .to_str()
         .context("the path of the workspace is not UTF-8")?;
+    // In a container, root often works on somebody else's clone.
+    let trusted = format!("safe.directory={folder}");
     let listed = machine::output(
         "git",
         &[
+            "-c",
+            &trusted,
             "-C",
             folder,
             "ls-files",

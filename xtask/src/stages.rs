@@ -231,7 +231,7 @@ impl Run {
             for test in &self.failed_tests {
                 println!("    {test}");
             }
-            println!("The stages after it did not run.");
+            println!("No stage after this one ran.");
             // A stage without tests counts as one check.
             self.failed = self.failed.max(1);
         }
