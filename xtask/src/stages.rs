@@ -1,0 +1,281 @@
+//! Runs cargo in stages: each says its name and how long it took, and the first that fails ends the run with a summary.
+
+use std::{
+    env,
+    io::{BufRead, BufReader, Write},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::{licences, machine, reproducible};
+
+/// Builds the daemon as it is installed.
+pub(crate) fn build() -> Result<ExitCode> {
+    run_cargo(BUILD_RELEASE)?;
+    println!(
+        "built {}",
+        workspace().join("target/release/sluice").display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Every check there is.
+pub(crate) fn test() -> Result<ExitCode> {
+    let mut run = Run::default();
+    let outcome = checks(&mut run).and_then(|()| lab(&mut run, None));
+    Ok(run.summary(outcome))
+}
+
+/// Every check that needs no privilege.
+pub(crate) fn test_without_lab() -> Result<ExitCode> {
+    let mut run = Run::default();
+    let outcome = checks(&mut run);
+    println!(
+        "\n*** --fast: the verdict table and the lab were LEFT OUT; `cargo xtask test` runs them too ***"
+    );
+    Ok(run.summary(outcome))
+}
+
+/// The lab tests whose name contains `filter`.
+pub(crate) fn test_in_lab(filter: &str) -> Result<ExitCode> {
+    let mut run = Run::default();
+    let outcome = lab(&mut run, Some(filter));
+    Ok(run.summary(outcome))
+}
+
+/// Becomes a program of `tests/`, in release mode: so Ctrl-C reaches it alone, and its exit code is ours.
+pub(crate) fn run_lab_program(name: &str, arguments: &[String]) -> Result<ExitCode> {
+    run_cargo(BUILD_RELEASE)?;
+    let error = cargo(&[
+        "run",
+        "--quiet",
+        "--release",
+        "--package",
+        "sluice-tests",
+        "--locked",
+        "--bin",
+        name,
+        "--",
+    ])
+    .args(arguments)
+    .exec();
+    Err(error).context("cannot run cargo")
+}
+
+/// The root of the repository.
+pub(crate) fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask/ is in the workspace")
+}
+
+/// The cargo that runs this task.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let program = env::var("CARGO").unwrap_or_else(|_unset| "cargo".into());
+    let mut cargo = machine::command(&program);
+    cargo.args(arguments).current_dir(workspace());
+    cargo
+}
+
+const BUILD_RELEASE: &[&str] = &["build", "--release", "--package", "sluice", "--locked"];
+
+/// Labs run beside each other, but each starts a dozen processes.
+const LAB_THREADS: &str = "--test-threads=2";
+
+fn checks(run: &mut Run) -> Result<()> {
+    run.cargo("format", &["fmt", "--all", "--check"])?;
+    run.stage("licences", |_| licences::check())?;
+    run.cargo(
+        "clippy",
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    )?;
+    run.cargo_test(
+        "unit, property and command tests",
+        &[
+            "test",
+            "--workspace",
+            "--exclude",
+            "sluice-tests",
+            "--tests",
+            "--locked",
+            "--no-fail-fast",
+        ],
+    )?;
+    run.cargo(
+        "documentation",
+        &["doc", "--no-deps", "--workspace", "--lib", "--locked"],
+    )?;
+    run.cargo_test(
+        "examples in the documentation",
+        &["test", "--workspace", "--doc", "--locked", "--no-fail-fast"],
+    )?;
+    run.stage("reproducible kernel objects", |_| reproducible::check())
+}
+
+fn lab(run: &mut Run, filter: Option<&str>) -> Result<()> {
+    run.cargo(
+        "daemon for the lab",
+        &["build", "--package", "sluice", "--locked"],
+    )?;
+    let mut arguments = vec![
+        "test",
+        "--package",
+        "sluice-tests",
+        "--locked",
+        "--no-fail-fast",
+        "--",
+        LAB_THREADS,
+    ];
+    arguments.extend(filter);
+    let before = run.passed;
+    run.cargo_test("verdict table and lab", &arguments)?;
+    match filter {
+        Some(filter) if run.passed == before => bail!("no lab test has \"{filter}\" in its name"),
+        None if run.passed == before => bail!("not a single lab test ran"),
+        _ => Ok(()),
+    }
+}
+
+/// What the stages of one run have added up to.
+#[derive(Default)]
+struct Run {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    failed_tests: Vec<String>,
+}
+
+impl Run {
+    fn stage(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        println!("\n=== {name}");
+        let start = Instant::now();
+        let outcome = work(self);
+        println!(
+            "=== {name}: {} in {:.1} s",
+            if outcome.is_ok() { "ok" } else { "FAILED" },
+            start.elapsed().as_secs_f64()
+        );
+        outcome.with_context(|| format!("stage \"{name}\""))
+    }
+
+    fn cargo(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        self.stage(name, |_| run_cargo(arguments))
+    }
+
+    /// Shows what the tests print while they run, and counts their results.
+    fn cargo_test(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        self.stage(name, |run| {
+            let mut child = cargo(arguments)
+                .stdout(Stdio::piped())
+                .spawn()
+                .context("cannot run cargo")?;
+            let mut output = BufReader::new(child.stdout.take().expect("its output is piped"));
+            let mut line = Vec::new();
+            while output.read_until(b'\n', &mut line)? > 0 {
+                std::io::stdout().write_all(&line)?;
+                run.count(String::from_utf8_lossy(&line).trim_end());
+                line.clear();
+            }
+            let status = child.wait()?;
+            ensure!(
+                status.success(),
+                "`cargo {}`: {status}",
+                arguments.join(" ")
+            );
+            Ok(())
+        })
+    }
+
+    fn count(&mut self, line: &str) {
+        if let Some(test) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
+            self.failed_tests.push(test.to_owned());
+        }
+        let Some(result) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        for part in result.split(['.', ';']) {
+            let mut words = part.split_whitespace();
+            let (Some(Ok(number)), Some(what)) =
+                (words.next().map(str::parse::<u64>), words.next())
+            else {
+                continue;
+            };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+
+    fn summary(mut self, outcome: Result<()>) -> ExitCode {
+        println!();
+        if let Err(error) = &outcome {
+            println!("FAILED: {error:#}");
+            for test in &self.failed_tests {
+                println!("    {test}");
+            }
+            println!("No stage after this one ran.");
+            // A stage without tests counts as one check.
+            self.failed = self.failed.max(1);
+        }
+        if self.ignored > 0 {
+            println!("{} ignored", self.ignored);
+        }
+        println!("{} passed, {} failed", self.passed, self.failed);
+        if outcome.is_ok() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_cargo(arguments: &[&str]) -> Result<()> {
+    let status = cargo(arguments)
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .status()
+        .context("cannot run cargo")?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(anyhow!("`cargo {}`: {status}", arguments.join(" ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_test_programs_add_up() {
+        let mut run = Run::default();
+        for line in [
+            "running 3 tests",
+            "test config::an_unknown_key_is_refused ... ok",
+            "test flow::a_proven_flow_stays ... FAILED",
+            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 4 filtered out; finished in 0.30s",
+            "test result: ok. 40 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 1.25s",
+        ] {
+            run.count(line);
+        }
+        assert_eq!((run.passed, run.failed, run.ignored), (42, 1, 2));
+        assert_eq!(run.failed_tests, ["flow::a_proven_flow_stays"]);
+    }
+}
