@@ -26,9 +26,20 @@ const INHERITED: [&str; 9] = [
 
 fn main() {
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("lb/ is in the workspace").to_path_buf();
-    for input in ["lb-ebpf/src", "lb-ebpf/Cargo.toml", "Cargo.toml", "Cargo.lock"] {
-        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("lb/ is in the workspace")
+        .to_path_buf();
+    for input in [
+        "lb-ebpf/src",
+        "lb-ebpf/Cargo.toml",
+        "Cargo.toml",
+        "Cargo.lock",
+    ] {
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(input).display()
+        );
     }
     println!("cargo::rerun-if-env-changed=SLUICE_BPF_TOOLCHAIN");
 
@@ -57,7 +68,10 @@ fn compile(toolchain: &Toolchain, workspace: &Path, target_dir: &Path) -> PathBu
         "-Clink-arg=--btf".into(),
         format!("--remap-path-prefix={}=/sluice", workspace.display()),
         format!("--remap-path-prefix={}=/cargo", home.display()),
-        format!("--remap-path-prefix={}=/sysroot", toolchain.sysroot.display()),
+        format!(
+            "--remap-path-prefix={}=/sysroot",
+            toolchain.sysroot.display()
+        ),
     ]
     .join("\u{1f}");
 
@@ -70,12 +84,28 @@ fn compile(toolchain: &Toolchain, workspace: &Path, target_dir: &Path) -> PathBu
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags)
-        .args(["build", "--package", "sluice-ebpf", "--bins", "--profile", "bpf", "--locked"])
-        .args(["-Zbuild-std=core", "--target", "bpfel-unknown-none", "--target-dir"])
+        .args([
+            "build",
+            "--package",
+            "sluice-ebpf",
+            "--bins",
+            "--profile",
+            "bpf",
+            "--locked",
+        ])
+        .args([
+            "-Zbuild-std=core",
+            "--target",
+            "bpfel-unknown-none",
+            "--target-dir",
+        ])
         .arg(target_dir)
         .status()
         .unwrap_or_else(|error| panic!("cannot run {}: {error}", toolchain.cargo.display()));
-    assert!(status.success(), "the data plane did not compile; if its linker is missing, run `cargo xtask setup`");
+    assert!(
+        status.success(),
+        "the data plane did not compile; if its linker is missing, run `cargo xtask setup`"
+    );
     target_dir.join("bpfel-unknown-none/bpf")
 }
 
@@ -91,16 +121,26 @@ impl Toolchain {
     fn find() -> Result<Self, String> {
         let named = env::var_os("SLUICE_BPF_TOOLCHAIN").map(PathBuf::from);
         let rustup = ["nightly", "stable"].iter().filter_map(|name| {
-            let output = Command::new("rustup").args(["run", name, "rustc", "--print", "sysroot"]).output().ok()?;
+            let output = Command::new("rustup")
+                .args(["run", name, "rustc", "--print", "sysroot"])
+                .output()
+                .ok()?;
             Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
         });
-        let prefixes = named.into_iter().chain(rustup).chain([PathBuf::from("/usr")]);
+        let prefixes = named
+            .into_iter()
+            .chain(rustup)
+            .chain([PathBuf::from("/usr")]);
         let mut tried = Vec::new();
         for prefix in prefixes {
             let (cargo, rustc) = (prefix.join("bin/cargo"), prefix.join("bin/rustc"));
             let source = prefix.join("lib/rustlib/src/rust/library/core/Cargo.toml");
             if cargo.exists() && rustc.exists() && source.exists() {
-                return Ok(Self { cargo, rustc, sysroot: prefix });
+                return Ok(Self {
+                    cargo,
+                    rustc,
+                    sysroot: prefix,
+                });
             }
             tried.push(prefix.display().to_string());
         }

@@ -1,0 +1,94 @@
+//! Every key that a config may hold, by table.
+
+/// A table and the keys it may hold.
+pub(super) struct Keys {
+    /// The table as a user would write it.
+    pub(super) place: &'static str,
+    pub(super) known: &'static [&'static str],
+    /// Keys that are planned, but that this version does not have.
+    pub(super) later: &'static [&'static str],
+}
+
+pub(super) const FILE: Keys = Keys {
+    place: "the config",
+    known: &["pop", "dataplane", "api", "pool", "vip", "policy"],
+    later: &["bgp", "detect"],
+};
+
+pub(super) const POP: Keys = Keys {
+    place: "[pop]",
+    known: &["name", "id", "secret_file"],
+    later: &[],
+};
+
+pub(super) const DATAPLANE: Keys = Keys {
+    place: "[dataplane]",
+    known: &[
+        "interfaces",
+        "mode",
+        "flows",
+        "flow_idle",
+        "exact_limits",
+        "lookup_slots",
+        "sketch_cells",
+        "tunnel_source_v4",
+        "tunnel_source_v6",
+        "pin_dir",
+        "state_dir",
+    ],
+    later: &[],
+};
+
+pub(super) const API: Keys = Keys {
+    place: "[api]",
+    known: &["socket"],
+    later: &["listen", "tls", "tokens_file"],
+};
+
+pub(super) const POOL: Keys = Keys {
+    place: "[[pool]]",
+    known: &["name", "slots", "health", "backend"],
+    later: &[],
+};
+
+pub(super) const HEALTH: Keys = Keys {
+    place: "health",
+    known: &[
+        "kind", "port", "path", "host", "status", "interval", "timeout", "rise", "fall",
+    ],
+    later: &["via_tunnel"],
+};
+
+pub(super) const BACKEND: Keys = Keys {
+    place: "[[pool.backend]]",
+    known: &["address", "weight", "forward"],
+    later: &[],
+};
+
+pub(super) const VIP: Keys = Keys {
+    place: "[[vip]]",
+    known: &[
+        "name", "address", "protocol", "port", "pool", "forward", "mtu", "hash", "policy",
+    ],
+    later: &[],
+};
+
+pub(super) const POLICY: Keys = Keys {
+    place: "[[policy]]",
+    known: &[
+        "name",
+        "mode",
+        "host_v4",
+        "network_v4",
+        "host_v6",
+        "network_v6",
+        "limits",
+    ],
+    later: &["syn", "amplification", "fragments", "bogons", "rules"],
+};
+
+pub(super) const LIMIT: Keys = Keys {
+    place: "limits",
+    known: &["class", "per", "pps", "bps", "burst"],
+    later: &[],
+};
