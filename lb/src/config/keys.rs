@@ -92,3 +92,40 @@ pub(super) const LIMIT: Keys = Keys {
     known: &["class", "per", "pps", "bps", "burst"],
     later: &[],
 };
+
+#[cfg(test)]
+mod tests {
+    use super::{API, BACKEND, DATAPLANE, FILE, HEALTH, LIMIT, POLICY, POOL, POP, VIP};
+
+    #[test]
+    fn the_example_shows_every_key() {
+        let example = include_str!("../../sluice.example.toml");
+        let is_shown = |key: &str| {
+            example.lines().any(|line| {
+                line.trim_start_matches(['#', ' '])
+                    .starts_with(&format!("{key} = "))
+            })
+        };
+        let tables = [
+            ("[pop]", &POP),
+            ("[dataplane]", &DATAPLANE),
+            ("[api]", &API),
+            ("[[pool]]", &POOL),
+            ("[pool.health]", &HEALTH),
+            ("[[pool.backend]]", &BACKEND),
+            ("[[vip]]", &VIP),
+            ("[[policy]]", &POLICY),
+            ("[[policy.limits]]", &LIMIT),
+        ];
+        for key in FILE.known {
+            assert!(example.contains(&format!("[{key}]")), "no table `{key}`");
+        }
+        for (header, keys) in tables {
+            assert!(example.contains(&format!("\n{header}\n")), "no {header}");
+            for key in keys.known {
+                let as_table = ["health", "backend", "limits"].contains(key);
+                assert!(as_table || is_shown(key), "no `{key}` of {header}");
+            }
+        }
+    }
+}
