@@ -52,36 +52,16 @@ pub(super) fn count(tables: &[Section<'_>], what: &str) {
 /// The data plane numbers VIPs, policies and backends in 16 bits, and keeps one number for "none".
 const NUMBERED: usize = u16::MAX as usize;
 
-/// Names of pools and policies that do not exist.
-pub(super) fn references(
-    vips: &[PlacedVip],
-    pools: &HashSet<&str>,
-    policies: &HashSet<&str>,
-    errors: &Errors,
-) {
-    for PlacedVip {
-        vip,
-        pool_at,
-        policy_at,
-        ..
-    } in vips
-    {
-        let missing = |at: usize, what: &str, name: &str, names: &HashSet<&str>| {
-            errors.add(at, || {
-                format!(
-                    "there is no {what} {}{}",
-                    quoted(name),
-                    suggestion(name, names.iter().copied())
-                )
-            });
-        };
-        if !pools.contains(vip.pool.as_str()) {
-            missing(*pool_at, "pool", &vip.pool, pools);
-        }
-        if let Some(policy) = &vip.policy
-            && !policies.contains(policy.as_str())
+/// Names of pools and policies that do not exist, also where a VIP is wrong elsewhere.
+pub(super) fn references(vips: &[Section<'_>], key: &'static str, names: &HashSet<&str>) {
+    for field in vips.iter().filter_map(|vip| vip.get(key)) {
+        if let Some(name) = field.text()
+            && !names.contains(name)
         {
-            missing(*policy_at, "policy", policy, policies);
+            field.error(|| {
+                let near = suggestion(name, names.iter().copied());
+                format!("there is no {key} {}{near}", quoted(name))
+            });
         }
     }
 }

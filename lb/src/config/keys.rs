@@ -2,7 +2,7 @@
 
 /// A table and the keys it may hold.
 pub(super) struct Keys {
-    /// The table as a user would write it.
+    /// The table as a user would write it; empty for the file itself.
     pub(super) place: &'static str,
     pub(super) known: &'static [&'static str],
     /// Keys that are planned, but that this version does not have.
@@ -10,7 +10,7 @@ pub(super) struct Keys {
 }
 
 pub(super) const FILE: Keys = Keys {
-    place: "the config",
+    place: "",
     known: &["pop", "dataplane", "api", "pool", "vip", "policy"],
     later: &["bgp", "detect"],
 };

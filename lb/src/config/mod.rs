@@ -181,7 +181,8 @@ fn tables(
         .iter()
         .filter_map(read_policy::policy)
         .collect();
-    cross::references(&vips, &pool_names, &policy_names, errors);
+    cross::references(&vip_tables, "pool", &pool_names);
+    cross::references(&vip_tables, "policy", &policy_names);
     cross::duplicate_vips(&vips, lines, errors);
     cross::reachability(&vips, &pools, errors);
 

@@ -12,8 +12,6 @@ pub(super) struct PlacedVip {
     pub(super) vip: Vip,
     pub(super) address_at: usize,
     pub(super) pool_at: usize,
-    /// Zero if the VIP has no policy.
-    pub(super) policy_at: usize,
     /// Zero if the VIP has no mtu.
     pub(super) mtu_at: usize,
 }
@@ -53,7 +51,6 @@ pub(super) fn vip(section: &Section<'_>) -> Option<PlacedVip> {
         vip,
         address_at: address?.at,
         pool_at: pool?.at,
-        policy_at: section.get("policy").map_or(0, |field| field.at),
         mtu_at: section.get("mtu").map_or(0, |field| field.at),
     })
 }

@@ -31,19 +31,19 @@ impl<'a> Section<'a> {
         errors: &'a Errors,
     ) -> Self {
         for key in table.keys() {
-            let (name, place) = (key.get_ref().as_ref(), keys.place);
+            let name = key.get_ref().as_ref();
             if keys.later.contains(&name) {
                 errors.add(key.span().start, || {
                     format!(
-                        "{} in {} is not available in this version; remove it",
+                        "{}{} is not available in this version; remove it",
                         quoted(name),
-                        quoted(place)
+                        inside(keys)
                     )
                 });
             } else if !keys.known.contains(&name) {
                 errors.add(key.span().start, || {
                     let near = suggestion(name, keys.known.iter().copied());
-                    format!("unknown key {} in {}{near}", quoted(name), quoted(place))
+                    format!("unknown key {}{}{near}", quoted(name), inside(keys))
                 });
             }
         }
@@ -75,8 +75,8 @@ impl<'a> Section<'a> {
         if field.is_none() {
             self.errors.add(self.at, || {
                 format!(
-                    "missing key `{key}` in {}; write {}",
-                    quoted(self.keys.place),
+                    "missing key `{key}`{}; write {}",
+                    inside(self.keys),
                     quoted(&format!("{key} = {example}"))
                 )
             });
@@ -371,6 +371,15 @@ impl<'a> Field<'a> {
             DeValue::Table(_) => "a table",
         };
         self.error(|| format!("`{}` must be {wanted}, not {found}{hint}", self.key));
+    }
+}
+
+/// Where a key is, unless that is the file itself.
+fn inside(keys: &Keys) -> String {
+    if keys.place.is_empty() {
+        String::new()
+    } else {
+        format!(" in {}", quoted(keys.place))
     }
 }
 
