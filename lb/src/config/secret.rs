@@ -35,9 +35,11 @@ pub fn read_secret(path: &Path) -> Result<[u8; SECRET_BYTES], SecretError> {
         .take(SECRET_BYTES as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;
-    bytes.try_into().map_err(|_: Vec<u8>| SecretError::Length {
-        path: path.to_owned(),
-    })
+    bytes
+        .try_into()
+        .map_err(|_bytes: Vec<u8>| SecretError::Length {
+            path: path.to_owned(),
+        })
 }
 
 const SECRET_BYTES: usize = 32;
