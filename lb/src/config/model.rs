@@ -5,6 +5,8 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::error::Position;
+
 /// A whole config file, checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
@@ -14,6 +16,23 @@ pub struct Config {
     pub pools: Vec<Pool>,
     pub vips: Vec<Vip>,
     pub policies: Vec<Policy>,
+    #[serde(skip)]
+    pub origin: Origin,
+}
+
+/// Where a config was read from, for what can only be checked later. Says nothing about what the config means.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    pub file: String,
+    /// Of each interface, in their order.
+    pub interfaces: Vec<Position>,
+}
+
+/// Always equal, so that a config which only moved in its file is no change.
+impl PartialEq for Origin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// `[pop]`: which site this is.
@@ -117,7 +136,12 @@ pub enum Check {
     /// A connection to the port succeeds.
     Tcp { port: u16 },
     /// `GET path` answers with the status.
-    Http { port: u16, path: String, host: Option<String>, status: u16 },
+    Http {
+        port: u16,
+        path: String,
+        host: Option<String>,
+        status: u16,
+    },
 }
 
 /// `[[vip]]`: an address, protocol and port that we balance.
@@ -198,7 +222,9 @@ pub struct SourceLimit {
 }
 
 /// Traffic classes that limits apply to. The discriminants are the data plane's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
     /// TCP SYN.

@@ -1,0 +1,131 @@
+//! Every key that a config may hold, by table.
+
+/// A table and the keys it may hold.
+pub(super) struct Keys {
+    /// The table as a user would write it; empty for the file itself.
+    pub(super) place: &'static str,
+    pub(super) known: &'static [&'static str],
+    /// Keys that are planned, but that this version does not have.
+    pub(super) later: &'static [&'static str],
+}
+
+pub(super) const FILE: Keys = Keys {
+    place: "",
+    known: &["pop", "dataplane", "api", "pool", "vip", "policy"],
+    later: &["bgp", "detect"],
+};
+
+pub(super) const POP: Keys = Keys {
+    place: "[pop]",
+    known: &["name", "id", "secret_file"],
+    later: &[],
+};
+
+pub(super) const DATAPLANE: Keys = Keys {
+    place: "[dataplane]",
+    known: &[
+        "interfaces",
+        "mode",
+        "flows",
+        "flow_idle",
+        "exact_limits",
+        "lookup_slots",
+        "sketch_cells",
+        "tunnel_source_v4",
+        "tunnel_source_v6",
+        "pin_dir",
+        "state_dir",
+    ],
+    later: &[],
+};
+
+pub(super) const API: Keys = Keys {
+    place: "[api]",
+    known: &["socket"],
+    later: &["listen", "tls", "tokens_file"],
+};
+
+pub(super) const POOL: Keys = Keys {
+    place: "[[pool]]",
+    known: &["name", "slots", "health", "backend"],
+    later: &[],
+};
+
+pub(super) const HEALTH: Keys = Keys {
+    place: "health",
+    known: &[
+        "kind", "port", "path", "host", "status", "interval", "timeout", "rise", "fall",
+    ],
+    later: &["via_tunnel"],
+};
+
+pub(super) const BACKEND: Keys = Keys {
+    place: "[[pool.backend]]",
+    known: &["address", "weight", "forward"],
+    later: &[],
+};
+
+pub(super) const VIP: Keys = Keys {
+    place: "[[vip]]",
+    known: &[
+        "name", "address", "protocol", "port", "pool", "forward", "mtu", "hash", "policy",
+    ],
+    later: &[],
+};
+
+pub(super) const POLICY: Keys = Keys {
+    place: "[[policy]]",
+    known: &[
+        "name",
+        "mode",
+        "host_v4",
+        "network_v4",
+        "host_v6",
+        "network_v6",
+        "limits",
+    ],
+    later: &["syn", "amplification", "fragments", "bogons", "rules"],
+};
+
+pub(super) const LIMIT: Keys = Keys {
+    place: "limits",
+    known: &["class", "per", "pps", "bps", "burst"],
+    later: &[],
+};
+
+#[cfg(test)]
+mod tests {
+    use super::{API, BACKEND, DATAPLANE, FILE, HEALTH, LIMIT, POLICY, POOL, POP, VIP};
+
+    #[test]
+    fn the_example_shows_every_key() {
+        let example = include_str!("../../sluice.example.toml");
+        let is_shown = |key: &str| {
+            example.lines().any(|line| {
+                line.trim_start_matches(['#', ' '])
+                    .starts_with(&format!("{key} = "))
+            })
+        };
+        let tables = [
+            ("[pop]", &POP),
+            ("[dataplane]", &DATAPLANE),
+            ("[api]", &API),
+            ("[[pool]]", &POOL),
+            ("[pool.health]", &HEALTH),
+            ("[[pool.backend]]", &BACKEND),
+            ("[[vip]]", &VIP),
+            ("[[policy]]", &POLICY),
+            ("[[policy.limits]]", &LIMIT),
+        ];
+        for key in FILE.known {
+            assert!(example.contains(&format!("[{key}]")), "no table `{key}`");
+        }
+        for (header, keys) in tables {
+            assert!(example.contains(&format!("\n{header}\n")), "no {header}");
+            for key in keys.known {
+                let as_table = ["health", "backend", "limits"].contains(key);
+                assert!(as_table || is_shown(key), "no `{key}` of {header}");
+            }
+        }
+    }
+}
