@@ -1,2 +1,4 @@
 //! Sluice's daemon, as a library: config, control loop, data plane handles, API.
 pub mod config;
+pub mod health;
+pub mod net;

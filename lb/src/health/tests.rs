@@ -1,0 +1,206 @@
+//! The checker against real listeners on loopback.
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tokio::{net::TcpListener, time::timeout};
+
+use super::*;
+
+fn target(pool: &str, last: u8, check: Check) -> Target {
+    let (interval, timeout) = (Duration::from_millis(20), Duration::from_secs(2));
+    let health = Health {
+        check,
+        interval,
+        timeout,
+        rise: 2,
+        fall: 2,
+    };
+    Target {
+        pool: pool.into(),
+        address: IpAddr::from([127, 0, 0, last]),
+        health,
+    }
+}
+
+struct Running {
+    targets: watch::Sender<Arc<Vec<Target>>>,
+    transitions: mpsc::Receiver<Transition>,
+    checker: Checker,
+}
+
+fn start(targets: Vec<Target>) -> Running {
+    let (sender, receiver) = watch::channel(Arc::new(targets));
+    let (report, transitions) = mpsc::channel(16);
+    Running {
+        targets: sender,
+        transitions,
+        checker: Checker::start(receiver, report),
+    }
+}
+
+impl Running {
+    async fn next(&mut self) -> Transition {
+        timeout(Duration::from_secs(10), self.transitions.recv())
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    async fn is_quiet(&mut self) -> bool {
+        timeout(Duration::from_millis(200), self.transitions.recv())
+            .await
+            .is_err()
+    }
+
+    fn status(&self, target: &Target) -> Option<Status> {
+        self.checker
+            .snapshot()
+            .borrow()
+            .get(&(target.pool.clone(), target.address))
+            .cloned()
+    }
+}
+
+async fn listen(address: IpAddr, port: u16) -> TcpListener {
+    TcpListener::bind(SocketAddr::new(address, port))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_backend_goes_up_down_and_up_again() {
+    let listener = listen(IpAddr::from([127, 0, 0, 2]), 0).await;
+    let port = listener.local_addr().unwrap().port();
+    let web = target("web", 2, Check::Tcp { port });
+    let mut running = start(vec![web.clone()]);
+    let up = running.next().await;
+    assert_eq!(
+        (up.pool.as_str(), up.address, up.state, up.error),
+        ("web", web.address, State::Up, None)
+    );
+
+    drop(listener);
+    let down = running.next().await;
+    assert_eq!(
+        (down.state, down.error.as_deref()),
+        (State::Down, Some("connect: connection refused"))
+    );
+    running
+        .checker
+        .snapshot()
+        .wait_for(|all| all.values().all(|status| status.state == State::Down))
+        .await
+        .unwrap();
+    let status = running.status(&web).unwrap();
+    assert_eq!((status.error, status.since), (down.error, down.at));
+
+    let _listener = listen(web.address, port).await;
+    assert_eq!(running.next().await.state, State::Up);
+}
+
+#[tokio::test]
+async fn without_a_check_a_backend_is_up_at_once() {
+    let mut running = start(vec![target("web", 1, Check::None)]);
+    assert_eq!(running.next().await.state, State::Up);
+    assert!(running.is_quiet().await);
+}
+
+#[tokio::test]
+async fn a_backend_keeps_its_state_when_the_targets_change() {
+    let listener = listen(IpAddr::from([127, 0, 0, 3]), 0).await;
+    let port = listener.local_addr().unwrap().port();
+    let web = target("web", 3, Check::Tcp { port });
+    let mut running = start(vec![web.clone()]);
+    let up = running.next().await;
+
+    let other = target("other", 9, Check::None);
+    running
+        .targets
+        .send(Arc::new(vec![other.clone(), web.clone()]))
+        .unwrap();
+    assert_eq!(running.next().await.pool, "other");
+    assert!(
+        running.is_quiet().await,
+        "no second transition of what was up"
+    );
+    assert_eq!(running.status(&web).unwrap().since, up.at);
+
+    let mut slower = web.clone();
+    slower.health.interval = Duration::from_millis(30);
+    running
+        .targets
+        .send(Arc::new(vec![slower.clone()]))
+        .unwrap();
+    assert!(running.is_quiet().await);
+    assert_eq!(
+        running.status(&slower).unwrap().state,
+        State::Up,
+        "the new check was not failed"
+    );
+    assert_eq!(running.status(&other), None);
+
+    drop(listener);
+    assert_eq!(
+        running.next().await.state,
+        State::Down,
+        "the new check is made"
+    );
+}
+
+#[tokio::test]
+async fn checks_stop_with_the_target_and_with_the_checker() {
+    let listener = listen(IpAddr::from([127, 0, 0, 4]), 0).await;
+    let web = target(
+        "web",
+        4,
+        Check::Tcp {
+            port: listener.local_addr().unwrap().port(),
+        },
+    );
+    let mut running = start(vec![web.clone()]);
+    assert_eq!(running.next().await.state, State::Up);
+    running.targets.send(Arc::new(vec![])).unwrap();
+    running
+        .checker
+        .snapshot()
+        .wait_for(|all| all.is_empty())
+        .await
+        .unwrap();
+    while timeout(Duration::from_millis(100), listener.accept())
+        .await
+        .is_ok()
+    {}
+    assert!(
+        timeout(Duration::from_millis(200), listener.accept())
+            .await
+            .is_err()
+    );
+
+    running.targets.send(Arc::new(vec![web])).unwrap();
+    assert_eq!(running.next().await.state, State::Up);
+    drop(running.checker);
+    while timeout(Duration::from_millis(100), listener.accept())
+        .await
+        .is_ok()
+    {}
+    assert_eq!(running.transitions.recv().await, None);
+}
+
+#[test]
+fn checks_are_spread_over_the_interval() {
+    let mut quarters = [0; 4];
+    for n in 0..4000_u32 {
+        let address = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + n));
+        let phase = phase(&Target {
+            address,
+            ..target("web", 1, Check::None)
+        });
+        let quarter = (0..4)
+            .find(|quarter| phase < f64::from(quarter + 1) / 4.0)
+            .unwrap();
+        quarters[usize::try_from(quarter).unwrap()] += 1;
+    }
+    assert!(
+        quarters.iter().all(|count| (900..1100).contains(count)),
+        "{quarters:?}"
+    );
+}
