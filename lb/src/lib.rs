@@ -1,2 +1,3 @@
 //! Sluice's daemon, as a library: config, control loop, data plane handles, API.
 pub mod config;
+pub mod objects;
