@@ -1,6 +1,7 @@
 //! What a client can ask of a VIP.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
@@ -15,7 +16,7 @@ use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    Conn, Frames, Netns, RawSocket, Response,
+    Conn, Frames, Netns, RawSocket, Response, UDP_PORT,
     addresses::{ClientLink, ROUTER, nth},
 };
 
@@ -109,6 +110,20 @@ impl Client {
         self.udp(vip)?.ask(payload)
     }
 
+    /// How many of `count` new flows each backend got. TCP or UDP goes by the VIP's port.
+    pub fn spread(&self, vip: SocketAddr, count: usize) -> io::Result<BTreeMap<String, usize>> {
+        let mut spread = BTreeMap::new();
+        for _ in 0..count {
+            let backend = if vip.port() == UDP_PORT {
+                self.udp_ask(vip, b"spread")?
+            } else {
+                self.who(vip)?
+            };
+            *spread.entry(backend).or_default() += 1;
+        }
+        Ok(spread)
+    }
+
     /// Sends one ICMP echo request, and says how long its right answer took.
     pub fn ping(&self, to: IpAddr) -> io::Result<Duration> {
         static NEXT_ID: AtomicU16 = AtomicU16::new(1);
@@ -167,6 +182,25 @@ impl UdpFlow {
             .and_then(|name| name.strip_suffix(b" "));
         let name = answer.ok_or_else(|| io::Error::other("the answer is not to what was asked"))?;
         Ok(String::from_utf8_lossy(name).into_owned())
+    }
+
+    /// Sends datagrams at once, and counts the answers until none comes for half a second.
+    pub fn answers_to(&self, count: usize) -> io::Result<usize> {
+        self.socket
+            .set_read_timeout(Some(Duration::from_millis(500)))?;
+        for _ in 0..count {
+            self.socket.send(b"burst")?;
+        }
+        let mut buffer = [0; 100];
+        Ok((0..count)
+            .take_while(|_| self.socket.recv(&mut buffer).is_ok())
+            .count())
+    }
+
+    pub fn local_address(&self) -> SocketAddr {
+        self.socket
+            .local_addr()
+            .expect("a connected socket has an address")
     }
 }
 

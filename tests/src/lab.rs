@@ -122,7 +122,12 @@ impl Lab {
 
     /// The cable between the router and the first load balancer, at the router's end.
     pub fn uplink(&self) -> RawSocket {
-        self.node().port(&self.router)
+        RawSocket::open(&self.router, &self.node().port_name())
+    }
+
+    /// The same, to send only: the highest rate is reached from here.
+    pub fn uplink_sender(&self) -> RawSocket {
+        RawSocket::sender(&self.router, &self.node().port_name())
     }
 
     /// Config, logs, captures.
@@ -137,6 +142,12 @@ impl Lab {
             interface,
             &into.join(format!("{}-{interface}.pcap", netns.name())),
         )
+    }
+
+    fn start_daemons(self) -> Self {
+        self.nodes.iter().for_each(|node| node.daemon().start());
+        self.wait_until_ready();
+        self
     }
 
     /// Waits until every backend of the config can be forwarded to.
@@ -202,12 +213,16 @@ impl LabBuilder {
         self
     }
 
+    /// As `start`, but every backend takes tunnels off.
+    pub fn start_with_decap(self) -> Lab {
+        let lab = self.build();
+        lab.backends.iter().for_each(Backend::decap);
+        lab.start_daemons()
+    }
+
     /// Builds the lab and starts the daemons; returns when all backends are ready.
     pub fn start(self) -> Lab {
-        let lab = self.build();
-        lab.nodes.iter().for_each(|node| node.daemon().start());
-        lab.wait_until_ready();
-        lab
+        self.build().start_daemons()
     }
 
     /// Builds the lab with its config, but starts no daemon.

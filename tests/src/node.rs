@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::{self, Command},
     sync::{Mutex, MutexGuard},
@@ -11,8 +12,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
-    Config, FRONT, Frames, Mac, Netns, RawSocket, Segment, addresses::ROUTER, addresses::node_host,
-    binary, eventually, process::Process, server::Server, topology::vips_on_lo,
+    Config, FRONT, Frames, Mac, Netns, Segment, addresses::ROUTER, addresses::node_host, binary,
+    eventually, process::Process, server::Server, topology::vips_on_lo,
 };
 
 #[derive(Debug)]
@@ -92,11 +93,11 @@ impl Node {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    pub fn v4(&self) -> std::net::IpAddr {
+    pub fn v4(&self) -> IpAddr {
         FRONT.v4(node_host(self.index)).into()
     }
 
-    pub fn v6(&self) -> std::net::IpAddr {
+    pub fn v6(&self) -> IpAddr {
         FRONT.v6(node_host(self.index)).into()
     }
 
@@ -149,6 +150,36 @@ impl Node {
             .clone()
     }
 
+    /// The row of `sluice backends` for this address.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn backend_row(&self, address: IpAddr) -> Value {
+        let row = self
+            .items("backends")
+            .into_iter()
+            .find(|row| row["address"] == address.to_string());
+        row.unwrap_or_else(|| panic!("{address} is not among the backends"))
+    }
+
+    /// Packets that were dropped (`mode` "enforce"), or would have been ("monitor").
+    pub fn dropped(&self, mode: &str) -> u64 {
+        let rows = self.items("drops");
+        rows.iter()
+            .filter(|row| row["mode"] == mode)
+            .filter_map(|row| row["packets"].as_u64())
+            .sum()
+    }
+
+    /// Packets that were dropped for one reason.
+    pub fn dropped_for(&self, reason: &str) -> u64 {
+        let rows = self.items("drops");
+        rows.iter()
+            .filter(|row| row["reason"] == reason)
+            .filter_map(|row| row["packets"].as_u64())
+            .sum()
+    }
+
     /// Makes this host answer for the VIPs itself, for `forward = "local"`.
     pub fn serve_locally(&self) {
         self.netns.ip(&vips_on_lo());
@@ -164,9 +195,9 @@ impl Node {
         }
     }
 
-    /// A sender for these: the router's port to this load balancer. The highest rate is reached from there.
-    pub(crate) fn port(&self, router: &Netns) -> RawSocket {
-        RawSocket::open(router, &FRONT.node_port(self.index))
+    /// What the router calls its port to this load balancer.
+    pub(crate) fn port_name(&self) -> String {
+        FRONT.node_port(self.index)
     }
 
     fn log_file(&self) -> PathBuf {
