@@ -9,6 +9,7 @@ use std::{
 
 use aya::Ebpf;
 use ipnet::IpNet;
+use serde_json::Value;
 
 use crate::{
     BACK, Backend, Capture, Client, Config, Daemon, FRONT, Netns, Node, Output, RawSocket, Segment,
@@ -86,8 +87,8 @@ impl Lab {
     }
 
     /// Runs the command line on the first load balancer.
-    pub fn sluice<I: AsRef<str>>(&self, arguments: impl IntoIterator<Item = I>) -> Output {
-        self.node().sluice(arguments)
+    pub fn sluice(&self, line: &str) -> Output {
+        self.node().sluice(line)
     }
 
     pub fn client(&self, index: usize) -> &Client {
@@ -152,19 +153,24 @@ impl Lab {
 
     /// Waits until every backend of the config can be forwarded to.
     pub fn wait_until_ready(&self) {
-        let wanted: usize = self
-            .config
-            .pools
-            .iter()
-            .map(|pool| pool.backends.len())
-            .sum();
+        self.wait_until_ready_except("");
+    }
+
+    /// The same, whatever becomes of one backend.
+    pub fn wait_until_ready_except(&self, name: &str) {
+        let backends = || self.config.pools.iter().flat_map(|pool| &pool.backends);
+        let wanted: Vec<&str> = backends()
+            .filter(|backend| backend.name != name)
+            .map(|backend| backend.address.as_str())
+            .collect();
+        let ready = |row: &Value| row["state"] == "up" && row["resolved"] == true;
         for node in &self.nodes {
             eventually("all backends are up and resolved", || {
-                let backends = node.items("backends");
-                backends.len() == wanted
-                    && backends
-                        .iter()
-                        .all(|backend| backend["state"] == "up" && backend["resolved"] == true)
+                let rows = node.items("backends");
+                wanted.iter().all(|address| {
+                    rows.iter()
+                        .any(|row| row["address"] == *address && ready(row))
+                })
             });
         }
     }

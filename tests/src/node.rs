@@ -126,15 +126,13 @@ impl Node {
         fs::write(self.config_file(), text).expect("the lab's directory is writable");
     }
 
-    /// Runs the real command line on this load balancer.
-    pub fn sluice<I: AsRef<str>>(&self, arguments: impl IntoIterator<Item = I>) -> Output {
+    /// Runs the real command line on this load balancer: `sluice("drops --json")`. Blanks part its words.
+    pub fn sluice(&self, line: &str) -> Output {
         let mut command = Command::new(binary::sluice());
-        command.arg("-c").arg(self.config_file());
-        command.args(
-            arguments
-                .into_iter()
-                .map(|argument| argument.as_ref().to_owned()),
-        );
+        command
+            .args(line.split_whitespace())
+            .arg("-c")
+            .arg(self.config_file());
         let output = self.netns.run(|| command.output());
         output
             .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
@@ -143,7 +141,7 @@ impl Node {
 
     /// The rows of a `--json` table.
     pub fn items(&self, noun: &str) -> Vec<Value> {
-        let answer = self.sluice([noun, "--json"]).ok().json();
+        let answer = self.sluice(&format!("{noun} --json")).succeeds().json();
         answer["items"]
             .as_array()
             .unwrap_or_else(|| panic!("{noun} has no items: {answer}"))
@@ -224,7 +222,7 @@ impl Daemon<'_> {
                 "the daemon ended at once:\n{}",
                 self.node.log()
             );
-            self.node.sluice(["status", "--json"]).status == 0
+            self.node.sluice("status --json").status == 0
         });
         *self.node.process() = Some(process);
     }
@@ -250,7 +248,7 @@ impl Daemon<'_> {
 
     /// `sluice reload`: as SIGHUP, but answers when it is done.
     pub fn reload(self) -> Output {
-        self.node.sluice(["reload"])
+        self.node.sluice("reload")
     }
 
     pub fn pid(self) -> u32 {
@@ -282,8 +280,7 @@ impl Drop for Node {
 impl Output {
     /// # Panics
     /// If the command failed.
-    #[must_use]
-    pub fn ok(self) -> Self {
+    pub fn succeeds(self) -> Self {
         assert_eq!(self.status, 0, "{}{}", self.stdout, self.stderr);
         self
     }
