@@ -171,10 +171,15 @@ pub struct UdpFlow {
 }
 
 impl UdpFlow {
-    /// Sends a datagram, and returns the name of the backend whose answer came with the payload unharmed.
+    /// Sends a datagram, and returns the name of the backend that answered it.
     pub fn ask(&self, payload: &[u8]) -> io::Result<String> {
-        self.socket.set_read_timeout(Some(Duration::from_secs(2)))?;
         self.socket.send(payload)?;
+        self.answer_to(payload)
+    }
+
+    /// Waits for the answer to a datagram that was sent, by whatever way. The payload must have come back unharmed.
+    pub fn answer_to(&self, payload: &[u8]) -> io::Result<String> {
+        self.socket.set_read_timeout(Some(Duration::from_secs(2)))?;
         let mut buffer = vec![0; 65536];
         let bytes = self.socket.recv(&mut buffer)?;
         let answer = buffer[..bytes]

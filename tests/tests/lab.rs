@@ -4,10 +4,11 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     panic::{AssertUnwindSafe, catch_unwind},
+    thread,
     time::{Duration, Instant},
 };
 
-use sluice_tests::{Downloads, HTTP_PORT, Lab, UDP_PORT, WEB_V4};
+use sluice_tests::{Downloads, Flood, HTTP_PORT, Lab, UDP_PORT, WEB_V4, eventually};
 
 #[test]
 fn a_client_reaches_each_backend_by_http_and_udp_of_both_families() {
@@ -72,6 +73,55 @@ fn a_backend_answers_from_the_vip_when_a_frame_for_it_comes() {
 }
 
 #[test]
+fn raw_frames_and_their_fragments_are_as_a_kernel_would_send_them() {
+    let lab = Lab::new().build();
+    let (client, backend) = (lab.client(0), lab.backend("b1"));
+    for address in [backend.v4(), backend.v6()] {
+        let to = SocketAddr::new(address, UDP_PORT);
+        let from = SocketAddr::new(client.address(to, 9), 20_000);
+        let flow = client.source_port(from).udp(to).unwrap();
+        let (frames, raw) = (client.frames(), client.raw());
+        raw.send(&frames.udp(from, to, b"whole"));
+        assert_eq!(flow.answer_to(b"whole").unwrap(), "b1");
+
+        let mut fragments = frames.fragments(&frames.udp(from, to, &[5; 2000]), 1200);
+        for _ in 0..2 {
+            fragments.iter().for_each(|fragment| raw.send(fragment));
+            assert_eq!(flow.answer_to(&[5; 2000]).unwrap(), "b1");
+            fragments.reverse();
+        }
+    }
+}
+
+#[test]
+fn a_flood_reaches_the_load_balancer_at_some_rate() {
+    let lab = Lab::new().build();
+    let received = || -> u64 {
+        let path = "/sys/class/net/eth0/statistics/rx_packets";
+        lab.node()
+            .netns()
+            .command(
+                "ip",
+                &["netns", "exec", lab.node().netns().name(), "cat", path],
+            )
+            .trim()
+            .parse()
+            .unwrap()
+    };
+    let before = received();
+    let frames = lab
+        .node()
+        .frames()
+        .flood("198.51.100.0/24".parse().unwrap(), 1024);
+    let flood = Flood::start(lab.uplink_sender(), frames);
+    thread::sleep(Duration::from_secs(1));
+    let rate = flood.packets_per_second();
+    let sent = flood.stop();
+    assert!(rate > 10_000.0, "{rate} packets a second");
+    assert!(received() - before > sent / 2);
+}
+
+#[test]
 fn with_two_interfaces_backends_stand_behind_the_second() {
     let lab = Lab::new().load_balancers(2).two_interfaces().build();
     for node in lab.nodes() {
@@ -113,8 +163,12 @@ fn a_stopped_backend_refuses_and_an_unplugged_one_is_silent() {
     backend.unplug();
     assert!(lab.client(0).ping(backend.v6()).is_err());
     backend.plug();
-    lab.client(0).ping(backend.v4()).unwrap();
-    lab.client(0).ping(backend.v6()).unwrap();
+    // The kernels on the way need a moment to find the host again.
+    for address in [backend.v4(), backend.v6()] {
+        eventually("the backend is back", || {
+            lab.client(0).ping(address).is_ok()
+        });
+    }
     assert_eq!(lab.client(0).who(web).unwrap(), "b1");
 }
 
