@@ -127,6 +127,16 @@ impl ClientLink {
     }
 }
 
+/// The second address of the `index`th network (/24 or /48) of a prefix.
+pub(crate) fn in_network(prefix: IpNet, index: u32) -> IpAddr {
+    match prefix {
+        IpNet::V4(_) => nth(prefix, (index << 8) + 2),
+        IpNet::V6(prefix) => (u128::from(prefix.network()) + (u128::from(index) << 80) + 2)
+            .to_be_bytes()
+            .into(),
+    }
+}
+
 /// The `index`th address of a prefix, counted from its network address.
 pub(crate) fn nth(prefix: IpNet, index: u32) -> IpAddr {
     match prefix {

@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     Conn, Frames, Netns, RawSocket, Response, UDP_PORT,
-    addresses::{ClientLink, ROUTER, nth},
+    addresses::{ClientLink, ROUTER, in_network, nth},
 };
 
 /// How long to wait for an answer. Long beside a SYN that is lost and sent anew after a second.
@@ -59,14 +59,12 @@ impl Client {
 
     /// The `index`th address of the first prefix of this family. Number 2 is used when none is asked for.
     pub fn address(&self, like: SocketAddr, index: u32) -> IpAddr {
-        let prefix = self
-            .prefixes
-            .iter()
-            .find(|prefix| prefix.addr().is_ipv4() == like.is_ipv4());
-        nth(
-            *prefix.expect("the client has a prefix of each family"),
-            index,
-        )
+        nth(self.prefix(like), index)
+    }
+
+    /// An address in the `index`th network (/24 or /48) of the first prefix of this family, if that is so big.
+    pub fn address_in_network(&self, like: SocketAddr, index: u32) -> IpAddr {
+        in_network(self.prefix(like), index)
     }
 
     pub fn netns(&self) -> &Netns {
@@ -152,6 +150,14 @@ impl Client {
             from: self.link.mac(2),
             to: self.link.mac(ROUTER),
         }
+    }
+
+    fn prefix(&self, like: SocketAddr) -> IpNet {
+        let prefix = self
+            .prefixes
+            .iter()
+            .find(|prefix| prefix.addr().is_ipv4() == like.is_ipv4());
+        *prefix.expect("the client has a prefix of each family")
     }
 
     fn socket(&self, vip: SocketAddr, kind: Type) -> io::Result<Socket> {

@@ -1,7 +1,7 @@
 //! A whole lab: asked for in one expression, gone when dropped.
 
 use std::{
-    fs,
+    fs::{self, File},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Once,
@@ -9,6 +9,7 @@ use std::{
 
 use aya::Ebpf;
 use ipnet::IpNet;
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use crate::{
@@ -29,6 +30,7 @@ pub struct Lab {
     router: Netns,
     _pass: Ebpf,
     traces: Traces,
+    _alone: Option<Flock<File>>,
 }
 
 /// What a lab shall be. Without a word: one load balancer, backends `b1` to `b3`, one client.
@@ -36,6 +38,7 @@ pub struct Lab {
 pub struct LabBuilder {
     plan: Plan,
     config: Box<dyn FnOnce(Config) -> Config>,
+    alone: bool,
 }
 
 impl Lab {
@@ -52,6 +55,7 @@ impl Lab {
                 clients: Vec::new(),
             },
             config: Box::new(|config| config),
+            alone: false,
         }
     }
 
@@ -213,6 +217,12 @@ impl LabBuilder {
         self
     }
 
+    /// Waits until no other lab that wants to be alone is left, in any process: for floods, and for what must keep its pace.
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
     /// Changes the standard config: all backends in the pools `v4` and `v6`, four VIPs by `l2`.
     pub fn config(mut self, change: impl FnOnce(Config) -> Config + 'static) -> Self {
         self.config = Box::new(change);
@@ -238,7 +248,12 @@ impl LabBuilder {
         if self.plan.clients.is_empty() {
             self = self.clients(1);
         }
-        let Self { plan, config } = self;
+        let Self {
+            plan,
+            config,
+            alone,
+        } = self;
+        let alone = alone.then(wait_for_others);
         let traces = Traces::new();
         let topology = plan.build(&traces);
         let dir = traces.dir();
@@ -280,8 +295,17 @@ impl LabBuilder {
             router: topology.router,
             _pass: topology._pass,
             traces,
+            _alone: alone,
         };
         lab.write_config(&lab.config);
         lab
     }
+}
+
+/// The lock is on bpffs itself, so that there is no file to leave behind.
+fn wait_for_others() -> Flock<File> {
+    let bpffs = File::open("/sys/fs/bpf").expect("bpffs is mounted at /sys/fs/bpf");
+    Flock::lock(bpffs, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .expect("a directory can be locked")
 }

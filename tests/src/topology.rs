@@ -56,9 +56,6 @@ const SYSCTLS: &[(&str, &str)] = &[
     // Sources and VIPs are whole prefixes that are routed to lo, and not addresses one by one.
     ("ipv4/ip_nonlocal_bind", "1"),
     ("ipv6/ip_nonlocal_bind", "1"),
-    // ICMP errors are part of what is tested; at the kernel's default rate they would come or not.
-    ("ipv4/icmp_ratelimit", "0"),
-    ("ipv6/icmp/ratelimit", "0"),
 ];
 
 const ROUTER_SYSCTLS: &[(&str, &str)] = &[
@@ -178,9 +175,12 @@ impl Plan {
         lines
     }
 
-    /// To the clients' sources, and to the VIPs: over all load balancers alike.
+    /// To the clients' sources, and to the VIPs: over all load balancers alike. Answers to spoofed sources get lost.
     fn router_routes(&self) -> Vec<String> {
-        let mut lines = Vec::new();
+        let mut lines = vec![
+            "route add blackhole 0.0.0.0/0".to_owned(),
+            "route add blackhole ::/0".to_owned(),
+        ];
         for (index, prefixes) in self.clients.iter().enumerate() {
             let link = ClientLink::new(index);
             lines.extend(prefixes.iter().map(|prefix| match prefix {

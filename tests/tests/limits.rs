@@ -16,7 +16,8 @@ const POLICY: &str = r#"[
 /// Client 0 is many: its requests come from as many networks. Client 1 is in the attacker's prefix, and honest.
 fn lab() -> LabBuilder {
     Lab::new()
-        .client(&["198.18.0.0/15", "2001:db8:600d::/48"])
+        .alone()
+        .client(&["198.18.0.0/15", "3fff::/20"])
         .client(&[ATTACKER, ATTACKER_V6])
 }
 
@@ -29,7 +30,7 @@ fn good_requests(lab: &Lab, number: u32) {
         } else {
             (WEB_V6, DNS_V6)
         };
-        let source = client.source(client.address(web, (request << 8) + 2));
+        let source = client.source(client.address_in_network(web, request));
         let body = source
             .http_get(web, "/health")
             .unwrap_or_else(|error| panic!("request {request}: {error}"))

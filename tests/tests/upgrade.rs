@@ -8,7 +8,7 @@ const VIPS: [std::net::SocketAddr; 2] = [WEB_V4, WEB_V6];
 
 /// Runs 200 downloads meanwhile, and none may break.
 fn unharmed(client: &Client, meanwhile: impl FnOnce(&Downloads)) {
-    let downloads = Downloads::start(client, &VIPS, 200, Duration::from_secs(12));
+    let downloads = Downloads::start(client, &VIPS, 200, Duration::from_secs(15));
     meanwhile(&downloads);
     assert!(
         downloads.unfinished() > 150,
@@ -21,6 +21,7 @@ fn unharmed(client: &Client, meanwhile: impl FnOnce(&Downloads)) {
 #[test]
 fn downloads_survive_reloads_and_a_backend_added_and_drained() {
     let lab = Lab::new()
+        .alone()
         .config(|config| config.without("b3"))
         .clients(2)
         .start();
@@ -67,7 +68,7 @@ fn downloads_survive_reloads_and_a_backend_added_and_drained() {
 
 #[test]
 fn downloads_survive_twenty_kills_of_the_daemon() {
-    let lab = Lab::new().start();
+    let lab = Lab::new().alone().start();
     unharmed(lab.client(0), |_| {
         for _ in 0..20 {
             lab.daemon().kill9();
@@ -79,7 +80,7 @@ fn downloads_survive_twenty_kills_of_the_daemon() {
 
 #[test]
 fn a_new_start_replaces_the_program_under_live_downloads() {
-    let lab = Lab::new().start();
+    let lab = Lab::new().alone().start();
     let program = || {
         let link = lab
             .node()
