@@ -130,7 +130,7 @@ impl Plan {
             let bridge = segment.bridge();
             lines.extend([
                 format!(
-                    "link add {bridge} address {} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+                    "link add {bridge} address {} type bridge stp_state 0 forward_delay 0 mcast_snooping 0 ageing_time 1000000",
                     mac(segment.mac(ROUTER))
                 ),
                 format!("link set {bridge} up"),
@@ -140,6 +140,9 @@ impl Plan {
             for (index, node) in nodes.iter().enumerate() {
                 let (port, interface) = (segment.node_port(index), segment.node_interface());
                 lines.extend(bridged(segment, &port, node_host(index), node, &interface));
+                // XDP sees every frame on the cable, and would balance anew what the bridge floods because it forgot where a
+                // backend is. A card would filter that.
+                lines.push(format!("link set {port} type bridge_slave flood off"));
             }
         }
         for (index, backend) in backends.iter().enumerate() {
