@@ -54,7 +54,11 @@ mod tests {
             for new in 0..=u16::MAX {
                 let before = plain(&[checksum_of, 0x0800, 0x1234]);
                 let after = replace(before, 0x0800, new);
-                assert_eq!(after, plain(&[checksum_of, new, 0x1234]), "{checksum_of:#x} {new:#x}");
+                assert_eq!(
+                    after,
+                    plain(&[checksum_of, new, 0x1234]),
+                    "{checksum_of:#x} {new:#x}"
+                );
             }
         }
     }

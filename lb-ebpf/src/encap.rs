@@ -80,7 +80,13 @@ pub fn outer_v4(inner: &Ip, carrier: Carrier, source: u32, destination: u32) -> 
 /// The outer IPv6 header for `inner`. The flow label spreads flows over paths (RFC 6438).
 #[inline(always)]
 #[must_use]
-pub fn outer_v6(inner: &Ip, carrier: Carrier, source: [u32; 4], destination: [u32; 4], hash: u64) -> Ipv6Header {
+pub fn outer_v6(
+    inner: &Ip,
+    carrier: Carrier,
+    source: [u32; 4],
+    destination: [u32; 4],
+    hash: u64,
+) -> Ipv6Header {
     let label = (hash >> 40) as u32 & 0xf_ffff;
     Ipv6Header {
         version_class_flow_be: (6 << 28 | u32::from(inner.class) << 20 | label).to_be(),

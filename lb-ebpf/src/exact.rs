@@ -39,7 +39,10 @@ pub fn v6_filter_index(settings: &Settings, address: [u64; 2]) -> u32 {
 #[inline(always)]
 #[must_use]
 pub fn v6_hash(settings: &Settings, prefix: [u64; 2], length: u8) -> u64 {
-    hash::hash4(&settings.local_key, [prefix[0], prefix[1], length as u64, 0x76]) | 1 << 32
+    hash::hash4(
+        &settings.local_key,
+        [prefix[0], prefix[1], length as u64, 0x76],
+    ) | 1 << 32
 }
 
 /// Lengths that can be told apart.

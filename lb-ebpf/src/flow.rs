@@ -38,7 +38,12 @@ impl Flow {
     #[inline(always)]
     #[must_use]
     pub const fn new(tag: u32, backend: u16, state: State, now: u16) -> Self {
-        Self((tag as u64) << 32 | (backend as u64) << 16 | (state as u64) << AGE_BITS | now as u64 & AGE_MASK)
+        Self(
+            (tag as u64) << 32
+                | (backend as u64) << 16
+                | (state as u64) << AGE_BITS
+                | now as u64 & AGE_MASK,
+        )
     }
 
     #[inline(always)]
@@ -132,7 +137,11 @@ pub enum Evicted {
 /// Empty places first, then expired flows, then unproven, then the proven one that was silent longest.
 #[inline(always)]
 #[must_use]
-pub fn place(bucket: impl Fn(usize) -> u64, now: u16, lifetimes: &Lifetimes) -> Option<(usize, Evicted)> {
+pub fn place(
+    bucket: impl Fn(usize) -> u64,
+    now: u16,
+    lifetimes: &Lifetimes,
+) -> Option<(usize, Evicted)> {
     const { assert!(WAYS == 8) };
     let mut best = 0;
     let mut best_rank = expendable(Flow(bucket(0)), now, lifetimes);
@@ -178,12 +187,24 @@ mod tests {
 
     use super::*;
 
-    const LIVES: Lifetimes = Lifetimes { unproven: 16, idle: 900, yielding: 60 };
+    const LIVES: Lifetimes = Lifetimes {
+        unproven: 16,
+        idle: 900,
+        yielding: 60,
+    };
 
     #[test]
     fn fields_do_not_overlap() {
         let flow = Flow::new(0xdead_beef, 0xcafe, State::Proven, 0x3fff);
-        assert_eq!((flow.tag(), flow.backend(), flow.is_proven(), flow.age(0x3fff)), (0xdead_beef, 0xcafe, true, 0));
+        assert_eq!(
+            (
+                flow.tag(),
+                flow.backend(),
+                flow.is_proven(),
+                flow.age(0x3fff)
+            ),
+            (0xdead_beef, 0xcafe, true, 0)
+        );
         assert_eq!(flow.age(0), 1, "the age wraps");
     }
 
@@ -192,17 +213,37 @@ mod tests {
         let now = 5000;
         let live = Flow::new(1, 1, State::Proven, now - 1).0;
         let mut bucket = [live; WAYS];
-        assert_eq!(place(|way| bucket[way], now, &LIVES), None, "eight live proven flows stay");
+        assert_eq!(
+            place(|way| bucket[way], now, &LIVES),
+            None,
+            "eight live proven flows stay"
+        );
         bucket[2] = Flow::new(2, 1, State::Proven, now - 70).0;
-        assert_eq!(place(|way| bucket[way], now, &LIVES), Some((2, Evicted::Idle)));
+        assert_eq!(
+            place(|way| bucket[way], now, &LIVES),
+            Some((2, Evicted::Idle))
+        );
         bucket[3] = Flow::new(3, 1, State::Proven, now - 80).0;
-        assert_eq!(place(|way| bucket[way], now, &LIVES), Some((3, Evicted::Idle)), "the one silent longest");
+        assert_eq!(
+            place(|way| bucket[way], now, &LIVES),
+            Some((3, Evicted::Idle)),
+            "the one silent longest"
+        );
         bucket[4] = Flow::new(4, 1, State::Unproven, now).0;
-        assert_eq!(place(|way| bucket[way], now, &LIVES), Some((4, Evicted::Unproven)));
+        assert_eq!(
+            place(|way| bucket[way], now, &LIVES),
+            Some((4, Evicted::Unproven))
+        );
         bucket[5] = Flow::new(5, 1, State::Unproven, now - 20).0;
-        assert_eq!(place(|way| bucket[way], now, &LIVES), Some((5, Evicted::Expired)));
+        assert_eq!(
+            place(|way| bucket[way], now, &LIVES),
+            Some((5, Evicted::Expired))
+        );
         bucket[6] = 0;
-        assert_eq!(place(|way| bucket[way], now, &LIVES), Some((6, Evicted::Nothing)));
+        assert_eq!(
+            place(|way| bucket[way], now, &LIVES),
+            Some((6, Evicted::Nothing))
+        );
     }
 
     proptest! {

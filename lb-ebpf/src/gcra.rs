@@ -18,9 +18,17 @@ pub const fn time(jiffies: u64) -> u64 {
 pub fn admit(tat: u64, now: u64, limiter: &Limiter, amount: u64) -> Option<u64> {
     let ahead = tat.wrapping_sub(now);
     // A TAT in the past, or one of a clock that began anew, owes nothing.
-    let start = if ahead > u64::MAX / 2 || ahead > limiter.allowance.saturating_mul(2) { now } else { tat };
+    let start = if ahead > u64::MAX / 2 || ahead > limiter.allowance.saturating_mul(2) {
+        now
+    } else {
+        tat
+    };
     let after = start.wrapping_add(limiter.cost.wrapping_mul(amount));
-    if after.wrapping_sub(now) > limiter.allowance { None } else { Some(after) }
+    if after.wrapping_sub(now) > limiter.allowance {
+        None
+    } else {
+        Some(after)
+    }
 }
 
 /// The constants for `rate` a second, with `burst` at once, under a clock of `hz`.
@@ -30,7 +38,10 @@ pub fn limiter(rate_per_second: u64, burst: u64, hz: u32) -> Limiter {
     let second = u64::from(hz) << JIFFY_BITS;
     let cost = (second / rate_per_second.max(1)).max(1);
     let two_jiffies = 2 << JIFFY_BITS;
-    Limiter { cost, allowance: cost.saturating_mul(burst.max(1)).max(two_jiffies).max(cost) }
+    Limiter {
+        cost,
+        allowance: cost.saturating_mul(burst.max(1)).max(two_jiffies).max(cost),
+    }
 }
 
 #[cfg(test)]
@@ -50,7 +61,10 @@ mod tests {
             }
         }
         assert_eq!(passed, 200);
-        assert!(admit(tat, time(5_000_000_001), &limiter, 1).is_some(), "a jiffy later there is room again");
+        assert!(
+            admit(tat, time(5_000_000_001), &limiter, 1).is_some(),
+            "a jiffy later there is room again"
+        );
     }
 
     proptest! {

@@ -64,7 +64,14 @@ pub fn flow(key: &[u64; 4], tuple: &Tuple) -> u64 {
 #[inline(always)]
 #[must_use]
 pub fn source(key: &[u64; 4], tuple: &Tuple) -> u64 {
-    flow(key, &Tuple { ports: 0, protocol: 0, ..*tuple })
+    flow(
+        key,
+        &Tuple {
+            ports: 0,
+            protocol: 0,
+            ..*tuple
+        },
+    )
 }
 
 #[inline(always)]
@@ -97,7 +104,12 @@ mod tests {
 
     use super::*;
 
-    const KEY: [u64; 4] = [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321, 0x5555_aaaa_3333_cccc, 0x9e37_79b9_7f4a_7c15];
+    const KEY: [u64; 4] = [
+        0x1234_5678_9abc_def0,
+        0x0fed_cba9_8765_4321,
+        0x5555_aaaa_3333_cccc,
+        0x9e37_79b9_7f4a_7c15,
+    ];
 
     proptest! {
         #[test]
@@ -125,9 +137,15 @@ mod tests {
                         words[word] = n << shift;
                         counts[(hash4(&KEY, words) >> output & 0xff) as usize] += 1;
                     }
-                    let chi: f64 = counts.iter().map(|&c| (f64::from(c) - 256.0).powi(2) / 256.0).sum();
+                    let chi: f64 = counts
+                        .iter()
+                        .map(|&c| (f64::from(c) - 256.0).powi(2) / 256.0)
+                        .sum();
                     // 255 degrees of freedom: 400 is 9 standard deviations away. Less than even is no harm here.
-                    assert!(chi < 400.0, "shift {shift} word {word} output {output}: {chi}");
+                    assert!(
+                        chi < 400.0,
+                        "shift {shift} word {word} output {output}: {chi}"
+                    );
                 }
             }
         }

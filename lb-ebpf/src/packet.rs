@@ -72,7 +72,11 @@ impl Frame {
     #[must_use]
     pub fn pointer<T>(&self, offset: usize) -> Option<*mut T> {
         let at = self.start + offset;
-        if at + size_of::<T>() > self.end { None } else { Some(at as *mut T) }
+        if at + size_of::<T>() > self.end {
+            None
+        } else {
+            Some(at as *mut T)
+        }
     }
 
     /// The same for an offset that was computed.
@@ -80,7 +84,11 @@ impl Frame {
     #[must_use]
     pub fn pointer_at<T>(&self, offset: usize) -> Option<*mut T> {
         let at = hide(self.start + (hide(offset) & (2 * MAX_L4_OFFSET - 1)));
-        if at + size_of::<T>() > self.end { None } else { Some(at as *mut T) }
+        if at + size_of::<T>() > self.end {
+            None
+        } else {
+            Some(at as *mut T)
+        }
     }
 
     /// The `T` at a computed offset.
@@ -277,16 +285,27 @@ pub fn ipv6(frame: &Frame, offset: usize) -> Option<Ip> {
 
 #[inline(always)]
 fn words(a: [u32; 4]) -> [u64; 2] {
-    [u64::from(a[0]) | u64::from(a[1]) << 32, u64::from(a[2]) | u64::from(a[3]) << 32]
+    [
+        u64::from(a[0]) | u64::from(a[1]) << 32,
+        u64::from(a[2]) | u64::from(a[3]) << 32,
+    ]
 }
 
 /// What lies behind the IP header and its extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    Tcp { ports: u32, flags: u8 },
-    Udp { ports: u32 },
+    Tcp {
+        ports: u32,
+        flags: u8,
+    },
+    Udp {
+        ports: u32,
+    },
     /// Type and code; the rest is read where it is needed.
-    Icmp { kind: u8, code: u8 },
+    Icmp {
+        kind: u8,
+        code: u8,
+    },
     /// A later fragment: no ports.
     Ports0,
     /// Any other protocol.
@@ -310,7 +329,11 @@ pub fn skip_options(ip: &Ip) -> Result<L4, DropReason> {
     if ip.header_length < 20 || ip.length < ip.header_length {
         return Err(DropReason::MalformedHeader);
     }
-    Ok(L4 { offset: ip.offset + ip.header_length as usize, protocol: ip.protocol, fragment: ip.fragment })
+    Ok(L4 {
+        offset: ip.offset + ip.header_length as usize,
+        protocol: ip.protocol,
+        fragment: ip.fragment,
+    })
 }
 
 /// Whether an IPv6 next header is an extension header that we follow: hop-by-hop, routing, fragment, authentication,
@@ -334,7 +357,9 @@ pub fn extensions(frame: &Frame, offset: usize, protocol: u8) -> u64 {
         if !is_extension(protocol) {
             return pack(offset, protocol, first, id);
         }
-        let Some(header) = frame.read::<FirstEight>(offset) else { return TRUNCATED };
+        let Some(header) = frame.read::<FirstEight>(offset) else {
+            return TRUNCATED;
+        };
         let units = (header.ports >> 8 & 0xff) as usize;
         let next = header.ports as u8;
         if protocol == 44 {
@@ -359,7 +384,11 @@ pub fn extensions(frame: &Frame, offset: usize, protocol: u8) -> u64 {
         }
         offset = hide(offset) & (2 * MAX_L4_OFFSET - 1);
     }
-    if is_extension(protocol) { TOO_MANY } else { pack(offset, protocol, first, id) }
+    if is_extension(protocol) {
+        TOO_MANY
+    } else {
+        pack(offset, protocol, first, id)
+    }
 }
 
 const FIRST: u64 = 1 << 24;
@@ -392,7 +421,11 @@ pub fn unpack(found: u64) -> Result<L4, DropReason> {
     } else {
         Fragment::Whole
     };
-    Ok(L4 { offset: found as usize & (2 * MAX_L4_OFFSET - 1), protocol: (found >> 16) as u8, fragment })
+    Ok(L4 {
+        offset: found as usize & (2 * MAX_L4_OFFSET - 1),
+        protocol: (found >> 16) as u8,
+        fragment,
+    })
 }
 
 /// The transport header.
@@ -405,7 +438,11 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
         return Err(DropReason::Truncated);
     }
     if let Fragment::Later(_) = l4.fragment {
-        return Ok(if l4.protocol == TCP || l4.protocol == UDP { Transport::Ports0 } else { Transport::Other });
+        return Ok(if l4.protocol == TCP || l4.protocol == UDP {
+            Transport::Ports0
+        } else {
+            Transport::Other
+        });
     }
     let room = (ip.offset + ip.length as usize).wrapping_sub(l4.offset);
     let needed = match l4.protocol {
@@ -425,16 +462,24 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
                     return Err(DropReason::MalformedHeader);
                 }
                 let ports = u32::from(header.source_be) | u32::from(header.destination_be) << 16;
-                Ok(Transport::Tcp { ports, flags: header.offset_and_flags[1] })
+                Ok(Transport::Tcp {
+                    ports,
+                    flags: header.offset_and_flags[1],
+                })
             }
             None => Err(DropReason::Truncated),
         },
         UDP => match frame.read::<FirstEight>(l4.offset) {
-            Some(header) => Ok(Transport::Udp { ports: header.ports }),
+            Some(header) => Ok(Transport::Udp {
+                ports: header.ports,
+            }),
             None => Err(DropReason::Truncated),
         },
         _ => match frame.read::<FirstEight>(l4.offset) {
-            Some(header) => Ok(Transport::Icmp { kind: header.ports as u8, code: (header.ports >> 8) as u8 }),
+            Some(header) => Ok(Transport::Icmp {
+                kind: header.ports as u8,
+                code: (header.ports >> 8) as u8,
+            }),
             None => Err(DropReason::Truncated),
         },
     }
@@ -444,7 +489,11 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
 #[inline(always)]
 #[must_use]
 pub const fn is_icmp_error(v6: bool, kind: u8) -> bool {
-    if v6 { kind < 128 } else { matches!(kind, 3 | 4 | 5 | 11 | 12) }
+    if v6 {
+        kind < 128
+    } else {
+        matches!(kind, 3 | 4 | 5 | 11 | 12)
+    }
 }
 
 /// Whether an ICMP type asks for an echo.

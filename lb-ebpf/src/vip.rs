@@ -13,14 +13,22 @@ use crate::{
 #[inline(always)]
 #[must_use]
 pub fn address_hash(generation: &Generation, prefix: [u64; 2], length: u8) -> u64 {
-    hash::seeded(generation.address_seed ^ length as u64, prefix[0] ^ prefix[1].rotate_left(32), prefix[1])
+    hash::seeded(
+        generation.address_seed ^ length as u64,
+        prefix[0] ^ prefix[1].rotate_left(32),
+        prefix[1],
+    )
 }
 
 /// Hash of a protocol and port of an address.
 #[inline(always)]
 #[must_use]
 pub fn service_hash(generation: &Generation, address_and_protocol: u32, port: u16) -> u64 {
-    hash::seeded(generation.service_seed, u64::from(address_and_protocol) | u64::from(port) << 32, 0)
+    hash::seeded(
+        generation.service_seed,
+        u64::from(address_and_protocol) | u64::from(port) << 32,
+        0,
+    )
 }
 
 /// Index of a hash's displacement.
@@ -41,8 +49,15 @@ pub const fn slot_index(hash: u64, displacement: u32, mask: u32) -> u32 {
 #[inline(always)]
 #[must_use]
 pub const fn masked(address: [u64; 2], length: u8, v6: bool) -> [u64; 2] {
-    let bits = if v6 { length as u32 } else { length as u32 + 96 };
-    [address[0] & mask64(bits), address[1] & mask64(bits.saturating_sub(64))]
+    let bits = if v6 {
+        length as u32
+    } else {
+        length as u32 + 96
+    };
+    [
+        address[0] & mask64(bits),
+        address[1] & mask64(bits.saturating_sub(64)),
+    ]
 }
 
 /// Mask of the first `bits` of a word in network byte order; all of them from 64 on.
@@ -62,6 +77,7 @@ const fn mask64(bits: u32) -> u64 {
 #[must_use]
 pub const fn takes(service: &Service, protocol: u8, port: u16) -> bool {
     let wanted = service.address_and_protocol as u8;
-    service.vip != 0 && (wanted == protocol || wanted == 0) && (service.port == port || service.port == 0)
+    service.vip != 0
+        && (wanted == protocol || wanted == 0)
+        && (service.port == port || service.port == 0)
 }
-

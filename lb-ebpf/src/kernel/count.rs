@@ -134,7 +134,9 @@ pub fn note(step: Step) {
 /// Tells the VIP.
 #[inline(always)]
 pub fn note_vip(vip: u16) {
-    if explaining() && let Some(trace) = TRACE.get_ptr_mut(0) {
+    if explaining()
+        && let Some(trace) = TRACE.get_ptr_mut(0)
+    {
         // SAFETY: the only element of the map, which only this run writes.
         unsafe { (*trace).vip = vip };
     }
@@ -143,7 +145,9 @@ pub fn note_vip(vip: u16) {
 /// Tells the backend.
 #[inline(always)]
 pub fn note_backend(backend: u16) {
-    if explaining() && let Some(trace) = TRACE.get_ptr_mut(0) {
+    if explaining()
+        && let Some(trace) = TRACE.get_ptr_mut(0)
+    {
         // SAFETY: the only element of the map, which only this run writes.
         unsafe { (*trace).backend = backend };
     }
@@ -152,7 +156,9 @@ pub fn note_backend(backend: u16) {
 /// Tells the exact limit that the packet met.
 #[inline(always)]
 pub fn note_limit(limit: u32) {
-    if explaining() && let Some(trace) = TRACE.get_ptr_mut(0) {
+    if explaining()
+        && let Some(trace) = TRACE.get_ptr_mut(0)
+    {
         // SAFETY: the only element of the map, which only this run writes.
         unsafe { (*trace).limit = limit };
     }
@@ -160,7 +166,9 @@ pub fn note_limit(limit: u32) {
 
 #[inline(always)]
 fn note_reason(reason: DropReason) {
-    if explaining() && let Some(trace) = TRACE.get_ptr_mut(0) {
+    if explaining()
+        && let Some(trace) = TRACE.get_ptr_mut(0)
+    {
         // SAFETY: the only element of the map, which only this run writes.
         unsafe { (*trace).reason = reason as u32 + 1 };
     }

@@ -28,7 +28,11 @@ pub fn answer(context: *mut xdp_md, v6: bool, ip_offset: usize, l4_offset: usize
 /// The verdict for an echo request.
 #[inline(always)]
 pub fn reply(context: *mut xdp_md, ip: &Ip, l4: &L4) -> Verdict {
-    if answer(context, ip.v6, ip.offset, l4.offset) { Verdict::Reply } else { Verdict::Drop(DropReason::Truncated) }
+    if answer(context, ip.v6, ip.offset, l4.offset) {
+        Verdict::Reply
+    } else {
+        Verdict::Drop(DropReason::Truncated)
+    }
 }
 
 #[inline(always)]

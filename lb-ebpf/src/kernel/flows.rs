@@ -34,18 +34,24 @@ pub struct Known {
 }
 
 impl Known {
-    pub const NOTHING: Self = Self { backend: NO_BACKEND, proven: false };
+    pub const NOTHING: Self = Self {
+        backend: NO_BACKEND,
+        proven: false,
+    };
 }
 
 /// Finds a flow, and keeps it alive: once a tick it is written anew.
 #[inline(always)]
 #[must_use]
 pub fn find(hash: u64, tcp: bool, vip: &Vip, jiffies: u64) -> Known {
-    let Some(bucket) = FLOWS.get_ptr_mut(hash as u32 & FLOW_MASK.load()) else { return Known::NOTHING };
+    let Some(bucket) = FLOWS.get_ptr_mut(hash as u32 & FLOW_MASK.load()) else {
+        return Known::NOTHING;
+    };
     let bucket = bucket.cast::<u64>();
     let tag = flow::tag(hash);
     // SAFETY: the pointer is to a bucket of `WAYS` words; `way` is below that.
-    let Some((way, found)) = flow::find(|way| unsafe { bucket.add(way).read_volatile() }, tag) else {
+    let Some((way, found)) = flow::find(|way| unsafe { bucket.add(way).read_volatile() }, tag)
+    else {
         return Known::NOTHING;
     };
     let now = ticks(jiffies);
@@ -59,13 +65,19 @@ pub fn find(hash: u64, tcp: bool, vip: &Vip, jiffies: u64) -> Known {
     }
     let proven = found.is_proven();
     if age != 0 && !explaining() {
-        let at_peace = jiffies.wrapping_sub(vip.disturbed) >> (AGE_SHIFT.load() & 63) >= u64::from(PROVE_AFTER);
+        let at_peace = jiffies.wrapping_sub(vip.disturbed) >> (AGE_SHIFT.load() & 63)
+            >= u64::from(PROVE_AFTER);
         let refreshed = if proven || tcp && at_peace && age >= PROVE_AFTER {
             found.proven(now)
         } else if !tcp {
             Flow::new(tag, found.backend(), State::Unproven, now)
         } else if age > PROVE_AFTER {
-            Flow::new(tag, found.backend(), State::Unproven, now.wrapping_sub(PROVE_AFTER))
+            Flow::new(
+                tag,
+                found.backend(),
+                State::Unproven,
+                now.wrapping_sub(PROVE_AFTER),
+            )
         } else {
             found
         };
@@ -74,15 +86,24 @@ pub fn find(hash: u64, tcp: bool, vip: &Vip, jiffies: u64) -> Known {
             unsafe { bucket.add(way).write_volatile(refreshed.0) };
         }
     }
-    count::note(if proven { Step::FlowProven } else { Step::FlowUnproven });
-    Known { backend: found.backend(), proven }
+    count::note(if proven {
+        Step::FlowProven
+    } else {
+        Step::FlowUnproven
+    });
+    Known {
+        backend: found.backend(),
+        proven,
+    }
 }
 
 /// A backend that takes packets of flows that it has.
 #[inline(always)]
 #[must_use]
 pub fn backend_that_forwards(index: u16) -> Option<&'static Backend> {
-    BACKENDS.get(u32::from(index)).filter(|backend| backend.flags & BACKEND_FORWARDS != 0)
+    BACKENDS
+        .get(u32::from(index))
+        .filter(|backend| backend.flags & BACKEND_FORWARDS != 0)
 }
 
 /// Remembers a new flow, unless its bucket is full of live, proven ones.
@@ -91,8 +112,14 @@ pub fn remember(hash: u64, backend: u16, vip: u16, jiffies: u64) {
     if explaining() {
         return;
     }
-    let Some(bucket) = FLOWS.get_ptr_mut(hash as u32 & FLOW_MASK.load()) else { return };
-    let lifetimes = Lifetimes { unproven: UNPROVEN, idle: FLOW_IDLE.load(), yielding: YIELDING };
+    let Some(bucket) = FLOWS.get_ptr_mut(hash as u32 & FLOW_MASK.load()) else {
+        return;
+    };
+    let lifetimes = Lifetimes {
+        unproven: UNPROVEN,
+        idle: FLOW_IDLE.load(),
+        yielding: YIELDING,
+    };
     let evicted = put(bucket, hash, backend, ticks(jiffies), &lifetimes);
     if evicted == Some(Evicted::Nothing) {
         count::inserted(vip);
@@ -115,7 +142,13 @@ pub fn remember(hash: u64, backend: u16, vip: u16, jiffies: u64) {
 
 /// Writes an unproven entry into a bucket: over the one of the same tag, or where room is made.
 #[inline(always)]
-pub fn put(bucket: *mut [u64; WAYS], hash: u64, backend: u16, now: u16, lifetimes: &Lifetimes) -> Option<Evicted> {
+pub fn put(
+    bucket: *mut [u64; WAYS],
+    hash: u64,
+    backend: u16,
+    now: u16,
+    lifetimes: &Lifetimes,
+) -> Option<Evicted> {
     let words = bucket.cast::<u64>();
     // SAFETY: the pointer is to a bucket of `WAYS` words; `way` is below that.
     let read = |way| unsafe { words.add(way).read_volatile() };
@@ -125,6 +158,10 @@ pub fn put(bucket: *mut [u64; WAYS], hash: u64, backend: u16, now: u16, lifetime
     };
     let entry = Flow::new(flow::tag(hash), backend, State::Unproven, now);
     // SAFETY: as above; the mask keeps the index in the bucket for the verifier.
-    unsafe { words.add(crate::hide(way) & (WAYS - 1)).write_volatile(entry.0) };
+    unsafe {
+        words
+            .add(crate::hide(way) & (WAYS - 1))
+            .write_volatile(entry.0)
+    };
     Some(evicted)
 }

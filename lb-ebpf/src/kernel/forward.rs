@@ -14,7 +14,9 @@ use super::{
 use crate::{
     abi::{BACKEND_RESOLVED, Backend, DropReason, Forward, Settings, Step, Vip},
     encap::{Carrier, UdpHeader, gue, outer_v4, outer_v6, spread_v4},
-    packet::{ETHERNET_BYTES, Frame, IPV4_BE, IPV6_BE, Ip, Ipv4Header, Ipv6Header, VLAN_BE, VLAN_BYTES},
+    packet::{
+        ETHERNET_BYTES, Frame, IPV4_BE, IPV6_BE, Ip, Ipv4Header, Ipv6Header, VLAN_BE, VLAN_BYTES,
+    },
 };
 
 /// A packet that has a backend.
@@ -53,10 +55,18 @@ pub fn forward(outgoing: &Outgoing<'_>) -> Result<(Exit, u32), Verdict> {
         (_, 4) => size_of::<Ipv4Header>() + size_of::<UdpHeader>(),
         (_, _) => size_of::<Ipv6Header>() + size_of::<UdpHeader>(),
     };
-    let mtu = u32::from(if outgoing.vip.mtu_bytes < backend.mtu_bytes { outgoing.vip.mtu_bytes } else { backend.mtu_bytes });
+    let mtu = u32::from(if outgoing.vip.mtu_bytes < backend.mtu_bytes {
+        outgoing.vip.mtu_bytes
+    } else {
+        backend.mtu_bytes
+    });
     if outgoing.ip.length + overhead as u32 > mtu {
         count::note(Step::TooBig);
-        return Err(too_big::answer(outgoing.context, outgoing.ip, mtu - overhead as u32));
+        return Err(too_big::answer(
+            outgoing.context,
+            outgoing.ip,
+            mtu - overhead as u32,
+        ));
     }
     let written = if backend.vlan == 0 {
         write::<0>(outgoing, overhead)
@@ -87,18 +97,30 @@ fn write<const TAG: usize>(outgoing: &Outgoing<'_>, overhead: usize) -> Option<(
         return None;
     }
     let frame = frame(outgoing.context);
-    let carrier = if backend.forward == Forward::Gue as u8 { Carrier::Gue } else { Carrier::Ip };
+    let carrier = if backend.forward == Forward::Gue as u8 {
+        Carrier::Gue
+    } else {
+        Carrier::Ip
+    };
     let inner = outgoing.ip;
     let ethertype_be = if overhead == 0 {
         count::note(Step::L2);
         if inner.v6 { IPV6_BE } else { IPV4_BE }
     } else {
-        count::note(if carrier == Carrier::Gue { Step::Gue } else { Step::Ipip });
+        count::note(if carrier == Carrier::Gue {
+            Step::Gue
+        } else {
+            Step::Ipip
+        });
         let udp_at = if backend.family == 4 {
             let source = if carrier == Carrier::Gue {
                 word(&backend.outer_source, 3)
             } else {
-                spread_v4(outgoing.settings.tunnel_source_v4, outgoing.settings.tunnel_spread_v4, outgoing.hash)
+                spread_v4(
+                    outgoing.settings.tunnel_source_v4,
+                    outgoing.settings.tunnel_spread_v4,
+                    outgoing.hash,
+                )
             };
             let header = outer_v4(inner, carrier, source, word(&backend.outer_destination, 3));
             let at = frame.pointer::<Ipv4Header>(l3)?;
@@ -112,9 +134,16 @@ fn write<const TAG: usize>(outgoing: &Outgoing<'_>, overhead: usize) -> Option<(
                 &outgoing.settings.tunnel_source_v6
             });
             if carrier == Carrier::Ip {
-                source[3] |= ((outgoing.hash >> 33) as u32 & outgoing.settings.tunnel_spread_v6).to_be();
+                source[3] |=
+                    ((outgoing.hash >> 33) as u32 & outgoing.settings.tunnel_spread_v6).to_be();
             }
-            let header = outer_v6(inner, carrier, source, words(&backend.outer_destination), outgoing.hash);
+            let header = outer_v6(
+                inner,
+                carrier,
+                source,
+                words(&backend.outer_destination),
+                outgoing.hash,
+            );
             let at = frame.pointer::<Ipv6Header>(l3)?;
             // SAFETY: checked against the frame's end.
             unsafe { at.write(header) };
@@ -125,7 +154,11 @@ fn write<const TAG: usize>(outgoing: &Outgoing<'_>, overhead: usize) -> Option<(
             // SAFETY: checked against the frame's end.
             unsafe { at.write(gue(inner, outgoing.hash)) };
         }
-        if backend.family == 4 { IPV4_BE } else { IPV6_BE }
+        if backend.family == 4 {
+            IPV4_BE
+        } else {
+            IPV6_BE
+        }
     };
     let ethernet = frame.pointer::<Ethernet>(0)?;
     let macs = backend.macs.as_ptr().cast::<u32>();
@@ -163,5 +196,10 @@ fn word(address: &[u8; 16], at: usize) -> u32 {
 
 #[inline(always)]
 fn words(address: &[u8; 16]) -> [u32; 4] {
-    [word(address, 0), word(address, 1), word(address, 2), word(address, 3)]
+    [
+        word(address, 0),
+        word(address, 1),
+        word(address, 2),
+        word(address, 3),
+    ]
 }

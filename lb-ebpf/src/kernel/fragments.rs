@@ -20,7 +20,15 @@ const LIFETIME: u16 = 30;
 #[must_use]
 pub fn hash(key: &[u64; 4], tuple: &Tuple, id: u32) -> u64 {
     let destination = tuple.destination[0] ^ tuple.destination[1].rotate_left(29);
-    hash::hash4(key, [tuple.source[0], tuple.source[1], destination, u64::from(id) | u64::from(tuple.protocol) << 32])
+    hash::hash4(
+        key,
+        [
+            tuple.source[0],
+            tuple.source[1],
+            destination,
+            u64::from(id) | u64::from(tuple.protocol) << 32,
+        ],
+    )
 }
 
 /// The backend that another fragment of the datagram went to.
@@ -29,7 +37,10 @@ pub fn hash(key: &[u64; 4], tuple: &Tuple, id: u32) -> u64 {
 pub fn find(hash: u64, jiffies: u64) -> Option<u16> {
     let bucket = FRAGMENTS.get_ptr(hash as u32 & BUCKET_MASK)?.cast::<u64>();
     // SAFETY: the pointer is to a bucket of `WAYS` words; `way` is below that.
-    let (_, found) = flow::find(|way| unsafe { bucket.add(way).read_volatile() }, flow::tag(hash))?;
+    let (_, found) = flow::find(
+        |way| unsafe { bucket.add(way).read_volatile() },
+        flow::tag(hash),
+    )?;
     (found.age(ticks(jiffies)) <= LIFETIME).then_some(found.backend())
 }
 
@@ -39,7 +50,11 @@ pub fn remember(hash: u64, backend: u16, jiffies: u64) {
     if explaining() {
         return;
     }
-    let lifetimes = Lifetimes { unproven: LIFETIME, idle: LIFETIME, yielding: LIFETIME };
+    let lifetimes = Lifetimes {
+        unproven: LIFETIME,
+        idle: LIFETIME,
+        yielding: LIFETIME,
+    };
     if let Some(bucket) = FRAGMENTS.get_ptr_mut(hash as u32 & BUCKET_MASK) {
         put(bucket, hash, backend, ticks(jiffies), &lifetimes);
     }

@@ -7,14 +7,15 @@
 use super::{
     atomic_add, compare_exchange, count,
     maps::{
-        EXACT_V4, EXACT_V4_BLOCKS, EXACT_V6, EXACT_V6_LENGTHS, EXACT_V6_MASK, GATES, LIMITS, POLICIES, SKETCH,
-        SKETCH_MASK, VIPS, explaining, settings,
+        EXACT_V4, EXACT_V4_BLOCKS, EXACT_V6, EXACT_V6_LENGTHS, EXACT_V6_MASK, GATES, LIMITS,
+        POLICIES, SKETCH, SKETCH_MASK, VIPS, explaining, settings,
     },
 };
 use crate::{
     abi::{
-        ANY_VIP, CLASSES, Class, DropReason, EXACT_ESTABLISHED, EXACT_V4 as HAS_V4, EXACT_V6 as HAS_V6, LIMIT_MONITOR,
-        LIMITERS, Limit, Limiter, MAX_CHAIN, MAX_EXACT_LENGTHS, Policy, SKETCH_ROWS, Settings, Step, VIP_CLASSES_SHIFT, Vip,
+        ANY_VIP, CLASSES, Class, DropReason, EXACT_ESTABLISHED, EXACT_V4 as HAS_V4,
+        EXACT_V6 as HAS_V6, LIMIT_MONITOR, LIMITERS, Limit, Limiter, MAX_CHAIN, MAX_EXACT_LENGTHS,
+        Policy, SKETCH_ROWS, Settings, Step, VIP_CLASSES_SHIFT, Vip,
     },
     exact,
     flow::tag,
@@ -74,12 +75,20 @@ const HOST: u32 = DropReason::LimitHost as u32;
 /// A global function: the verifier checks it once for all numbers, instead of once for each way to reach it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sluice_over_limit(source_high: u64, source_low: u64, what: u64, jiffies: u64) -> u32 {
+pub extern "C" fn sluice_over_limit(
+    source_high: u64,
+    source_low: u64,
+    what: u64,
+    jiffies: u64,
+) -> u32 {
     let class = hide(what as usize & 7);
     if class >= CLASSES {
         return 0;
     }
-    let (Some(settings), Some(vip)) = (settings(), VIPS.get_ptr_mut((what >> 16) as u32 & 0xffff)) else { return 0 };
+    let (Some(settings), Some(vip)) = (settings(), VIPS.get_ptr_mut((what >> 16) as u32 & 0xffff))
+    else {
+        return 0;
+    };
     let asked = Asked {
         source: [source_high, source_low],
         v6: what >> 8 & 1 != 0,
@@ -88,7 +97,11 @@ pub extern "C" fn sluice_over_limit(source_high: u64, source_low: u64, what: u64
         length: (what >> 32) as u32,
         jiffies,
     };
-    let exact = if what >> 9 & 1 != 0 { check_exact(settings, &asked) } else { Ok(()) };
+    let exact = if what >> 9 & 1 != 0 {
+        check_exact(settings, &asked)
+    } else {
+        Ok(())
+    };
     // SAFETY: a map value; the daemon alone writes this field.
     let policy = unsafe { (*vip).policy };
     match exact.and_then(|()| check_policy(settings, &asked, policy)) {
@@ -124,13 +137,19 @@ fn disturb(vip: *mut Vip, jiffies: u64) {
 
 #[inline(always)]
 fn check_exact(settings: &Settings, sender: &Asked) -> Result<(), DropReason> {
-    let first = if sender.v6 { find_v6(settings, sender.source) } else { find_v4(sender.source) };
+    let first = if sender.v6 {
+        find_v6(settings, sender.source)
+    } else {
+        find_v4(sender.source)
+    };
     let mut next = first.unwrap_or(0);
     for _ in 0..MAX_CHAIN {
         if next == 0 {
             return Ok(());
         }
-        let Some(limit) = LIMITS.get_ptr_mut(next) else { return Ok(()) };
+        let Some(limit) = LIMITS.get_ptr_mut(next) else {
+            return Ok(());
+        };
         // SAFETY: a map value whose constants the daemon writes before it links them.
         let constants = unsafe { &*limit };
         let for_vip = constants.vip == ANY_VIP || constants.vip == sender.vip;
@@ -151,7 +170,9 @@ fn find_v4(source: [u64; 2]) -> Option<u32> {
     if entry & exact::BLOCK == 0 {
         return Some(entry);
     }
-    EXACT_V4_BLOCKS.get((entry & !exact::BLOCK) * exact::BLOCK_ENTRIES + (address & 0xff)).copied()
+    EXACT_V4_BLOCKS
+        .get((entry & !exact::BLOCK) * exact::BLOCK_ENTRIES + (address & 0xff))
+        .copied()
 }
 
 #[inline(always)]
@@ -169,7 +190,9 @@ fn find_v6(settings: &Settings, source: [u64; 2]) -> Option<u32> {
         let length = unsafe { *list.add(at) };
         let prefix = masked(source, length, true);
         let hash = exact::v6_hash(settings, prefix, length);
-        let Some(bucket) = EXACT_V6.get(hash as u32 & EXACT_V6_MASK.load()) else { continue };
+        let Some(bucket) = EXACT_V6.get(hash as u32 & EXACT_V6_MASK.load()) else {
+            continue;
+        };
         for entry in bucket {
             if (entry >> 32) as u32 == tag(hash)
                 && let Some(limit) = LIMITS.get(*entry as u32)
@@ -189,14 +212,24 @@ fn meet(limit: *mut Limit, sender: &Asked) -> Result<(), DropReason> {
     let now = gcra::time(sender.jiffies);
     let bytes = u64::from(sender.length);
     // SAFETY: a map value; constants and words are read one by one.
-    let (packets, byte_limiter, monitor) =
-        unsafe { ((*limit).packets, (*limit).bytes, (*limit).length_and_mode & LIMIT_MONITOR != 0) };
+    let (packets, byte_limiter, monitor) = unsafe {
+        (
+            (*limit).packets,
+            (*limit).bytes,
+            (*limit).length_and_mode & LIMIT_MONITOR != 0,
+        )
+    };
     // SAFETY: fields of the map value.
-    let (packets_tat, bytes_tat) = unsafe { (&raw mut (*limit).packets_tat, &raw mut (*limit).bytes_tat) };
+    let (packets_tat, bytes_tat) =
+        unsafe { (&raw mut (*limit).packets_tat, &raw mut (*limit).bytes_tat) };
     let fits = (packets.cost == 0 || would_admit(packets_tat, now, &packets, 1))
         && (byte_limiter.cost == 0 || would_admit(bytes_tat, now, &byte_limiter, bytes));
     if explaining() {
-        return if fits || monitor { Ok(()) } else { Err(DropReason::LimitExact) };
+        return if fits || monitor {
+            Ok(())
+        } else {
+            Err(DropReason::LimitExact)
+        };
     }
     let fits = fits
         && (packets.cost == 0 || charge(packets_tat, now, &packets, 1))
@@ -204,9 +237,15 @@ fn meet(limit: *mut Limit, sender: &Asked) -> Result<(), DropReason> {
     // SAFETY: fields of the map value.
     let (counted_packets, counted_bytes) = unsafe {
         if fits {
-            (&raw mut (*limit).passed_packets, &raw mut (*limit).passed_bytes)
+            (
+                &raw mut (*limit).passed_packets,
+                &raw mut (*limit).passed_bytes,
+            )
         } else {
-            (&raw mut (*limit).dropped_packets, &raw mut (*limit).dropped_bytes)
+            (
+                &raw mut (*limit).dropped_packets,
+                &raw mut (*limit).dropped_bytes,
+            )
         }
     };
     // SAFETY: words of the map value.
@@ -235,7 +274,9 @@ fn charge(tat: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
     // SAFETY: a word of a map value.
     let mut old = unsafe { tat.read_volatile() };
     for _ in 0..3 {
-        let Some(after) = gcra::admit(old, now, limiter, amount) else { return false };
+        let Some(after) = gcra::admit(old, now, limiter, amount) else {
+            return false;
+        };
         // SAFETY: as above.
         let found = unsafe { compare_exchange(tat, old, after) };
         if found == old {
@@ -251,7 +292,9 @@ fn check_policy(settings: &Settings, sender: &Asked, policy: u16) -> Result<(), 
     if policy == 0 {
         return Ok(());
     }
-    let Some(policy) = POLICIES.get(u32::from(policy)) else { return Ok(()) };
+    let Some(policy) = POLICIES.get(u32::from(policy)) else {
+        return Ok(());
+    };
     // SAFETY: `class` is below `CLASSES`.
     let limiters = unsafe { &*policy.limiters.as_ptr().add(sender.class) };
     let over_gate = pass_gate(settings, sender, limiters);
@@ -268,7 +311,9 @@ fn check_policy(settings: &Settings, sender: &Asked, policy: u16) -> Result<(), 
 #[inline(always)]
 fn pass_gate(settings: &Settings, sender: &Asked, limiters: &[Limiter; LIMITERS]) -> u32 {
     let index = u32::from(sender.vip) * CLASSES as u32 + sender.class as u32;
-    let Some(gates) = GATES.get_ptr_mut(index) else { return 0 };
+    let Some(gates) = GATES.get_ptr_mut(index) else {
+        return 0;
+    };
     let now = gcra::time(sender.jiffies);
     let mut over = 0;
     macro_rules! gate {
@@ -355,14 +400,28 @@ fn check_sketch(
 
 /// The cells of the sender's host or network, for one limiter of one VIP.
 #[inline(always)]
-fn find_cells(settings: &Settings, sender: &Asked, policy: &Policy, at: u32, now: u64) -> Option<Cells> {
+fn find_cells(
+    settings: &Settings,
+    sender: &Asked,
+    policy: &Policy,
+    at: u32,
+    now: u64,
+) -> Option<Cells> {
     let network = at >= 2;
     let source = sender.source;
     let (high, low) = if sender.v6 {
-        let mask = if network { policy.network_mask_v6 } else { policy.host_mask_v6 };
+        let mask = if network {
+            policy.network_mask_v6
+        } else {
+            policy.host_mask_v6
+        };
         (source[0] & mask[0], source[1] & mask[1])
     } else {
-        let mask = if network { policy.network_mask_v4 } else { policy.host_mask_v4 };
+        let mask = if network {
+            policy.network_mask_v4
+        } else {
+            policy.host_mask_v4
+        };
         (0, (source[1] >> 32) & u64::from(mask))
     };
     let what = u64::from(sender.vip) | u64::from(at) << 16 | (sender.class as u64) << 24;
@@ -372,10 +431,20 @@ fn find_cells(settings: &Settings, sender: &Asked, policy: &Policy, at: u32, now
     let second = second ^ second >> 32;
     let mask = SKETCH_MASK.load();
     let cell = |row: u32, hash: u64| SKETCH.get_ptr_mut(row * (mask + 1) + (hash as u32 & mask));
-    let cells = [cell(0, first)?, cell(1, first >> 32)?, cell(2, second)?, cell(3, second >> 27)?];
+    let cells = [
+        cell(0, first)?,
+        cell(1, first >> 32)?,
+        cell(2, second)?,
+        cell(3, second >> 27)?,
+    ];
     // SAFETY: words of the sketch.
     let tats = unsafe {
-        [cells[0].read_volatile(), cells[1].read_volatile(), cells[2].read_volatile(), cells[3].read_volatile()]
+        [
+            cells[0].read_volatile(),
+            cells[1].read_volatile(),
+            cells[2].read_volatile(),
+            cells[3].read_volatile(),
+        ]
     };
     // Times in the past are all the same; what is far ahead is of another clock.
     let ahead = |tat: u64| {
@@ -383,8 +452,14 @@ fn find_cells(settings: &Settings, sender: &Asked, policy: &Policy, at: u32, now
         if ahead > u64::MAX / 2 { 0 } else { ahead }
     };
     let low = |a: u64, b: u64| if a < b { a } else { b };
-    let least = low(low(ahead(tats[0]), ahead(tats[1])), low(ahead(tats[2]), ahead(tats[3])));
-    Some(Cells { cells, least: now.wrapping_add(least) })
+    let least = low(
+        low(ahead(tats[0]), ahead(tats[1])),
+        low(ahead(tats[2]), ahead(tats[3])),
+    );
+    Some(Cells {
+        cells,
+        least: now.wrapping_add(least),
+    })
 }
 
 /// Raises a cell that is below `to`; three tries.

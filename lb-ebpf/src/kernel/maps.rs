@@ -8,7 +8,8 @@ use aya_ebpf::{
 
 use crate::{
     abi::{
-        AddressEntry, Backend, Count, FlowStats, LIMITERS, Limit, Policy, Service, Settings, Trace, Vip, VipStats,
+        AddressEntry, Backend, Count, FlowStats, LIMITERS, Limit, Policy, Service, Settings, Trace,
+        Vip, VipStats,
     },
     exact,
     flow::WAYS,
@@ -78,7 +79,8 @@ pub static EXACT_V4_BLOCKS: Array<u32, 33554432, MMAPABLE> = Array::new();
 
 /// Which lengths of IPv6 prefixes have exact limits, by a hash of the first 32 bits.
 #[btf_map]
-pub static EXACT_V6_LENGTHS: Array<u32, { exact::V6_FILTER_ENTRIES as usize }, MMAPABLE> = Array::new();
+pub static EXACT_V6_LENGTHS: Array<u32, { exact::V6_FILTER_ENTRIES as usize }, MMAPABLE> =
+    Array::new();
 
 /// Exact limits of IPv6 prefixes: buckets of tag 32 | limit 32. When a bucket is full, its limit is refused.
 #[btf_map]

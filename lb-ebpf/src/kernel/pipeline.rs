@@ -14,10 +14,13 @@ use super::{
     vips,
 };
 use crate::{
-    abi::{AddressEntry, Class, DropReason, NO_BACKEND, NO_VIP, Settings, Step, VIP_HASH_SOURCE, Vip},
+    abi::{
+        AddressEntry, Class, DropReason, NO_BACKEND, NO_VIP, Settings, Step, VIP_HASH_SOURCE, Vip,
+    },
     hash::{self, Tuple},
     packet::{
-        self, Fragment, ICMP, ICMPV6, Ip, L4, TCP, TCP_ACK, TCP_SYN, Transport, UDP, is_echo_request, is_icmp_error,
+        self, Fragment, ICMP, ICMPV6, Ip, L4, TCP, TCP_ACK, TCP_SYN, Transport, UDP,
+        is_echo_request, is_icmp_error,
     },
 };
 
@@ -39,8 +42,12 @@ struct Packet<'a> {
 #[must_use]
 pub fn run(context: *mut xdp_md) -> u32 {
     let frame = frame(context);
-    let Some(settings) = settings() else { return xdp_action::XDP_PASS };
-    let ip = match packet::ethernet(&frame).and_then(|(ethertype, offset)| packet::ip(&frame, ethertype, offset)) {
+    let Some(settings) = settings() else {
+        return xdp_action::XDP_PASS;
+    };
+    let ip = match packet::ethernet(&frame)
+        .and_then(|(ethertype, offset)| packet::ip(&frame, ethertype, offset))
+    {
         Some(ip) => ip,
         None => return not_ours(Step::NotIp, frame.len() as u32),
     };
@@ -93,15 +100,35 @@ fn balance(
     let (tuple, found) = match transport {
         Transport::Tcp { ports, .. } | Transport::Udp { ports } => {
             let tuple = tuple(ip, ports, l4.protocol);
-            (tuple, vips::find_service(settings, address, l4.protocol, u16::from_be((ports >> 16) as u16)))
+            (
+                tuple,
+                vips::find_service(
+                    settings,
+                    address,
+                    l4.protocol,
+                    u16::from_be((ports >> 16) as u16),
+                ),
+            )
         }
         Transport::Ports0 => {
-            let vip = if l4.protocol == TCP { address.tcp_fragment_vip } else { address.udp_fragment_vip };
+            let vip = if l4.protocol == TCP {
+                address.tcp_fragment_vip
+            } else {
+                address.udp_fragment_vip
+            };
             (tuple(ip, 0, l4.protocol), (vip != NO_VIP).then_some(vip))
         }
         Transport::Icmp { kind, .. } => {
             let quoted = steer_icmp(context, ip, &l4, kind, address, settings, vip_index)?;
-            (quoted, vips::find_service(settings, address, quoted.protocol, u16::from_be((quoted.ports >> 16) as u16)))
+            (
+                quoted,
+                vips::find_service(
+                    settings,
+                    address,
+                    quoted.protocol,
+                    u16::from_be((quoted.ports >> 16) as u16),
+                ),
+            )
         }
         Transport::Other => return Err(Verdict::Drop(DropReason::FragmentProtocol)),
     };
@@ -118,9 +145,21 @@ fn balance(
     *vip_index = index;
     count::note(Step::Vip);
     count::note_vip(index);
-    let Some(vip) = VIPS.get(u32::from(index)) else { return Err(Verdict::Pass) };
+    let Some(vip) = VIPS.get(u32::from(index)) else {
+        return Err(Verdict::Pass);
+    };
     let jiffies = jiffies();
-    let packet = Packet { context, settings, ip, tuple, transport, fragment: l4.fragment, vip_index: index, vip, jiffies };
+    let packet = Packet {
+        context,
+        settings,
+        ip,
+        tuple,
+        transport,
+        fragment: l4.fragment,
+        vip_index: index,
+        vip,
+        jiffies,
+    };
     let flow = hash::flow(&settings.flow_key, &packet.tuple);
     let backend = pick(&packet, flow)?;
     send(&packet, flow, backend)
@@ -140,7 +179,13 @@ fn is_ours(ip: &Ip, l4: &L4) -> bool {
 
 #[inline(always)]
 fn tuple(ip: &Ip, ports: u32, protocol: u8) -> Tuple {
-    Tuple { source: ip.source, destination: ip.destination, ports, protocol, v6: ip.v6 }
+    Tuple {
+        source: ip.source,
+        destination: ip.destination,
+        ports,
+        protocol,
+        v6: ip.v6,
+    }
 }
 
 /// ICMP: errors go on with the flow that they quote; echo is answered; the rest is the host's.
@@ -165,7 +210,9 @@ fn steer_icmp(
     }
     if echo {
         count::note(Step::Echo);
-        let Some(vip) = VIPS.get(u32::from(address.icmp_vip)) else { return Err(Verdict::Pass) };
+        let Some(vip) = VIPS.get(u32::from(address.icmp_vip)) else {
+            return Err(Verdict::Pass);
+        };
         let sender = Sender {
             source: ip.source,
             v6: ip.v6,
@@ -184,7 +231,11 @@ fn steer_icmp(
 #[inline(always)]
 fn steer_quoted(context: *mut xdp_md, ip: &Ip, offset: usize) -> Option<Tuple> {
     let frame = frame(context);
-    let inner = if ip.v6 { packet::ipv6(&frame, offset)? } else { packet::ipv4(&frame, offset)? };
+    let inner = if ip.v6 {
+        packet::ipv6(&frame, offset)?
+    } else {
+        packet::ipv4(&frame, offset)?
+    };
     let l4 = skip_options(context, &inner).ok()?;
     packet::quoted(&frame, ip, &inner, &l4)
 }
@@ -193,7 +244,11 @@ fn steer_quoted(context: *mut xdp_md, ip: &Ip, offset: usize) -> Option<Tuple> {
 #[inline(always)]
 fn skip_options(context: *mut xdp_md, ip: &Ip) -> Result<L4, DropReason> {
     if ip.v6 && packet::is_extension(ip.protocol) {
-        packet::unpack(sluice_extensions(context, ip.offset as u32 + 40, ip.protocol))
+        packet::unpack(sluice_extensions(
+            context,
+            ip.offset as u32 + 40,
+            ip.protocol,
+        ))
     } else {
         packet::skip_options(ip)
     }
@@ -211,7 +266,12 @@ pub extern "C" fn sluice_extensions(context: *mut xdp_md, offset: u32, protocol:
 fn pick(packet: &Packet<'_>, flow: u64) -> Result<u16, Verdict> {
     let known = match packet.transport {
         Transport::Ports0 => Known::NOTHING,
-        _ => flows::find(flow, packet.tuple.protocol == TCP, packet.vip, packet.jiffies),
+        _ => flows::find(
+            flow,
+            packet.tuple.protocol == TCP,
+            packet.vip,
+            packet.jiffies,
+        ),
     };
     let class = match packet.transport {
         Transport::Tcp { .. } if known.proven => Class::Established,
@@ -232,21 +292,33 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<u16, Verdict> {
     if let Fragment::First(id) | Fragment::Later(id) = packet.fragment {
         return pick_for_fragment(packet, flow, id, known.backend);
     }
-    if known.backend == NO_BACKEND { choose(packet, flow) } else { Ok(known.backend) }
+    if known.backend == NO_BACKEND {
+        choose(packet, flow)
+    } else {
+        Ok(known.backend)
+    }
 }
 
 /// All fragments of a datagram go where the first that was seen went.
 #[inline(always)]
 fn pick_for_fragment(packet: &Packet<'_>, flow: u64, id: u32, known: u16) -> Result<u16, Verdict> {
     let datagram = fragments::hash(&packet.settings.local_key, &packet.tuple, id);
-    count::note(if matches!(packet.fragment, Fragment::First(_)) { Step::FirstFragment } else { Step::LaterFragment });
+    count::note(if matches!(packet.fragment, Fragment::First(_)) {
+        Step::FirstFragment
+    } else {
+        Step::LaterFragment
+    });
     if let Some(backend) = fragments::find(datagram, packet.jiffies)
         && flows::backend_that_forwards(backend).is_some()
     {
         count::note(Step::FragmentKnown);
         return Ok(backend);
     }
-    let backend = if known == NO_BACKEND { choose(packet, flow)? } else { known };
+    let backend = if known == NO_BACKEND {
+        choose(packet, flow)?
+    } else {
+        known
+    };
     fragments::remember(datagram, backend, packet.jiffies);
     Ok(backend)
 }
@@ -278,7 +350,9 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<u16, Verdict> {
         remember = !syn;
         // While handshakes from before a switch are under way, a SYN whose slot moved leaves a mark, and what has
         // none follows the old table.
-        if packet.vip.previous_table != 0 && packet.jiffies.wrapping_sub(packet.vip.switched) >> HANDSHAKE_SHIFT == 0 {
+        if packet.vip.previous_table != 0
+            && packet.jiffies.wrapping_sub(packet.vip.switched) >> HANDSHAKE_SHIFT == 0
+        {
             let previous = slot(packet.vip.previous_table, hash);
             if previous != backend && flows::backend_that_forwards(previous).is_some() {
                 remember = true;
@@ -307,14 +381,32 @@ fn slot(table: u64, hash: u64) -> u16 {
     if slots == 0 {
         return NO_BACKEND;
     }
-    SLOTS.get(table as u32 + hash::scale(hash, slots)).copied().unwrap_or(NO_BACKEND)
+    SLOTS
+        .get(table as u32 + hash::scale(hash, slots))
+        .copied()
+        .unwrap_or(NO_BACKEND)
 }
 
 #[inline(always)]
 fn send(packet: &Packet<'_>, hash: u64, index: u16) -> Result<(u16, Exit, u32), Verdict> {
     count::note_backend(index);
-    let Some(backend) = flows::backend_that_forwards(index) else { return Err(Verdict::Drop(DropReason::NoBackend)) };
-    let Packet { context, settings, ip, vip, .. } = *packet;
-    let (exit, action) = forward(&Outgoing { context, ip, settings, vip, backend, hash })?;
+    let Some(backend) = flows::backend_that_forwards(index) else {
+        return Err(Verdict::Drop(DropReason::NoBackend));
+    };
+    let Packet {
+        context,
+        settings,
+        ip,
+        vip,
+        ..
+    } = *packet;
+    let (exit, action) = forward(&Outgoing {
+        context,
+        ip,
+        settings,
+        vip,
+        backend,
+        hash,
+    })?;
     Ok((index, exit, action))
 }

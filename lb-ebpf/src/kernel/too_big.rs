@@ -8,10 +8,10 @@ use aya_ebpf::{
 use super::{Verdict, forward::frame};
 use crate::{
     abi::DropReason,
-    checksum,
-    hide,
+    checksum, hide,
     packet::{
-        ETHERNET_BYTES, Fragment, Frame, ICMP, ICMPV6, Ip, Ipv4Header, Ipv6Header, VLAN_BYTES, is_icmp_error, load,
+        ETHERNET_BYTES, Fragment, Frame, ICMP, ICMPV6, Ip, Ipv4Header, Ipv6Header, VLAN_BYTES,
+        is_icmp_error, load,
     },
 };
 
@@ -34,7 +34,11 @@ struct IcmpError {
 #[inline(always)]
 pub fn answer(context: *mut xdp_md, ip: &Ip, mtu: u32) -> Verdict {
     // An ICMP error is never sent about an ICMP error, nor about a later fragment (RFC 1122, 3.2.2; RFC 4443, 2.4).
-    let is_error_itself = if ip.v6 { ip.protocol == ICMPV6 } else { ip.protocol == ICMP } && {
+    let is_error_itself = if ip.v6 {
+        ip.protocol == ICMPV6
+    } else {
+        ip.protocol == ICMP
+    } && {
         let first = frame(context).read::<[u8; 2]>(ip.offset + ip.header_length as usize);
         first.is_none_or(|[kind, _]| is_icmp_error(ip.v6, kind))
     };
@@ -42,8 +46,16 @@ pub fn answer(context: *mut xdp_md, ip: &Ip, mtu: u32) -> Verdict {
     if is_error_itself || later || !ip.dont_fragment || mtu < LEAST_MTU || mtu > 0xffff {
         return Verdict::Drop(DropReason::TooBig);
     }
-    let made = if ip.v6 { make_v6(context, ip.offset, mtu) } else { make_v4(context, ip.offset, mtu) };
-    if made { Verdict::Reply } else { Verdict::Drop(DropReason::TooBig) }
+    let made = if ip.v6 {
+        make_v6(context, ip.offset, mtu)
+    } else {
+        make_v4(context, ip.offset, mtu)
+    };
+    if made {
+        Verdict::Reply
+    } else {
+        Verdict::Drop(DropReason::TooBig)
+    }
 }
 
 #[inline(never)]
@@ -52,7 +64,8 @@ fn make_v4(context: *mut xdp_md, offset: usize, mtu: u32) -> bool {
     write::<Ipv4Header, QUOTE_V4>(context, offset, |frame, offset, sum| {
         let quoted = offset + size_of::<Ipv4Header>() + size_of::<IcmpError>();
         let original = frame.read::<Ipv4Header>(quoted)?;
-        let length_be = ((size_of::<Ipv4Header>() + size_of::<IcmpError>() + QUOTE_V4) as u16).to_be();
+        let length_be =
+            ((size_of::<Ipv4Header>() + size_of::<IcmpError>() + QUOTE_V4) as u16).to_be();
         let at = frame.pointer_at::<Ipv4Header>(offset)?;
         let sum_of_header = u64::from(0x45u16)
             + u64::from(length_be)
@@ -79,7 +92,13 @@ fn make_v4(context: *mut xdp_md, offset: usize, mtu: u32) -> bool {
         let kind_and_code = u16::from_le_bytes([3, 4]);
         let checksum = checksum::finish(sum + u64::from(kind_and_code) + u64::from(mtu_be));
         // SAFETY: as above.
-        unsafe { icmp.write(IcmpError { kind_and_code, checksum, mtu_be }) };
+        unsafe {
+            icmp.write(IcmpError {
+                kind_and_code,
+                checksum,
+                mtu_be,
+            })
+        };
         Some(())
     })
 }
@@ -108,10 +127,26 @@ fn make_v6(context: *mut xdp_md, offset: usize, mtu: u32) -> bool {
         let [s0, s1, s2, s3] = original.source.map(u64::from);
         let [d0, d1, d2, d3] = original.destination.map(u64::from);
         // The pseudo header (RFC 8200, 8.1).
-        let pseudo = s0 + s1 + s2 + s3 + d0 + d1 + d2 + d3 + u64::from(length_be) + u64::from(u16::from(ICMPV6).to_be());
-        let checksum = checksum::finish(sum + pseudo + u64::from(kind_and_code) + u64::from(mtu_be));
+        let pseudo = s0
+            + s1
+            + s2
+            + s3
+            + d0
+            + d1
+            + d2
+            + d3
+            + u64::from(length_be)
+            + u64::from(u16::from(ICMPV6).to_be());
+        let checksum =
+            checksum::finish(sum + pseudo + u64::from(kind_and_code) + u64::from(mtu_be));
         // SAFETY: as above.
-        unsafe { icmp.write(IcmpError { kind_and_code, checksum, mtu_be }) };
+        unsafe {
+            icmp.write(IcmpError {
+                kind_and_code,
+                checksum,
+                mtu_be,
+            })
+        };
         Some(())
     })
 }
@@ -140,7 +175,9 @@ fn write<H, const QUOTE: usize>(
         18 => move_ethernet::<18>(&frame, room),
         _ => move_ethernet::<{ ETHERNET_BYTES + 2 * VLAN_BYTES }>(&frame, room),
     };
-    moved.is_some() && sum_words::<QUOTE>(&frame, offset + room).is_some_and(|sum| headers(&frame, offset, sum).is_some())
+    moved.is_some()
+        && sum_words::<QUOTE>(&frame, offset + room)
+            .is_some_and(|sum| headers(&frame, offset, sum).is_some())
 }
 
 /// Moves the Ethernet header with its tags to the front, with its addresses swapped.

@@ -1,6 +1,8 @@
 //! From a destination to its VIP.
 
-use super::maps::{ADDRESS_ENTRIES, ADDRESSES, DISPLACEMENT_ENTRIES, DISPLACEMENTS, SERVICE_ENTRIES, SERVICES};
+use super::maps::{
+    ADDRESS_ENTRIES, ADDRESSES, DISPLACEMENT_ENTRIES, DISPLACEMENTS, SERVICE_ENTRIES, SERVICES,
+};
 use crate::{
     abi::{AddressEntry, GENERATIONS, Generation, INLINE_SERVICES, MAX_VIP_LENGTHS, Settings},
     hide,
@@ -10,10 +12,18 @@ use crate::{
 /// The address or prefix with VIPs that holds `destination`; the longest prefix wins.
 #[inline(always)]
 #[must_use]
-pub fn find_address(settings: &Settings, destination: [u64; 2], v6: bool) -> Option<&'static AddressEntry> {
+pub fn find_address(
+    settings: &Settings,
+    destination: [u64; 2],
+    v6: bool,
+) -> Option<&'static AddressEntry> {
     let active = settings.active & (GENERATIONS - 1);
     let generation = generation(settings, active);
-    let mut lengths = if v6 { generation.lengths_v6 } else { generation.lengths_v4 };
+    let mut lengths = if v6 {
+        generation.lengths_v6
+    } else {
+        generation.lengths_v4
+    };
     for _ in 0..MAX_VIP_LENGTHS {
         if lengths == 0 {
             return None;
@@ -22,11 +32,16 @@ pub fn find_address(settings: &Settings, destination: [u64; 2], v6: bool) -> Opt
         let prefix = masked(destination, length, v6);
         let hash = address_hash(generation, prefix, length);
         let displacement = DISPLACEMENTS.get(
-            active * DISPLACEMENT_ENTRIES.load() + displacement_index(hash, generation.address_displacement_mask),
+            active * DISPLACEMENT_ENTRIES.load()
+                + displacement_index(hash, generation.address_displacement_mask),
         )?;
         let slot = slot_index(hash, *displacement, generation.address_mask);
         let entry = ADDRESSES.get(active * ADDRESS_ENTRIES.load() + slot)?;
-        if entry.prefix[0] == prefix[0] && entry.prefix[1] == prefix[1] && entry.id != 0 && entry.length == length {
+        if entry.prefix[0] == prefix[0]
+            && entry.prefix[1] == prefix[1]
+            && entry.id != 0
+            && entry.length == length
+        {
             return Some(entry);
         }
         lengths >>= 8;
@@ -44,7 +59,12 @@ fn generation(settings: &Settings, active: u32) -> &Generation {
 /// The VIP of this address that takes packets of a protocol and port (host byte order); exact ones before wildcards.
 #[inline(always)]
 #[must_use]
-pub fn find_service(settings: &Settings, address: &AddressEntry, protocol: u8, port: u16) -> Option<u16> {
+pub fn find_service(
+    settings: &Settings,
+    address: &AddressEntry,
+    protocol: u8,
+    port: u16,
+) -> Option<u16> {
     macro_rules! try_inline {
         ($($at:literal)*) => {$(
             if takes(&address.services[$at], protocol, port) {

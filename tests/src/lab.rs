@@ -1,0 +1,311 @@
+//! A whole lab: asked for in one expression, gone when dropped.
+
+use std::{
+    fs::{self, File},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Once,
+};
+
+use aya::Ebpf;
+use ipnet::IpNet;
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::Value;
+
+use crate::{
+    BACK, Backend, Capture, Client, Config, Daemon, FRONT, Netns, Node, Output, RawSocket, Segment,
+    addresses::{ClientLink, backend_host},
+    eventually,
+    topology::Plan,
+    traces::{Traces, remove_stale_labs},
+};
+
+/// Fields are dropped from top to bottom: processes, then the namespaces that they are in.
+#[derive(Debug)]
+pub struct Lab {
+    config: Config,
+    nodes: Vec<Node>,
+    backends: Vec<Backend>,
+    clients: Vec<Client>,
+    router: Netns,
+    _pass: Ebpf,
+    traces: Traces,
+    _alone: Option<Flock<File>>,
+}
+
+/// What a lab shall be. Without a word: one load balancer, backends `b1` to `b3`, one client.
+#[must_use]
+pub struct LabBuilder {
+    plan: Plan,
+    config: Box<dyn FnOnce(Config) -> Config>,
+    alone: bool,
+}
+
+impl Lab {
+    #[expect(
+        clippy::new_ret_no_self,
+        reason = "a lab is asked for first, and built by `start`"
+    )]
+    pub fn new() -> LabBuilder {
+        LabBuilder {
+            plan: Plan {
+                nodes: 1,
+                backend_segment: FRONT,
+                backends: ["b1", "b2", "b3"].map(String::from).to_vec(),
+                clients: Vec::new(),
+            },
+            config: Box::new(|config| config),
+            alone: false,
+        }
+    }
+
+    /// The config that the lab began with, to write a changed one.
+    pub fn config(&self) -> Config {
+        self.config.clone()
+    }
+
+    /// Writes a config for every load balancer; `reload` makes the daemons read it.
+    pub fn write_config(&self, config: &Config) {
+        self.nodes
+            .iter()
+            .for_each(|node| node.write_config(&node.config_text(config)));
+    }
+
+    /// Writes a config, and makes the first daemon read it.
+    pub fn reload(&self, config: &Config) -> Output {
+        self.write_config(config);
+        self.daemon().reload()
+    }
+
+    /// The first, and mostly only, load balancer.
+    pub fn node(&self) -> &Node {
+        &self.nodes[0]
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    pub fn daemon(&self) -> Daemon<'_> {
+        self.node().daemon()
+    }
+
+    /// Runs the command line on the first load balancer.
+    pub fn sluice(&self, line: &str) -> Output {
+        self.node().sluice(line)
+    }
+
+    pub fn client(&self, index: usize) -> &Client {
+        &self.clients[index]
+    }
+
+    pub fn backend(&self, name: &str) -> &Backend {
+        self.backends
+            .iter()
+            .find(|backend| backend.name() == name)
+            .unwrap_or_else(|| panic!("no backend {name}"))
+    }
+
+    pub fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+
+    /// The name of the backend with this address.
+    pub fn backend_at(&self, address: IpAddr) -> &str {
+        let found = self
+            .backends
+            .iter()
+            .find(|backend| backend.v4() == address || backend.v6() == address);
+        found
+            .unwrap_or_else(|| panic!("no backend at {address}"))
+            .name()
+    }
+
+    pub fn router(&self) -> &Netns {
+        &self.router
+    }
+
+    /// The cable between the router and the first load balancer, at the router's end.
+    pub fn uplink(&self) -> RawSocket {
+        RawSocket::open(&self.router, &self.node().port_name())
+    }
+
+    /// The same, to send only: the highest rate is reached from here.
+    pub fn uplink_sender(&self) -> RawSocket {
+        RawSocket::sender(&self.router, &self.node().port_name())
+    }
+
+    /// Config, logs, captures.
+    pub fn dir(&self) -> PathBuf {
+        self.traces.dir()
+    }
+
+    /// Writes what passes an interface to `<name>.pcap` in `into`, until the capture is dropped.
+    pub fn capture(&self, netns: &Netns, interface: &str, into: &Path) -> Capture {
+        Capture::start(
+            netns,
+            interface,
+            &into.join(format!("{}-{interface}.pcap", netns.name())),
+        )
+    }
+
+    fn start_daemons(self) -> Self {
+        self.nodes.iter().for_each(|node| node.daemon().start());
+        self.wait_until_ready();
+        self
+    }
+
+    /// Waits until every backend of the config can be forwarded to.
+    pub fn wait_until_ready(&self) {
+        self.wait_until_ready_except("");
+    }
+
+    /// The same, whatever becomes of one backend.
+    pub fn wait_until_ready_except(&self, name: &str) {
+        let backends = || self.config.pools.iter().flat_map(|pool| &pool.backends);
+        let wanted: Vec<&str> = backends()
+            .filter(|backend| backend.name != name)
+            .map(|backend| backend.address.as_str())
+            .collect();
+        let ready = |row: &Value| row["state"] == "up" && row["resolved"] == true;
+        for node in &self.nodes {
+            eventually("all backends are up and resolved", || {
+                let rows = node.items("backends");
+                wanted.iter().all(|address| {
+                    rows.iter()
+                        .any(|row| row["address"] == *address && ready(row))
+                })
+            });
+        }
+    }
+}
+
+impl LabBuilder {
+    pub fn load_balancers(mut self, count: usize) -> Self {
+        self.plan.nodes = count;
+        self
+    }
+
+    pub fn backends<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        self.plan.backends = names.into_iter().map(String::from).collect();
+        self
+    }
+
+    /// So many clients with a /24 and a /64 each.
+    pub fn clients(mut self, count: usize) -> Self {
+        for _ in 0..count {
+            let prefixes = ClientLink::new(self.plan.clients.len()).default_prefixes();
+            self.plan.clients.push(prefixes);
+        }
+        self
+    }
+
+    /// One more client, which may use every address of these prefixes.
+    pub fn client(mut self, prefixes: &[&str]) -> Self {
+        let parse = |prefix: &&str| {
+            prefix
+                .parse::<IpNet>()
+                .unwrap_or_else(|error| panic!("{prefix}: {error}"))
+        };
+        self.plan.clients.push(prefixes.iter().map(parse).collect());
+        self
+    }
+
+    /// The load balancers get two interfaces: one to the router, one to the backends.
+    pub fn two_interfaces(mut self) -> Self {
+        self.plan.backend_segment = BACK;
+        self
+    }
+
+    /// Waits until no other lab that wants to be alone is left, in any process: for floods, and for what must keep its pace.
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    /// Changes the standard config: all backends in the pools `v4` and `v6`, four VIPs by `l2`.
+    pub fn config(mut self, change: impl FnOnce(Config) -> Config + 'static) -> Self {
+        self.config = Box::new(change);
+        self
+    }
+
+    /// As `start`, but every backend takes tunnels off.
+    pub fn start_with_decap(self) -> Lab {
+        let lab = self.build();
+        lab.backends.iter().for_each(Backend::decap);
+        lab.start_daemons()
+    }
+
+    /// Builds the lab and starts the daemons; returns when all backends are ready.
+    pub fn start(self) -> Lab {
+        self.build().start_daemons()
+    }
+
+    /// Builds the lab with its config, but starts no daemon.
+    pub fn build(mut self) -> Lab {
+        static STALE: Once = Once::new();
+        STALE.call_once(remove_stale_labs);
+        if self.plan.clients.is_empty() {
+            self = self.clients(1);
+        }
+        let Self {
+            plan,
+            config,
+            alone,
+        } = self;
+        let alone = alone.then(wait_for_others);
+        let traces = Traces::new();
+        let topology = plan.build(&traces);
+        let dir = traces.dir();
+        fs::write(dir.join("secret"), [7; 32]).expect("the lab's directory is writable");
+
+        let segments: Vec<Segment> = plan.segments().collect();
+        let node = |(index, netns)| Node::new(index, netns, &dir, traces.pin_dir(index), &segments);
+        let backend = |((index, netns), name): ((usize, Netns), &String)| {
+            Backend::new(name, netns, plan.backend_segment, backend_host(index), &dir)
+        };
+        let backends: Vec<Backend> = topology
+            .backends
+            .into_iter()
+            .enumerate()
+            .zip(&plan.backends)
+            .map(backend)
+            .collect();
+        let addresses: Vec<_> = backends
+            .iter()
+            .map(|backend| {
+                (
+                    backend.name().to_owned(),
+                    backend.v4().to_string(),
+                    backend.v6().to_string(),
+                )
+            })
+            .collect();
+        let lab = Lab {
+            config: config(Config::standard(&addresses)),
+            nodes: topology.nodes.into_iter().enumerate().map(node).collect(),
+            backends,
+            clients: topology
+                .clients
+                .into_iter()
+                .zip(plan.clients)
+                .enumerate()
+                .map(|(index, (netns, prefixes))| Client::new(netns, index, prefixes))
+                .collect(),
+            router: topology.router,
+            _pass: topology._pass,
+            traces,
+            _alone: alone,
+        };
+        lab.write_config(&lab.config);
+        lab
+    }
+}
+
+/// The lock is on bpffs itself, so that there is no file to leave behind.
+fn wait_for_others() -> Flock<File> {
+    let bpffs = File::open("/sys/fs/bpf").expect("bpffs is mounted at /sys/fs/bpf");
+    Flock::lock(bpffs, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .expect("a directory can be locked")
+}

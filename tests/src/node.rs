@@ -1,0 +1,304 @@
+//! A load balancer of the lab: its config, its daemon, and its command line.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::{self, Command},
+    sync::{Mutex, MutexGuard},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::{
+    Config, FRONT, Frames, Mac, Netns, Segment, addresses::ROUTER, addresses::node_host, binary,
+    eventually, process::Process, server::Server, topology::vips_on_lo,
+};
+
+#[derive(Debug)]
+pub struct Node {
+    index: usize,
+    netns: Netns,
+    /// Holds the config, the socket, the log and the state.
+    dir: PathBuf,
+    pin_dir: PathBuf,
+    interfaces: Vec<String>,
+    secret_file: PathBuf,
+    process: Mutex<Option<Process>>,
+    local: Mutex<Option<Server>>,
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Output {
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// The running daemon of a node, or the lack of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Daemon<'a> {
+    node: &'a Node,
+}
+
+impl Node {
+    pub(crate) fn new(
+        index: usize,
+        netns: Netns,
+        lab_dir: &Path,
+        pin_dir: PathBuf,
+        segments: &[Segment],
+    ) -> Self {
+        let dir = lab_dir.join(format!("l{index}"));
+        fs::create_dir_all(dir.join("state")).expect("the lab's directory is writable");
+        Self {
+            index,
+            netns,
+            dir,
+            pin_dir,
+            interfaces: segments
+                .iter()
+                .map(|segment| segment.node_interface())
+                .collect(),
+            secret_file: lab_dir.join("secret"),
+            process: Mutex::default(),
+            local: Mutex::default(),
+        }
+    }
+
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    pub fn daemon(&self) -> Daemon<'_> {
+        Daemon { node: self }
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.join("sluice.toml")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("sluice.sock")
+    }
+
+    pub fn pin_dir(&self) -> &Path {
+        &self.pin_dir
+    }
+
+    /// What the daemon has said so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    pub fn v4(&self) -> IpAddr {
+        FRONT.v4(node_host(self.index)).into()
+    }
+
+    pub fn v6(&self) -> IpAddr {
+        FRONT.v6(node_host(self.index)).into()
+    }
+
+    pub fn mac(&self) -> Mac {
+        FRONT.mac(node_host(self.index))
+    }
+
+    /// The whole file that goes with `config` here.
+    pub fn config_text(&self, config: &Config) -> String {
+        format!(
+            "[pop]\nname = \"lab\"\nid = 1\nsecret_file = {:?}\n\n\
+             [dataplane]\ninterfaces = {:?}\nflows = 65536\nexact_limits = 16384\nsketch_cells = 65536\n\
+             pin_dir = {:?}\nstate_dir = {:?}\n{}\n[api]\nsocket = {:?}\n{}",
+            self.secret_file,
+            self.interfaces,
+            self.pin_dir,
+            self.dir.join("state"),
+            config.dataplane,
+            self.socket(),
+            config.toml()
+        )
+    }
+
+    /// Replaces the file; the daemon does not know yet.
+    pub fn write_config(&self, text: &str) {
+        fs::write(self.config_file(), text).expect("the lab's directory is writable");
+    }
+
+    /// Runs the real command line on this load balancer: `sluice("drops --json")`. Blanks part its words.
+    pub fn sluice(&self, line: &str) -> Output {
+        let mut command = Command::new(binary::sluice());
+        command
+            .args(line.split_whitespace())
+            .arg("-c")
+            .arg(self.config_file());
+        let output = self.netns.run(|| command.output());
+        output
+            .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
+            .into()
+    }
+
+    /// The rows of a `--json` table.
+    pub fn items(&self, noun: &str) -> Vec<Value> {
+        let answer = self.sluice(&format!("{noun} --json")).succeeds().json();
+        answer["items"]
+            .as_array()
+            .unwrap_or_else(|| panic!("{noun} has no items: {answer}"))
+            .clone()
+    }
+
+    /// The row of `sluice backends` for this address.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn backend_row(&self, address: IpAddr) -> Value {
+        let row = self
+            .items("backends")
+            .into_iter()
+            .find(|row| row["address"] == address.to_string());
+        row.unwrap_or_else(|| panic!("{address} is not among the backends"))
+    }
+
+    /// Packets that were dropped (`mode` "enforce"), or would have been ("monitor").
+    pub fn dropped(&self, mode: &str) -> u64 {
+        let rows = self.items("drops");
+        rows.iter()
+            .filter(|row| row["mode"] == mode)
+            .filter_map(|row| row["packets"].as_u64())
+            .sum()
+    }
+
+    /// Packets that were dropped for one reason.
+    pub fn dropped_for(&self, reason: &str) -> u64 {
+        let rows = self.items("drops");
+        rows.iter()
+            .filter(|row| row["reason"] == reason)
+            .filter_map(|row| row["packets"].as_u64())
+            .sum()
+    }
+
+    /// Makes this host answer for the VIPs itself, for `forward = "local"`.
+    pub fn serve_locally(&self) {
+        self.netns.ip(&vips_on_lo());
+        *self.local.lock().expect("nothing panics with the lock") =
+            Some(Server::start(&self.netns, &format!("l{}", self.index)));
+    }
+
+    /// Sends straight to this load balancer, as its router would.
+    pub fn frames(&self) -> Frames {
+        Frames {
+            from: FRONT.mac(ROUTER),
+            to: self.mac(),
+        }
+    }
+
+    /// What the router calls its port to this load balancer.
+    pub(crate) fn port_name(&self) -> String {
+        FRONT.node_port(self.index)
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.join("sluice.log")
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().expect("nothing panics with the lock")
+    }
+}
+
+impl Daemon<'_> {
+    /// Starts it, and waits until it answers.
+    ///
+    /// # Panics
+    /// If it does not answer, with what it said instead.
+    pub fn start(self) {
+        let mut command = Command::new(binary::sluice());
+        command.arg("run").arg("-c").arg(self.node.config_file());
+        let mut process = Process::start(&self.node.netns, command, &self.node.log_file());
+        eventually("the daemon answers", || {
+            assert!(
+                process.is_running(),
+                "the daemon ended at once:\n{}",
+                self.node.log()
+            );
+            self.node.sluice("status --json").status == 0
+        });
+        *self.node.process() = Some(process);
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill9(self) {
+        self.take().kill();
+    }
+
+    /// Asks it to end (SIGTERM), and waits until it has.
+    pub fn stop(self) {
+        self.take().terminate(Signal::SIGTERM);
+    }
+
+    /// SIGHUP: read the config again.
+    pub fn hup(self) {
+        self.node
+            .process()
+            .as_ref()
+            .expect("the daemon runs")
+            .signal(Signal::SIGHUP);
+    }
+
+    /// `sluice reload`: as SIGHUP, but answers when it is done.
+    pub fn reload(self) -> Output {
+        self.node.sluice("reload")
+    }
+
+    pub fn pid(self) -> u32 {
+        self.node.process().as_ref().expect("the daemon runs").id()
+    }
+
+    pub fn is_running(self) -> bool {
+        self.node
+            .process()
+            .as_mut()
+            .is_some_and(Process::is_running)
+    }
+
+    fn take(self) -> Process {
+        self.node.process().take().expect("the daemon runs")
+    }
+}
+
+impl Drop for Node {
+    /// What the daemon said is worth most when a scenario failed.
+    fn drop(&mut self) {
+        let log = self.log();
+        if std::thread::panicking() && !log.is_empty() {
+            eprintln!("--- the daemon on l{} said:\n{log}---", self.index);
+        }
+    }
+}
+
+impl Output {
+    /// # Panics
+    /// If the command failed.
+    pub fn succeeds(self) -> Self {
+        assert_eq!(self.status, 0, "{}{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// # Panics
+    /// If it did not print JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}{}", self.stdout, self.stderr))
+    }
+}
+
+impl From<process::Output> for Output {
+    fn from(output: process::Output) -> Self {
+        Self {
+            status: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
