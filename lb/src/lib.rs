@@ -1,5 +1,6 @@
 //! Sluice's daemon, as a library: config, control loop, data plane handles, API.
 pub mod config;
+pub mod dataplane;
 pub mod health;
 pub mod net;
 pub mod objects;

@@ -1,0 +1,64 @@
+//! What the data plane shall hold: made from config, health, next hops and drains; compared with what it holds.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{Forward, HashInput, Policy, Protocol},
+    net::NextHop,
+};
+
+/// Everything but exact limits, which come and go one by one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    pub backends: BTreeMap<BackendKey, BackendState>,
+    /// One lookup table for each pool and way of forwarding that some VIP uses.
+    pub tables: BTreeMap<TableKey, Table>,
+    /// By name.
+    pub vips: BTreeMap<String, Vip>,
+    /// By name.
+    pub policies: BTreeMap<String, Policy>,
+}
+
+/// One backend reached in one way: what has a number in the data plane.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BackendKey {
+    pub pool: String,
+    pub address: IpAddr,
+    pub forward: Forward,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackendState {
+    /// Takes packets of flows that it has: up or draining, not down.
+    pub forwards: bool,
+    /// `None`: unresolved; its packets are dropped with a reason, and it takes no new flows.
+    pub next_hop: Option<NextHop>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TableKey {
+    pub pool: String,
+    /// The VIP's way; backends may override it.
+    pub forward: Forward,
+}
+
+/// A lookup table's input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    pub slots: u32,
+    /// Backends that take new flows, with weights above zero. Empty: packets are dropped as `no_backend`.
+    pub weights: BTreeMap<BackendKey, u16>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vip {
+    pub prefix: ipnet::IpNet,
+    pub protocol: Protocol,
+    pub port: Option<u16>,
+    pub table: TableKey,
+    pub mtu_bytes: Option<u16>,
+    pub hash: HashInput,
+    pub policy: Option<String>,
+}

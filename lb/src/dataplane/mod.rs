@@ -1,0 +1,4 @@
+//! The data plane as the daemon sees it: loaded, attached, and made to hold what is desired.
+mod desired;
+
+pub use desired::{BackendKey, BackendState, Desired, Table, TableKey, Vip};
