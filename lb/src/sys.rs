@@ -1,9 +1,15 @@
-//! The one place with `unsafe` in the daemon: arrays of the kernel, mapped into our memory.
+//! The one place with `unsafe` in the daemon: arrays of the kernel mapped into our memory, and what crates lack.
 
 use std::{
+    ffi::CString,
+    fs, io,
     marker::PhantomData,
     num::NonZeroUsize,
-    os::fd::AsFd,
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -154,4 +160,44 @@ impl<T> Drop for Mapped<T> {
         // SAFETY: what `new` mapped; no reference outlives `self`.
         let _unmapped = unsafe { munmap(self.words.cast(), bytes) };
     }
+}
+
+/// The interface that a pinned link is attached to; `None` if that is gone.
+pub fn link_ifindex(pin: &Path) -> io::Result<Option<u32>> {
+    /// What `BPF_OBJ_GET` takes.
+    #[repr(C)]
+    struct ObjGet {
+        pathname: u64,
+        fd: u32,
+        flags: u32,
+    }
+    const BPF_OBJ_GET: libc::c_long = 7;
+
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let attributes = ObjGet {
+        pathname: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads the attributes and the path, which both live until it returns.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET,
+            &raw const attributes,
+            size_of::<ObjGet>(),
+        )
+    };
+    let fd = libc::c_int::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave it to us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let ifindex = info
+        .lines()
+        .find_map(|line| line.strip_prefix("ifindex:"))
+        .and_then(|number| number.trim().parse().ok());
+    Ok(ifindex.filter(|&ifindex| ifindex != 0))
 }
