@@ -4,3 +4,4 @@ pub mod dataplane;
 pub mod health;
 pub mod net;
 pub mod objects;
+pub mod sys;
