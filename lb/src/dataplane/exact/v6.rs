@@ -159,15 +159,16 @@ impl V6 {
             tables.set_v6_lengths(self.padded_lengths());
             return;
         }
-        let bits = tables.exact_bits();
-        tables.set_exact_bits(bits & !EXACT_V6);
-        clear_filter(tables);
         self.lengths
             .retain(|length| self.counts.contains_key(length));
         self.lengths.push(length);
         self.lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let filter = self.expected_filter();
+        let bits = tables.exact_bits();
+        tables.set_exact_bits(bits & !EXACT_V6);
+        clear_filter(tables);
         tables.set_v6_lengths(self.padded_lengths());
-        for (at, lengths) in self.expected_filter().into_iter().enumerate() {
+        for (at, lengths) in filter.into_iter().enumerate() {
             if lengths != 0 {
                 tables.v6_filter.set(at, lengths);
             }
