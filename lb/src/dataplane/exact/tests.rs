@@ -1,4 +1,8 @@
 //! The tables against a model that knows nothing of tables, read the way packets read them.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "hashes and random numbers are cut on purpose"
+)]
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},

@@ -213,7 +213,7 @@ impl V6 {
     /// Entries of the filter whose addresses the prefix covers; one can be named several times.
     fn filter_entries(&self, key: Key) -> Vec<usize> {
         // Below this, a prefix covers at least as many /32 as there are entries.
-        if key.length <= FILTER_PREFIX - V6_FILTER_ENTRIES.ilog2() as u8 {
+        if u32::from(key.length) + V6_FILTER_ENTRIES.ilog2() <= FILTER_PREFIX.into() {
             return (0..V6_FILTER_ENTRIES as usize).collect();
         }
         let covered = 1u128 << FILTER_PREFIX.saturating_sub(key.length);
@@ -232,6 +232,10 @@ impl V6 {
     }
 
     /// Where `entry` stands in the prefix's bucket.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the low bits choose the bucket"
+    )]
     fn find(&self, tables: &ExactTables, key: Key, entry: u64) -> Option<usize> {
         let bucket = self.hash(key) as usize & (tables.bucket_count() - 1);
         let mut ways = bucket * V6_WAYS..(bucket + 1) * V6_WAYS;
