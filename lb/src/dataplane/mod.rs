@@ -2,6 +2,7 @@
 mod desired;
 mod encode;
 mod error;
+mod exact;
 mod explain;
 mod index;
 mod load;
@@ -21,3 +22,4 @@ pub use pins::{Attached, Mode, unload};
 pub use plan::Step;
 pub use plane::{Opened, Plane};
 pub use stats::{Census, Drops, RunStats};
+pub use exact::{Adoption, Cells, ExactCounters, ExactError, ExactLimit, ExactLimits, ExactTables};
