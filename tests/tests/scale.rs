@@ -16,7 +16,10 @@ fn many(node: &Node, vips: usize, pools: usize, backends: usize) -> String {
     let standard = node.config_text(&empty());
     let mut text = standard;
     for pool in 0..pools {
-        let _ = write!(text, "\n[[pool]]\nname = \"pool{pool}\"\nhealth = {{ kind = \"none\" }}\n");
+        let _ = write!(
+            text,
+            "\n[[pool]]\nname = \"pool{pool}\"\nhealth = {{ kind = \"none\" }}\n"
+        );
         for backend in 0..backends {
             let number = pool * backends + backend;
             let _ = write!(
@@ -54,8 +57,16 @@ fn empty() -> sluice_tests::Config {
 fn resident_mib(pid: u32) -> (u64, u64) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon runs");
     let field = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name)).expect("a field of status");
-        let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().expect("a number");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(name))
+            .expect("a field of status");
+        let kib: u64 = line
+            .split_whitespace()
+            .nth(1)
+            .expect("a number")
+            .parse()
+            .expect("a number");
         kib / 1024
     };
     (field("RssAnon:"), field("VmRSS:"))
@@ -73,7 +84,9 @@ fn a_thousand_vips_and_four_thousand_backends_need_little_memory() {
     std::thread::sleep(Duration::from_secs(3));
     let pid = node.daemon().pid().expect("the daemon runs");
     let (anonymous, resident) = resident_mib(pid);
-    println!("daemon with 1,000 VIPs, 4,000 backends: {anonymous} MiB of its own, {resident} MiB with mapped tables");
+    println!(
+        "daemon with 1,000 VIPs, 4,000 backends: {anonymous} MiB of its own, {resident} MiB with mapped tables"
+    );
     assert!(anonymous < 60, "{anonymous} MiB");
 }
 

@@ -16,10 +16,10 @@ mod stats;
 
 pub use desired::{BackendKey, BackendState, Desired, Table, TableKey, Vip};
 pub use error::{ApplyError, LoadError, MapKind, ReadError, Shape};
+pub use exact::{Adoption, Cells, ExactCounters, ExactError, ExactLimit, ExactLimits, ExactTables};
 pub use explain::{Action, ExplainError, Explained, Explainer};
 pub use load::Need;
 pub use pins::{Attached, Mode, unload};
 pub use plan::Step;
 pub use plane::{Opened, Plane};
 pub use stats::{Census, Drops, RunStats};
-pub use exact::{Adoption, Cells, ExactCounters, ExactError, ExactLimit, ExactLimits, ExactTables};
