@@ -33,6 +33,8 @@ pub const SKETCH_ROWS: usize = 4;
 pub const JIFFY_BITS: u32 = 28;
 /// Ticks of an age (about a second each) for which handshakes that began before a switch of tables may be under way.
 pub const HANDSHAKE_TICKS: u32 = 5;
+/// Slots in a value of `SLOTS`.
+pub const SLOTS_PER_WORD: usize = 4;
 /// Limits that one packet can meet in nested prefixes before the walk ends.
 pub const MAX_CHAIN: usize = 16;
 

@@ -5,7 +5,7 @@
 //! count-min sketch with conservative update (Estan, Varghese, 2002) of arrival times instead of counts.
 
 use super::{
-    again, atomic_add, compare_exchange, count,
+    again, atomic_add, compare_exchange, count, element,
     maps::{
         EXACT_V4, EXACT_V4_BLOCKS, EXACT_V6, EXACT_V6_LENGTHS, EXACT_V6_MASK, GATES, LIMITS,
         POLICIES, SKETCH, SKETCH_MASK, VIPS, explaining, settings,
@@ -248,13 +248,13 @@ fn check_exact(settings: &Settings, sender: &Asked) -> Result<(), DropReason> {
 #[inline(always)]
 fn find_v4(source: [u64; 2]) -> Option<u32> {
     let address = u32::from_be((source[1] >> 32) as u32);
-    let entry = *EXACT_V4.get(exact::v4_index(address))?;
+    let index = exact::v4_index(address);
+    let entry = element(EXACT_V4.get(index / 2)?, index);
     if entry & exact::BLOCK == 0 {
         return Some(entry);
     }
-    EXACT_V4_BLOCKS
-        .get((entry & !exact::BLOCK) * exact::BLOCK_ENTRIES + (address & 0xff))
-        .copied()
+    let index = (entry & !exact::BLOCK) * exact::BLOCK_ENTRIES + (address & 0xff);
+    Some(element(EXACT_V4_BLOCKS.get(index / 2)?, index))
 }
 
 #[inline(always)]

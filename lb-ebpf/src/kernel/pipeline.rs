@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use super::{
     Verdict,
     count::{self, Exit},
-    echo,
+    echo, element,
     flows::{self, Known, Picked, Pressure},
     forward::{Outgoing, forward, frame},
     fragments::{self, Decided},
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     abi::{
-        AddressEntry, Class, DropReason, HANDSHAKE_TICKS, NO_BACKEND, NO_VIP, Settings, Step,
-        VIP_HASH_SOURCE, Vip,
+        AddressEntry, Class, DropReason, HANDSHAKE_TICKS, NO_BACKEND, NO_VIP, SLOTS_PER_WORD,
+        Settings, Step, VIP_HASH_SOURCE, Vip,
     },
     hash::{self, Tuple},
     packet::{
@@ -436,10 +436,11 @@ fn slot(table: &u64, hash: u64) -> u16 {
     if slots == 0 {
         return NO_BACKEND;
     }
-    SLOTS
-        .get(table as u32 + hash::scale(hash, slots))
-        .copied()
-        .unwrap_or(NO_BACKEND)
+    let index = table as u32 + hash::scale(hash, slots);
+    match SLOTS.get(index / SLOTS_PER_WORD as u32) {
+        Some(word) => element(word, index),
+        None => NO_BACKEND,
+    }
 }
 
 #[inline(always)]

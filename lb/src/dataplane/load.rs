@@ -11,7 +11,7 @@ use nix::time::{ClockId, clock_getres, clock_gettime};
 use sluice_ebpf::{
     abi::{
         AddressEntry, Backend, CLASSES, Count, DROP_REASONS, FlowStats, LIMITERS, Limit, Policy,
-        Service, Settings, Vip, VipStats, maps,
+        SKETCH_ROWS, SLOTS_PER_WORD, Service, Settings, Vip, VipStats, maps,
     },
     exact, flow,
 };
@@ -71,7 +71,7 @@ impl Sizes {
             sketch_cells: config.sketch_cells,
             limits: config.exact_limits + 1,
             exact_v4_blocks: exact,
-            exact_v6_buckets: (exact / 4).max(1),
+            exact_v6_buckets: exact,
             vips: (need.vips * 2).next_power_of_two().max(LEAST_VIPS),
             flow_idle: config.flow_idle,
         }
@@ -86,9 +86,9 @@ impl Sizes {
     ) {
         if let Some(shape) = pinned.get(maps::SLOTS)
             && config.lookup_slots == 0
-            && shape.entries >= need.slots
+            && shape.entries.saturating_mul(SLOTS_PER_WORD as u32) >= need.slots
         {
-            self.slots = shape.entries;
+            self.slots = shape.entries.saturating_mul(SLOTS_PER_WORD as u32);
         }
         if let Some(shape) = pinned.get(maps::VIPS)
             && shape.entries.is_power_of_two()
@@ -130,21 +130,21 @@ impl Sizes {
             ),
             array(maps::VIPS, size_of::<Vip>(), self.vips),
             array(maps::POLICIES, size_of::<Policy>(), POLICIES),
-            array(maps::SLOTS, 2, self.slots),
+            array(
+                maps::SLOTS,
+                2 * SLOTS_PER_WORD,
+                self.slots.div_ceil(SLOTS_PER_WORD as u32),
+            ),
             array(maps::BACKENDS, size_of::<Backend>(), BACKENDS),
             array(maps::FLOWS, bucket, self.flow_buckets),
             array(maps::FRAGMENTS, bucket, FRAGMENT_BUCKETS),
             per_cpu(maps::GATES, 8 * LIMITERS, self.vips * CLASSES as u32),
-            array(
-                maps::SKETCH,
-                8,
-                self.sketch_cells * sluice_ebpf::abi::SKETCH_ROWS as u32,
-            ),
-            array(maps::EXACT_V4, 4, exact::V4_ENTRIES),
+            array(maps::SKETCH, 8, self.sketch_cells * SKETCH_ROWS as u32),
+            array(maps::EXACT_V4, 8, exact::V4_ENTRIES / 2),
             array(
                 maps::EXACT_V4_BLOCKS,
-                4,
-                self.exact_v4_blocks * exact::BLOCK_ENTRIES,
+                8,
+                self.exact_v4_blocks * exact::BLOCK_ENTRIES / 2,
             ),
             array(maps::EXACT_V6_LENGTHS, 4, exact::V6_FILTER_ENTRIES),
             array(maps::EXACT_V6, 8 * exact::V6_WAYS, self.exact_v6_buckets),

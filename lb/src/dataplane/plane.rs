@@ -11,8 +11,8 @@ use std::{
 use aya::{Ebpf, maps::Map, util::online_cpus};
 use bytemuck::{Pod, Zeroable};
 use sluice_ebpf::{
-    abi::{self, Generation, Settings, maps},
-    flow::{Flow, WAYS},
+    abi::{self, Generation, HANDSHAKE_TICKS, Settings, maps},
+    flow::{self, Flow, WAYS},
 };
 
 use super::{
@@ -508,7 +508,14 @@ impl Plane {
         let table = self.registry.tables[&image.table].word();
         if old.table != table {
             let store = |offset, value| self.arrays.vips.store_u64(number, offset, value);
-            store(offset_of!(abi::Vip, previous_table), old.table);
+            // Building the tables took its time.
+            let now = now.max(self.jiffies_now());
+            let window = u64::from(HANDSHAKE_TICKS) << flow::age_shift(self.hz);
+            // A second switch within the window: handshakes of the table before the first may still be under way, and
+            // those of the one between left a mark where it differs.
+            if old.previous_table == 0 || now.wrapping_sub(old.switched) >= window {
+                store(offset_of!(abi::Vip, previous_table), old.table);
+            }
             store(offset_of!(abi::Vip, switched), now);
             store(offset_of!(abi::Vip, table), table);
         }

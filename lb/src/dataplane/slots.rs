@@ -7,12 +7,16 @@ use super::{
     maglev::{self, Entry},
     registry::Region,
 };
+use sluice_ebpf::abi::SLOTS_PER_WORD;
+
 use crate::sys::Mapped;
+
+const PER_WORD: u32 = SLOTS_PER_WORD as u32;
 
 /// The slots of all tables.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    array: Mapped<u16>,
+    array: Mapped<[u16; SLOTS_PER_WORD]>,
     /// Regions that packets may still read, and until when in jiffies.
     retired: Vec<(Region, u64)>,
 }
@@ -25,7 +29,7 @@ pub(crate) struct Built {
 }
 
 impl Slots {
-    pub(crate) fn new(array: Mapped<u16>) -> Self {
+    pub(crate) fn new(array: Mapped<[u16; SLOTS_PER_WORD]>) -> Self {
         Self {
             array,
             retired: Vec::new(),
@@ -33,16 +37,35 @@ impl Slots {
     }
 
     pub(crate) fn len(&self) -> u32 {
-        self.array.len()
+        self.array.len() * PER_WORD
+    }
+
+    fn read(&self, slot: u32) -> u16 {
+        self.array.read(slot / PER_WORD)[(slot % PER_WORD) as usize]
+    }
+
+    /// Writes slots from `first` on; neighbours in the same words keep what they hold.
+    fn write(&self, first: u32, table: &[u16]) {
+        let mut slot = first;
+        let mut rest = table;
+        while !rest.is_empty() {
+            let at = (slot % PER_WORD) as usize;
+            let (now, later) = rest.split_at(rest.len().min(SLOTS_PER_WORD - at));
+            let mut word = self.array.read(slot / PER_WORD);
+            word[at..at + now.len()].copy_from_slice(now);
+            self.array.write(slot / PER_WORD, &word);
+            slot = (slot / PER_WORD + 1) * PER_WORD;
+            rest = later;
+        }
     }
 
     /// Whether a region holds this table already.
     pub(crate) fn holds(&self, region: Region, table: &[u16]) -> bool {
         region.slots as usize == table.len()
-            && u64::from(region.first) + u64::from(region.slots) <= u64::from(self.array.len())
+            && u64::from(region.first) + u64::from(region.slots) <= u64::from(self.len())
             && (region.first..)
                 .zip(table)
-                .all(|(slot, &backend)| self.array.read(slot) == backend)
+                .all(|(slot, &backend)| self.read(slot) == backend)
     }
 
     /// Writes a table to where nothing of `used` lies.
@@ -55,10 +78,9 @@ impl Slots {
             .chain(self.retired.iter().map(|&(region, _)| region))
             .collect();
         let size = u32::try_from(table.len()).unwrap_or(u32::MAX);
-        let first = first_gap(used, size, self.array.len()).ok_or_else(|| ApplyError::Slots {
-            slots: self.array.len(),
-        })?;
-        self.array.write_range(first, table.iter().copied());
+        let first = first_gap(used, size, self.len())
+            .ok_or_else(|| ApplyError::Slots { slots: self.len() })?;
+        self.write(first, table);
         Ok(Region { first, slots: size })
     }
 

@@ -5,10 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
-use sluice_ebpf::{
-    abi::{Class, Limiter},
-    gcra,
-};
+use sluice_ebpf::{abi::Class, gcra};
 
 use crate::{config::Mode, dataplane::ExactLimit};
 
@@ -248,6 +245,8 @@ fn check_prefix(prefix: IpNet) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use sluice_ebpf::abi::Limiter;
+
     use super::*;
 
     #[test]
