@@ -1,6 +1,11 @@
 //! Sluice's daemon, as a library: config, control loop, data plane handles, API.
+pub mod api;
 pub mod config;
+pub mod control;
 pub mod dataplane;
+pub mod desired;
+pub mod drains;
 pub mod health;
+pub mod metrics;
 pub mod net;
 pub mod objects;
