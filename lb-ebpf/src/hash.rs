@@ -80,6 +80,7 @@ fn v4_pair(tuple: &Tuple) -> u64 {
 }
 
 /// A five-tuple, in the direction from client to VIP.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuple {
     /// Words as they stand in memory: network byte order, IPv4 mapped.

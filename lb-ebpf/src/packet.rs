@@ -190,7 +190,6 @@ pub struct Ip {
     pub protocol: u8,
     /// Type of service, traffic class.
     pub class: u8,
-    pub dont_fragment: bool,
     pub fragment: Fragment,
 }
 
@@ -256,7 +255,6 @@ pub fn ipv4(frame: &Frame, offset: usize) -> Option<Ip> {
         header_length: u32::from(header.version_and_length & 15) * 4,
         protocol: header.protocol,
         class: header.tos,
-        dont_fragment: fragment_bits & 0x4000 != 0,
         fragment,
     })
 }
@@ -278,7 +276,6 @@ pub fn ipv6(frame: &Frame, offset: usize) -> Option<Ip> {
         header_length: 40,
         protocol: header.next_header,
         class: (first >> 20) as u8,
-        dont_fragment: true,
         fragment: Fragment::Whole,
     })
 }
@@ -301,13 +298,12 @@ pub enum Transport {
     Udp {
         ports: u32,
     },
-    /// Type and code; the rest is read where it is needed.
+    /// Its type; the rest is read where it is needed.
     Icmp {
         kind: u8,
-        code: u8,
     },
     /// A later fragment: no ports.
-    Ports0,
+    NoPorts,
     /// Any other protocol.
     Other,
 }
@@ -439,7 +435,7 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
     }
     if let Fragment::Later(_) = l4.fragment {
         return Ok(if l4.protocol == TCP || l4.protocol == UDP {
-            Transport::Ports0
+            Transport::NoPorts
         } else {
             Transport::Other
         });
@@ -478,7 +474,6 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
         _ => match frame.read::<FirstEight>(l4.offset) {
             Some(header) => Ok(Transport::Icmp {
                 kind: header.ports as u8,
-                code: (header.ports >> 8) as u8,
             }),
             None => Err(DropReason::Truncated),
         },

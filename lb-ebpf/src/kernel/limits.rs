@@ -5,7 +5,7 @@
 //! count-min sketch with conservative update (Estan, Varghese, 2002) of arrival times instead of counts.
 
 use super::{
-    atomic_add, compare_exchange, count,
+    again, atomic_add, compare_exchange, count,
     maps::{
         EXACT_V4, EXACT_V4_BLOCKS, EXACT_V6, EXACT_V6_LENGTHS, EXACT_V6_MASK, GATES, LIMITS,
         POLICIES, SKETCH, SKETCH_MASK, VIPS, explaining, settings,
@@ -52,10 +52,25 @@ pub fn admit(settings: &Settings, sender: &Sender, vip: &Vip) -> Result<(), Drop
     }
     let what = u64::from(sender.length) << 32
         | u64::from(sender.vip) << 16
-        | u64::from(exact) << 9
         | u64::from(sender.v6) << 8
         | sender.class as u64;
-    let over = sluice_over_limit(sender.source[0], sender.source[1], what, sender.jiffies);
+    let [high, low] = sender.source;
+    let mut over = 0;
+    if exact {
+        over = sluice_over_exact(high, low, what, sender.jiffies);
+    }
+    if over == 0 && policy {
+        let gates = sluice_over_gates(what, sender.jiffies);
+        if gates != 0 {
+            count::note(Step::LimitSource);
+            let what = what | u64::from(gates) << 9;
+            over = sluice_over_policy(high, low, what, sender.jiffies);
+            // All limits are asked before any is charged: a packet that one of them drops costs nothing at the others.
+            if over == 0 && !explaining() {
+                sluice_charge(high, low, what, sender.jiffies);
+            }
+        }
+    }
     if over == 0 {
         return Ok(());
     }
@@ -75,36 +90,97 @@ const HOST: u32 = DropReason::LimitHost as u32;
 /// A global function: the verifier checks it once for all numbers, instead of once for each way to reach it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sluice_over_limit(
-    source_high: u64,
-    source_low: u64,
-    what: u64,
-    jiffies: u64,
-) -> u32 {
-    let class = hide(what as usize & 7);
-    if class >= CLASSES {
-        return 0;
-    }
-    let (Some(settings), Some(vip)) = (settings(), VIPS.get_ptr_mut((what >> 16) as u32 & 0xffff))
-    else {
+pub extern "C" fn sluice_over_exact(high: u64, low: u64, what: u64, jiffies: u64) -> u32 {
+    let Some((settings, vip, asked)) = asked(high, low, what, jiffies) else {
         return 0;
     };
+    verdict(check_exact(settings, &asked), vip, jiffies)
+}
+
+/// The limiters (as bits) for which the VIP's whole traffic exceeds what one source may send.
+///
+/// Below that nobody can be over the limit, and the sketch's cache misses are saved. Each CPU has its share.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_over_gates(what: u64, jiffies: u64) -> u32 {
+    let Some((settings, vip, asked)) = asked(0, 0, what, jiffies) else {
+        return 0;
+    };
+    policy(vip).map_or(0, |policy| {
+        pass_gate(settings, &asked, limiters(policy, &asked))
+    })
+}
+
+/// Like [`sluice_over_exact`], for the policy's limits that the gates left open (bits 9 to 12 of `what`).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_over_policy(high: u64, low: u64, what: u64, jiffies: u64) -> u32 {
+    let Some((settings, vip, asked)) = asked(high, low, what, jiffies) else {
+        return 0;
+    };
+    let Some(policy) = policy(vip) else { return 0 };
+    verdict(
+        check_sketch(settings, &asked, policy, gates(what)),
+        vip,
+        jiffies,
+    )
+}
+
+/// Charges a packet that passes to its source's cells.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_charge(high: u64, low: u64, what: u64, jiffies: u64) -> u32 {
+    let Some((settings, vip, asked)) = asked(high, low, what, jiffies) else {
+        return 0;
+    };
+    let Some(policy) = policy(vip) else { return 0 };
+    charge_sketch(settings, &asked, policy, gates(what));
+    0
+}
+
+#[inline(always)]
+const fn gates(what: u64) -> u32 {
+    (what >> 9) as u32 & 15
+}
+
+#[inline(always)]
+fn policy(vip: *mut Vip) -> Option<&'static Policy> {
+    // SAFETY: a map value; the daemon alone writes this field.
+    POLICIES.get(u32::from(unsafe { (*vip).policy }))
+}
+
+/// The limiters of the packet's class lie side by side.
+#[inline(always)]
+fn limiters<'a>(policy: &'a Policy, sender: &Asked) -> &'a [Limiter; LIMITERS] {
+    // SAFETY: `class` is below `CLASSES`.
+    unsafe { &*policy.limiters.as_ptr().add(sender.class) }
+}
+
+#[inline(always)]
+fn asked(
+    high: u64,
+    low: u64,
+    what: u64,
+    jiffies: u64,
+) -> Option<(&'static Settings, *mut Vip, Asked)> {
+    let class = hide(what as usize & 7);
+    if class >= CLASSES {
+        return None;
+    }
     let asked = Asked {
-        source: [source_high, source_low],
+        source: [high, low],
         v6: what >> 8 & 1 != 0,
         class,
         vip: (what >> 16) as u16,
         length: (what >> 32) as u32,
         jiffies,
     };
-    let exact = if what >> 9 & 1 != 0 {
-        check_exact(settings, &asked)
-    } else {
-        Ok(())
-    };
-    // SAFETY: a map value; the daemon alone writes this field.
-    let policy = unsafe { (*vip).policy };
-    match exact.and_then(|()| check_policy(settings, &asked, policy)) {
+    Some((settings()?, VIPS.get_ptr_mut(u32::from(asked.vip))?, asked))
+}
+
+#[inline(always)]
+fn verdict(checked: Result<(), DropReason>, vip: *mut Vip, jiffies: u64) -> u32 {
+    match checked {
         Ok(()) => 0,
         Err(reason) => {
             disturb(vip, jiffies);
@@ -288,27 +364,6 @@ fn charge(tat: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
 }
 
 #[inline(always)]
-fn check_policy(settings: &Settings, sender: &Asked, policy: u16) -> Result<(), DropReason> {
-    if policy == 0 {
-        return Ok(());
-    }
-    let Some(policy) = POLICIES.get(u32::from(policy)) else {
-        return Ok(());
-    };
-    // SAFETY: `class` is below `CLASSES`.
-    let limiters = unsafe { &*policy.limiters.as_ptr().add(sender.class) };
-    let over_gate = pass_gate(settings, sender, limiters);
-    if over_gate == 0 {
-        return Ok(());
-    }
-    count::note(Step::LimitSource);
-    check_sketch(settings, sender, policy, limiters, over_gate)
-}
-
-/// The limiters (as bits) for which the VIP's whole traffic exceeds what one source may send.
-///
-/// Below that nobody can be over the limit, and the sketch's cache misses are saved. Each CPU has its share.
-#[inline(always)]
 fn pass_gate(settings: &Settings, sender: &Asked, limiters: &[Limiter; LIMITERS]) -> u32 {
     let index = u32::from(sender.vip) * CLASSES as u32 + sender.class as u32;
     let Some(gates) = GATES.get_ptr_mut(index) else {
@@ -316,98 +371,118 @@ fn pass_gate(settings: &Settings, sender: &Asked, limiters: &[Limiter; LIMITERS]
     };
     let now = gcra::time(sender.jiffies);
     let mut over = 0;
-    macro_rules! gate {
-        ($($at:literal)*) => {$(
-            let limiter = &limiters[$at];
-            if limiter.cost != 0 {
-                let amount = if $at & 1 == 0 { 1 } else { u64::from(sender.length) };
-                // SAFETY: a word of a per-CPU map value.
-                let gate = unsafe { gates.cast::<u64>().add($at) };
-                // SAFETY: as above.
-                let tat = unsafe { gate.read() };
-                let ahead = tat.wrapping_sub(now);
-                let start = if ahead > limiter.allowance { now } else { tat };
-                let after = start.wrapping_add(limiter.cost.wrapping_mul(amount).wrapping_mul(u64::from(settings.cpus)));
-                let open = limiter.allowance >> GATE_SHIFT;
-                let used = after.wrapping_sub(now);
-                if !explaining() {
-                    // SAFETY: as above.
-                    unsafe { gate.write(if used > 2 * open { now.wrapping_add(2 * open) } else { after }) };
-                }
-                over |= u32::from(used > open) << $at;
-            }
-        )*};
+    for at in 0..LIMITERS {
+        let at = hide(at) & (LIMITERS - 1);
+        let limiter = limiter(again(limiters), at);
+        if limiter.cost == 0 {
+            continue;
+        }
+        // SAFETY: a word of a per-CPU map value; `at` is below the number of limiters.
+        let gate = unsafe { gates.cast::<u64>().add(at) };
+        // SAFETY: as above.
+        let tat = unsafe { gate.read() };
+        let start = if tat.wrapping_sub(now) > limiter.allowance {
+            now
+        } else {
+            tat
+        };
+        let cost = limiter
+            .cost
+            .wrapping_mul(amount(sender, at))
+            .wrapping_mul(u64::from(settings.cpus));
+        let used = start.wrapping_add(cost).wrapping_sub(now);
+        let open = limiter.allowance >> GATE_SHIFT;
+        if !explaining() {
+            // SAFETY: as above.
+            unsafe { gate.write(now.wrapping_add(if used > 2 * open { 2 * open } else { used })) };
+        }
+        over |= u32::from(used > open) << at;
     }
-    gate!(0 1 2 3);
     over
 }
 
-/// A source's four cells, and the least of their arrival times.
-#[derive(Clone, Copy)]
-struct Cells {
-    cells: [*mut u64; SKETCH_ROWS],
-    least: u64,
-}
+/// Numbers of a source's four cells.
+type Cells = [u32; SKETCH_ROWS];
 
 #[inline(always)]
 fn check_sketch(
     settings: &Settings,
     sender: &Asked,
     policy: &Policy,
-    limiters: &[Limiter; LIMITERS],
     over_gate: u32,
 ) -> Result<(), DropReason> {
+    let limiters = limiters(policy, sender);
     let now = gcra::time(sender.jiffies);
-    let mut found = [None::<Cells>; LIMITERS];
-    // All are asked before any is charged: a packet that one limit drops costs the source nothing at the others.
-    macro_rules! ask {
-        ($($at:literal)*) => {$(
-            if over_gate >> $at & 1 != 0 {
-                let amount = if $at & 1 == 0 { 1 } else { u64::from(sender.length) };
-                let Some(cells) = find_cells(settings, sender, policy, $at, now) else { return Ok(()) };
-                if gcra::admit(cells.least, now, &limiters[$at], amount).is_none() {
-                    let reason = if $at < 2 { DropReason::LimitHost } else { DropReason::LimitNetwork };
-                    if policy.monitor != 0 {
-                        count::monitored(sender.vip, reason, sender.length);
-                        return Ok(());
-                    }
-                    return Err(reason);
-                }
-                found[$at] = Some(cells);
+    for at in 0..LIMITERS {
+        let at = hide(at) & (LIMITERS - 1);
+        if over_gate >> at & 1 == 0 {
+            continue;
+        }
+        let cells = find_cells(settings, sender, policy, at);
+        let limiter = limiter(again(limiters), at);
+        if gcra::admit(least(&cells, now), now, limiter, amount(sender, at)).is_none() {
+            let reason = if is_network(at) {
+                DropReason::LimitNetwork
+            } else {
+                DropReason::LimitHost
+            };
+            if policy.monitor != 0 {
+                count::monitored(sender.vip, reason, sender.length);
+                return Ok(());
             }
-        )*};
+            return Err(reason);
+        }
     }
-    ask!(0 1 2 3);
-    if explaining() {
-        return Ok(());
-    }
-    macro_rules! charge_rows {
-        ($($at:literal)*) => {$(
-            if let Some(cells) = found[$at] {
-                let amount = if $at & 1 == 0 { 1 } else { u64::from(sender.length) };
-                if let Some(after) = gcra::admit(cells.least, now, &limiters[$at], amount) {
-                    raise(cells.cells[0], after);
-                    raise(cells.cells[1], after);
-                    raise(cells.cells[2], after);
-                    raise(cells.cells[3], after);
-                }
-            }
-        )*};
-    }
-    charge_rows!(0 1 2 3);
     Ok(())
+}
+
+#[inline(always)]
+fn charge_sketch(settings: &Settings, sender: &Asked, policy: &Policy, over_gate: u32) {
+    let now = gcra::time(sender.jiffies);
+    let limiters = limiters(policy, sender);
+    for at in 0..LIMITERS {
+        let at = hide(at) & (LIMITERS - 1);
+        if over_gate >> at & 1 == 0 {
+            continue;
+        }
+        let cells = find_cells(settings, sender, policy, at);
+        let limiter = limiter(again(limiters), at);
+        if let Some(after) = gcra::admit(least(&cells, now), now, limiter, amount(sender, at)) {
+            raise(cells[0], after);
+            raise(cells[1], after);
+            raise(cells[2], after);
+            raise(cells[3], after);
+        }
+    }
+}
+
+/// A class has a limiter for packets and one for bytes of a host, then the same for a network.
+#[inline(always)]
+const fn is_network(at: usize) -> bool {
+    at >= 2
+}
+
+/// What a packet costs at a limiter.
+#[inline(always)]
+fn amount(sender: &Asked, at: usize) -> u64 {
+    if at & 1 == 0 {
+        1
+    } else {
+        u64::from(sender.length)
+    }
+}
+
+#[inline(always)]
+fn limiter(limiters: &[Limiter; LIMITERS], at: usize) -> &Limiter {
+    // SAFETY: callers mask `at`.
+    unsafe { &*limiters.as_ptr().add(at) }
 }
 
 /// The cells of the sender's host or network, for one limiter of one VIP.
 #[inline(always)]
-fn find_cells(
-    settings: &Settings,
-    sender: &Asked,
-    policy: &Policy,
-    at: u32,
-    now: u64,
-) -> Option<Cells> {
-    let network = at >= 2;
+fn find_cells(settings: &Settings, sender: &Asked, policy: &Policy, at: usize) -> Cells {
+    let (settings, policy) = (again(settings), again(policy));
+    let network = is_network(at);
     let source = sender.source;
     let (high, low) = if sender.v6 {
         let mask = if network {
@@ -424,47 +499,43 @@ fn find_cells(
         };
         (0, (source[1] >> 32) & u64::from(mask))
     };
-    let what = u64::from(sender.vip) | u64::from(at) << 16 | (sender.class as u64) << 24;
+    let what = u64::from(sender.vip) | (at as u64) << 16 | (sender.class as u64) << 24;
     let seed = sender.jiffies >> SEED_SHIFT << 32;
     let first = hash::hash4(&settings.local_key, [high, low, what, seed]);
     let second = (first ^ settings.local_key[2]).wrapping_mul(settings.local_key[3] | 1);
     let second = second ^ second >> 32;
     let mask = SKETCH_MASK.load();
-    let cell = |row: u32, hash: u64| SKETCH.get_ptr_mut(row * (mask + 1) + (hash as u32 & mask));
-    let cells = [
-        cell(0, first)?,
-        cell(1, first >> 32)?,
-        cell(2, second)?,
-        cell(3, second >> 27)?,
-    ];
-    // SAFETY: words of the sketch.
-    let tats = unsafe {
-        [
-            cells[0].read_volatile(),
-            cells[1].read_volatile(),
-            cells[2].read_volatile(),
-            cells[3].read_volatile(),
-        ]
-    };
-    // Times in the past are all the same; what is far ahead is of another clock.
-    let ahead = |tat: u64| {
-        let ahead = tat.wrapping_sub(now);
+    let cell = |row: u32, hash: u64| row * (mask + 1) + (hash as u32 & mask);
+    [
+        cell(0, first),
+        cell(1, first >> 32),
+        cell(2, second),
+        cell(3, second >> 27),
+    ]
+}
+
+/// The earliest arrival time of four cells, but not before now: times in the past are all the same, and what is far
+/// ahead is of another clock.
+#[inline(always)]
+fn least(cells: &Cells, now: u64) -> u64 {
+    let ahead = |row: usize| {
+        let Some(cell) = SKETCH.get_ptr(cells[row]) else {
+            return 0;
+        };
+        // SAFETY: a word of the sketch.
+        let ahead = unsafe { cell.read_volatile() }.wrapping_sub(now);
         if ahead > u64::MAX / 2 { 0 } else { ahead }
     };
     let low = |a: u64, b: u64| if a < b { a } else { b };
-    let least = low(
-        low(ahead(tats[0]), ahead(tats[1])),
-        low(ahead(tats[2]), ahead(tats[3])),
-    );
-    Some(Cells {
-        cells,
-        least: now.wrapping_add(least),
-    })
+    now.wrapping_add(low(low(ahead(0), ahead(1)), low(ahead(2), ahead(3))))
 }
 
 /// Raises a cell that is below `to`; three tries.
 #[inline(always)]
-fn raise(cell: *mut u64, to: u64) {
+fn raise(cell: u32, to: u64) {
+    let Some(cell) = SKETCH.get_ptr_mut(cell) else {
+        return;
+    };
     // SAFETY: a word of the sketch.
     let mut old = unsafe { cell.read_volatile() };
     for _ in 0..3 {

@@ -13,6 +13,7 @@ use crate::{
     },
     exact,
     flow::WAYS,
+    hash::Tuple,
 };
 
 /// The daemon maps these arrays into its memory, to write many entries without a system call each.
@@ -106,6 +107,10 @@ pub static FLOW_STATS: PerCpuArray<FlowStats, 1> = PerCpuArray::new();
 /// Written by the explaining twin only.
 #[btf_map]
 pub static TRACE: Array<Trace, 1, MMAPABLE> = Array::new();
+
+/// The flow that an ICMP error is about, on its way from one function to another.
+#[btf_map]
+pub static QUOTED: PerCpuArray<Tuple, 1> = PerCpuArray::new();
 
 /// Set in the twin that explains: it counts nothing and changes nothing but the frame.
 #[unsafe(no_mangle)]

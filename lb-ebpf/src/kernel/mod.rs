@@ -31,6 +31,17 @@ pub fn jiffies() -> u64 {
     unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() }
 }
 
+/// The same reference, read through anew: what LLVM loaded before is not kept on the stack for it, which is small.
+#[inline(always)]
+#[must_use]
+pub fn again<T>(reference: &T) -> &T {
+    let mut pointer = core::ptr::from_ref(reference);
+    // SAFETY: the template is a move of a register to itself; not `pure`, so that it stays where it is.
+    unsafe { asm!("{0} = {0}", inout(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    // SAFETY: it is what it was.
+    unsafe { &*pointer }
+}
+
 /// Adds to a word that other CPUs add to as well.
 ///
 /// # Safety

@@ -10,7 +10,7 @@ use super::{
     forward::{Outgoing, forward, frame},
     fragments, jiffies,
     limits::{Sender, admit},
-    maps::{SLOTS, VIPS, settings},
+    maps::{QUOTED, SLOTS, VIPS, settings},
     vips,
 };
 use crate::{
@@ -110,7 +110,7 @@ fn balance(
                 ),
             )
         }
-        Transport::Ports0 => {
+        Transport::NoPorts => {
             let vip = if l4.protocol == TCP {
                 address.tcp_fragment_vip
             } else {
@@ -118,7 +118,7 @@ fn balance(
             };
             (tuple(ip, 0, l4.protocol), (vip != NO_VIP).then_some(vip))
         }
-        Transport::Icmp { kind, .. } => {
+        Transport::Icmp { kind } => {
             let quoted = steer_icmp(context, ip, &l4, kind, address, settings, vip_index)?;
             (
                 quoted,
@@ -225,19 +225,48 @@ fn steer_icmp(
         return Err(echo::reply(context, ip, l4));
     }
     count::note(Step::IcmpError);
-    steer_quoted(context, ip, l4.offset + 8).ok_or(Verdict::Drop(DropReason::IcmpQuote))
+    let offsets = (ip.offset as u32) << 16 | l4.offset as u32 + 8;
+    let (true, Some(quoted)) = (
+        sluice_quoted(context, offsets, ip.length, ip.v6),
+        QUOTED.get(0),
+    ) else {
+        return Err(Verdict::Drop(DropReason::IcmpQuote));
+    };
+    Ok(Tuple {
+        v6: ip.v6,
+        ..*quoted
+    })
 }
 
-#[inline(always)]
-fn steer_quoted(context: *mut xdp_md, ip: &Ip, offset: usize) -> Option<Tuple> {
+/// Reads the packet that an ICMP error quotes, and leaves the tuple of its flow in `QUOTED`.
+///
+/// A global function: the verifier follows it once, not once for each way to reach it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_quoted(context: *mut xdp_md, offsets: u32, length: u32, v6: bool) -> bool {
     let frame = frame(context);
-    let inner = if ip.v6 {
-        packet::ipv6(&frame, offset)?
+    let (outer, inner) = ((offsets >> 16) as usize & 31, offsets as usize & 0xffff);
+    let both = if v6 {
+        packet::ipv6(&frame, outer).zip(packet::ipv6(&frame, inner))
     } else {
-        packet::ipv4(&frame, offset)?
+        packet::ipv4(&frame, outer).zip(packet::ipv4(&frame, inner))
     };
-    let l4 = skip_options(context, &inner).ok()?;
-    packet::quoted(&frame, ip, &inner, &l4)
+    let Some((outer, inner)) = both else {
+        return false;
+    };
+    let Ok(l4) = skip_options(context, &inner) else {
+        return false;
+    };
+    let outer = Ip { length, ..outer };
+    let (Some(tuple), Some(quoted)) = (
+        packet::quoted(&frame, &outer, &inner, &l4),
+        QUOTED.get_ptr_mut(0),
+    ) else {
+        return false;
+    };
+    // SAFETY: a value of a per-CPU map.
+    unsafe { quoted.write(tuple) };
+    true
 }
 
 /// Where the transport header is.
@@ -265,7 +294,7 @@ pub extern "C" fn sluice_extensions(context: *mut xdp_md, offset: u32, protocol:
 #[inline(always)]
 fn pick(packet: &Packet<'_>, flow: u64) -> Result<u16, Verdict> {
     let known = match packet.transport {
-        Transport::Ports0 => Known::NOTHING,
+        Transport::NoPorts => Known::NOTHING,
         _ => flows::find(
             flow,
             packet.tuple.protocol == TCP,
@@ -341,7 +370,10 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<u16, Verdict> {
         flow
     };
     let mut backend = slot(packet.vip.table, hash);
-    let mut remember = !matches!(packet.transport, Transport::Icmp { .. } | Transport::Ports0);
+    let mut remember = !matches!(
+        packet.transport,
+        Transport::Icmp { .. } | Transport::NoPorts
+    );
     if let Transport::Tcp { flags, .. } = packet.transport {
         let syn = is_syn(flags);
         if !syn {

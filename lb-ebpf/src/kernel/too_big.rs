@@ -34,6 +34,7 @@ struct IcmpError {
 #[inline(always)]
 pub fn answer(context: *mut xdp_md, ip: &Ip, mtu: u32) -> Verdict {
     // An ICMP error is never sent about an ICMP error, nor about a later fragment (RFC 1122, 3.2.2; RFC 4443, 2.4).
+    // IPv4 without DF is told too: we do not fragment, and its sender can.
     let is_error_itself = if ip.v6 {
         ip.protocol == ICMPV6
     } else {
@@ -43,7 +44,7 @@ pub fn answer(context: *mut xdp_md, ip: &Ip, mtu: u32) -> Verdict {
         first.is_none_or(|[kind, _]| is_icmp_error(ip.v6, kind))
     };
     let later = matches!(ip.fragment, Fragment::Later(_));
-    if is_error_itself || later || !ip.dont_fragment || mtu < LEAST_MTU || mtu > 0xffff {
+    if is_error_itself || later || mtu < LEAST_MTU || mtu > 0xffff {
         return Verdict::Drop(DropReason::TooBig);
     }
     let made = if ip.v6 {
