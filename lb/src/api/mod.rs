@@ -1,5 +1,6 @@
 //! The HTTP API on the Unix socket.
 
+mod body;
 pub mod model;
 mod problem;
 mod render;

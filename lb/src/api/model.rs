@@ -1,6 +1,9 @@
 //! What the API answers, as the daemon writes and the command line reads it.
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::config::Mode;
 
 /// Every list.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -102,4 +105,44 @@ pub struct DropItem {
     pub mode: String,
     pub packets: u64,
     pub bytes: u64,
+}
+
+/// A limit as an operator asks for it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LimitBody {
+    pub prefix: IpNet,
+    /// Absent: any VIP.
+    pub vip: Option<String>,
+    pub class: LimitClass,
+    pub pps: Option<u64>,
+    pub bps: Option<u64>,
+    pub burst: Option<u32>,
+    pub mode: Mode,
+    /// Absent: until it is removed.
+    pub ttl_seconds: Option<u64>,
+    pub comment: String,
+}
+
+/// A limit that is in force.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LimitItem {
+    pub id: String,
+    #[serde(flatten)]
+    pub body: LimitBody,
+    /// RFC 3339, as `expires`.
+    pub created: String,
+    pub expires: Option<String>,
+    pub matched_packets: u64,
+    pub dropped_packets: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LimitClass {
+    All,
+    Syn,
+    Udp,
+    Icmp,
+    Other,
+    Established,
 }

@@ -3,10 +3,11 @@
 mod ask;
 mod check;
 mod client;
+
 mod limits;
 mod output;
-mod run;
 mod table;
+mod unload;
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use std::{net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-use crate::config;
+use crate::{config, control, decap};
 
 use output::Output;
 
@@ -187,7 +188,7 @@ pub fn main() -> ExitCode {
     match execute(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("sluice: {}", crate::control::chain(&*error));
+            eprintln!("sluice: {}", control::chain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -201,7 +202,29 @@ fn execute(cli: Cli) -> Result<ExitCode, Failed> {
         .enable_all()
         .build()?;
     match command {
-        Command::Run => runtime.block_on(run::run(&global.config, global.socket))?,
+        Command::Run => runtime.block_on(control::run(&global.config, global.socket))?,
+        Command::Decap {
+            interface,
+            from,
+            address,
+        } => runtime.block_on(decap::run(decap::Options {
+            interface,
+            addresses: address,
+            from,
+            mode: config::XdpMode::Auto,
+        }))?,
+        Command::Unload { force } => {
+            let daemon = if force {
+                unload::Daemon::Ignore
+            } else {
+                unload::Daemon::Respect
+            };
+            unload::unload(&global, daemon, output)?;
+        }
+        #[cfg(any())]
+        Command::Explain { pcap, out } => {
+            explain::explain(&global.config, &pcap, out.as_deref(), output)?;
+        }
         Command::Check => return check::check(&global.config, output),
         command => {
             let socket = client::socket(global.socket, &global.config);

@@ -1,6 +1,7 @@
 //! The control loop: one task owns the state; others send it commands and read an immutable view.
 
 mod control_loop;
+mod daemon;
 
 mod dataplane;
 mod sources;
@@ -16,7 +17,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::drains::BackendName;
 
+pub(crate) use control_loop::chain;
 pub use control_loop::{Control, Start};
+pub use daemon::{DaemonError, run};
 
 pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowCount, FlowFigures};
 pub use sources::Sources;
