@@ -11,3 +11,4 @@ pub mod health;
 pub mod metrics;
 pub mod net;
 pub mod objects;
+pub mod sys;

@@ -1,4 +1,8 @@
 //! The data plane as the daemon sees it: loaded, attached, and made to hold what is desired.
 mod desired;
+mod error;
+mod load;
+pub mod maglev;
+mod pins;
 
 pub use desired::{BackendKey, BackendState, Desired, Table, TableKey, Vip};
