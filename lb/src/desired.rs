@@ -234,7 +234,11 @@ forward = "ipip"
 
         fn weights(&self) -> Vec<(u8, u16)> {
             let desired = self.desired();
-            assert_eq!(desired.tables.len(), 1, "VIPs of a pool and way share a table");
+            assert_eq!(
+                desired.tables.len(),
+                1,
+                "VIPs of a pool and way share a table"
+            );
             let table = desired.tables.into_values().next().unwrap();
             let mut weights: Vec<_> = table
                 .weights
@@ -313,7 +317,10 @@ forward = "ipip"
         assert!(world.state(1).forwards && world.state(2).forwards);
 
         world.health(2, State::Down);
-        assert!(!world.state(2).forwards, "draining does not make up for down");
+        assert!(
+            !world.state(2).forwards,
+            "draining does not make up for down"
+        );
     }
 
     #[test]

@@ -198,7 +198,10 @@ mod tests {
 
     #[test]
     fn a_store_that_makes_no_sense_is_said_and_set_aside() {
-        for text in ["{\"version\":1,\"backends\":[\"web/", "{\"version\":9,\"backends\":[]}"] {
+        for text in [
+            "{\"version\":1,\"backends\":[\"web/",
+            "{\"version\":9,\"backends\":[]}",
+        ] {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join(FILE), text).unwrap();
             let (store, said) = DrainStore::open(dir.path()).unwrap();

@@ -1,10 +1,6 @@
 //! Reads a limit out of a request's body, field by field, so that an error names its field.
 
-use axum::{
-    body::Bytes,
-    extract::rejection::BytesRejection,
-    http::StatusCode,
-};
+use axum::{body::Bytes, extract::rejection::BytesRejection, http::StatusCode};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -66,9 +62,8 @@ fn check(limit: &LimitBody) -> Result<(), Problem> {
         }
     }
     if limit.comment.len() > MOST_COMMENT_BYTES || limit.comment.contains(char::is_control) {
-        let why = format!(
-            "a comment has at most {MOST_COMMENT_BYTES} bytes, and no control characters"
-        );
+        let why =
+            format!("a comment has at most {MOST_COMMENT_BYTES} bytes, and no control characters");
         return Err(invalid("comment", why));
     }
     Ok(())

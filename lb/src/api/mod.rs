@@ -115,7 +115,9 @@ async fn set_drain(
     match kind {
         "backend" => {}
         "vip" | "pop" => {
-            let why = format!("draining a {kind} is not available in this version, which announces nothing; drain its backends");
+            let why = format!(
+                "draining a {kind} is not available in this version, which announces nothing; drain its backends"
+            );
             return Err(Refused::NotAvailable(why).into());
         }
         _ => {
@@ -150,7 +152,8 @@ async fn readyz(State(api): Shared) -> Result<&'static str, Problem> {
     if api.control.view().ready {
         Ok("ready\n")
     } else {
-        let why = "the data plane does not hold what the config asks for yet; `sluice status` says more";
+        let why =
+            "the data plane does not hold what the config asks for yet; `sluice status` says more";
         Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, why))
     }
 }

@@ -4,9 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, path::Path, process, time::SystemT
 
 use serde::Serialize;
 
-use super::model::{
-    BackendItem, DropItem, FlowItem, InterfaceItem, LastReload, Status, VipItem,
-};
+use super::model::{BackendItem, DropItem, FlowItem, InterfaceItem, LastReload, Status, VipItem};
 use crate::{
     config::{Backend, Forward, Mode, Pool},
     control::{Figures, View},
@@ -159,8 +157,12 @@ fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) 
         address: backend.address.to_string(),
         state: state(view, &pool.name, backend.address),
         weight: backend.weight,
-        forward: (!ways.is_empty())
-            .then(|| ways.iter().map(|way| word(*way)).collect::<Vec<_>>().join(",")),
+        forward: (!ways.is_empty()).then(|| {
+            ways.iter()
+                .map(|way| word(*way))
+                .collect::<Vec<_>>()
+                .join(",")
+        }),
         flows,
         packets,
         bytes,

@@ -87,11 +87,17 @@ fn status(status: &Status) -> String {
         format!("state       {ready}"),
         format!("pop         {}", status.pop),
         format!("up          {}", humantime::format_duration(uptime)),
-        format!("config      {} ({})", status.config_file, status.config_hash),
+        format!(
+            "config      {} ({})",
+            status.config_file, status.config_hash
+        ),
         format!("            {reload}"),
         format!("interfaces  {}", interfaces.join(", ")),
         format!("vips        {}", status.vips),
-        format!("backends    {} of {} up", status.backends_up, status.backends),
+        format!(
+            "backends    {} of {} up",
+            status.backends_up, status.backends
+        ),
         format!("flows       {} of {}", status.flows, status.flow_capacity),
     ];
     let warnings = status.warnings.iter();
@@ -107,7 +113,8 @@ fn vips(items: &[VipItem]) -> String {
                 item.name.clone(),
                 item.prefix.clone(),
                 item.protocol.clone(),
-                item.port.map_or_else(|| "all".into(), |port| port.to_string()),
+                item.port
+                    .map_or_else(|| "all".into(), |port| port.to_string()),
                 item.pool.clone(),
                 item.forward.clone(),
                 or_dash(item.policy.as_ref()),
@@ -144,8 +151,16 @@ fn backends(items: &[BackendItem]) -> String {
         })
         .collect();
     let header = [
-        "POOL", "BACKEND", "STATE", "WEIGHT", "FORWARD", "FLOWS", "PACKETS", "NEXT HOP",
-        "INTERFACE", "NOTE",
+        "POOL",
+        "BACKEND",
+        "STATE",
+        "WEIGHT",
+        "FORWARD",
+        "FLOWS",
+        "PACKETS",
+        "NEXT HOP",
+        "INTERFACE",
+        "NOTE",
     ];
     table(header, &rows)
 }

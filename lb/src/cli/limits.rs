@@ -10,7 +10,7 @@ use super::{
     table::{or_dash, table},
 };
 use crate::{
-    api::model::{Items, LimitBody, LimitItem, LimitClass},
+    api::model::{Items, LimitBody, LimitClass, LimitItem},
     config::Mode,
 };
 

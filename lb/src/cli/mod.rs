@@ -112,7 +112,6 @@ enum LimitCommand {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "rate", required = true, multiple = true, args = ["pps", "bps"])]
 struct LimitArgs {
     /// Source addresses
     #[arg(long)]
@@ -123,8 +122,8 @@ struct LimitArgs {
     /// Which packets
     #[arg(long, value_enum, default_value_t = ClassArg::All)]
     class: ClassArg,
-    /// Packets a second
-    #[arg(long)]
+    /// Packets a second; this or --bps
+    #[arg(long, required_unless_present = "bps")]
     pps: Option<u64>,
     /// Bits a second
     #[arg(long)]

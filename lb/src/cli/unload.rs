@@ -39,7 +39,11 @@ pub(super) fn unload(global: &Global, daemon: Daemon, output: Output) -> Result<
         if removed.is_empty() {
             format!("nothing was loaded under {}", pins.display())
         } else {
-            format!("unloaded; removed {} pins under {}", removed.len(), pins.display())
+            format!(
+                "unloaded; removed {} pins under {}",
+                removed.len(),
+                pins.display()
+            )
         }
     })
 }

@@ -14,9 +14,7 @@ use tokio::{
 
 use crate::{
     config::{self, Config},
-    control::{
-        Command, Dataplane, Draining, Figures, Handle, Refused, Reload, Sources, View,
-    },
+    control::{Command, Dataplane, Draining, Figures, Handle, Refused, Reload, Sources, View},
     dataplane::Desired,
     desired::{self, Inputs},
     drains::{BackendName, DrainStore},
@@ -161,7 +159,9 @@ impl<P: Dataplane> Control<P> {
             Draining::End => self.drains.undrain(&name),
         };
         let changed = changed.map_err(|error| {
-            Refused::Failed(format!("cannot write the drains to the state directory: {error}"))
+            Refused::Failed(format!(
+                "cannot write the drains to the state directory: {error}"
+            ))
         })?;
         if !changed {
             return match draining {
@@ -329,7 +329,10 @@ impl<P: Dataplane> Control<P> {
                 }
             }
             Err(error) => {
-                let error = format!("the data plane does not hold what is desired: {}", chain(&*error));
+                let error = format!(
+                    "the data plane does not hold what is desired: {}",
+                    chain(&*error)
+                );
                 if self.apply_error.as_ref() != Some(&error) {
                     tracing::error!("{error}");
                 }

@@ -1,7 +1,6 @@
 //! The daemon from start to end: takes the lock, opens the data plane, runs the loop and the API.
 
 use std::{
-    convert::Infallible,
     fs::{self, File},
     io,
     path::{Path, PathBuf},

@@ -45,7 +45,10 @@ impl Sources {
 }
 
 /// Runs a task that shall never end, and starts it again a second after it does.
-pub(super) fn supervised<F>(name: &'static str, start: impl Fn() -> F + Send + 'static) -> JoinHandle<()>
+pub(super) fn supervised<F>(
+    name: &'static str,
+    start: impl Fn() -> F + Send + 'static,
+) -> JoinHandle<()>
 where
     F: Future<Output = Result<Infallible, String>> + Send + 'static,
 {

@@ -6,3 +6,6 @@ pub mod maglev;
 mod pins;
 
 pub use desired::{BackendKey, BackendState, Desired, Table, TableKey, Vip};
+pub use error::{ApplyError, LoadError, MapKind, ReadError, Shape};
+pub use load::Need;
+pub use pins::{Attached, Mode, unload};
