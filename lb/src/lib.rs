@@ -8,6 +8,7 @@ pub mod decap;
 pub mod desired;
 pub mod drains;
 pub mod health;
+pub mod limits;
 pub mod metrics;
 pub mod net;
 pub mod objects;
