@@ -1,7 +1,9 @@
 //! The data plane as the daemon sees it: loaded, attached, and made to hold what is desired.
 mod desired;
+mod encode;
 mod error;
 mod exact;
+mod index;
 mod load;
 pub mod maglev;
 mod pins;
