@@ -1,6 +1,5 @@
 //! The HTTP API on the Unix socket.
 
-mod body;
 pub mod model;
 mod problem;
 mod render;
@@ -13,15 +12,17 @@ use std::{path::PathBuf, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, State},
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
 
 use crate::{
-    control::{Draining, Handle, Refused},
+    control::{Draining, Handle, Novelty, Refused},
     drains::BackendName,
+    limits::LimitSpec,
     metrics,
 };
 
@@ -29,7 +30,7 @@ pub use problem::Problem;
 pub(crate) use render::is_up;
 pub use socket::{SocketError, bind};
 
-use model::{BackendItem, DropItem, FlowItem, Items, Status, VipItem};
+use model::{BackendItem, DropItem, Flows, Items, LimitItem, Status, VipItem};
 
 /// What the routes need.
 #[derive(Debug)]
@@ -46,6 +47,11 @@ pub fn router(api: Api) -> Router {
         .route("/backends", get(backends))
         .route("/flows", get(flows))
         .route("/drops", get(drops))
+        .route("/limits", get(limits).post(set_limit))
+        .route(
+            "/limits/{id}",
+            get(limit).put(replace_limit).delete(remove_limit),
+        )
         // A backend's name has a slash in it.
         .route("/drains/{kind}/{*name}", put(drain).delete(undrain))
         .route("/reload", post(reload));
@@ -66,6 +72,7 @@ pub fn router(api: Api) -> Router {
 const MAX_BODY_BYTES: usize = 1 << 20;
 
 type Answer<T> = Result<Json<T>, Problem>;
+type Body = Result<Bytes, BytesRejection>;
 type Shared = State<Arc<Api>>;
 
 async fn status(State(api): Shared) -> Answer<Status> {
@@ -84,12 +91,71 @@ async fn backends(State(api): Shared) -> Answer<Items<BackendItem>> {
     list(render::backends(&api.control.view(), &figures))
 }
 
-async fn flows(State(api): Shared) -> Answer<Items<FlowItem>> {
-    list(render::flows(&api.control.figures().await?))
+async fn flows(State(api): Shared) -> Answer<Flows> {
+    Ok(Json(render::flows(&api.control.figures().await?)))
 }
 
 async fn drops(State(api): Shared) -> Answer<Items<DropItem>> {
     list(render::drops(&api.control.figures().await?))
+}
+
+async fn limits(State(api): Shared) -> Answer<Items<LimitItem>> {
+    let limits = api.control.limits().await?;
+    list(limits.into_iter().map(render::limit).collect())
+}
+
+async fn limit(State(api): Shared, Path(id): Path<String>) -> Answer<LimitItem> {
+    let id = limit_id(&id)?;
+    let limits = api.control.limits().await?;
+    let found = limits.into_iter().find(|limit| limit.record.id == id);
+    let found = found.ok_or_else(|| no_limit(&id.to_string()))?;
+    Ok(Json(render::limit(found)))
+}
+
+async fn set_limit(
+    State(api): Shared,
+    body: Body,
+) -> Result<(StatusCode, Json<LimitItem>), Problem> {
+    let (limit, novelty) = api.control.set_limit(limit_spec(body)?).await?;
+    let status = match novelty {
+        Novelty::New => StatusCode::CREATED,
+        Novelty::Replaced => StatusCode::OK,
+    };
+    Ok((status, Json(render::limit(limit))))
+}
+
+async fn replace_limit(
+    State(api): Shared,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer<LimitItem> {
+    let spec = limit_spec(body)?;
+    let limit = api.control.replace_limit(limit_id(&id)?, spec).await?;
+    Ok(Json(render::limit(limit)))
+}
+
+async fn remove_limit(State(api): Shared, Path(id): Path<String>) -> Result<StatusCode, Problem> {
+    api.control.remove_limit(limit_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn limit_id(text: &str) -> Result<u64, Problem> {
+    text.parse().map_err(|_no_number| no_limit(text))
+}
+
+fn no_limit(id: &str) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, format!("there is no limit {id}"))
+}
+
+fn limit_spec(body: Body) -> Result<LimitSpec, Problem> {
+    let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    LimitSpec::from_json(&body).map_err(|error| {
+        if error.field.is_empty() {
+            Problem::new(StatusCode::BAD_REQUEST, error.message)
+        } else {
+            Refused::from(error).into()
+        }
+    })
 }
 
 async fn drain(
@@ -139,7 +205,8 @@ async fn reload(State(api): Shared) -> Result<StatusCode, Problem> {
 
 async fn metrics_text(State(api): Shared) -> Result<Response, Problem> {
     let figures = api.control.figures().await?;
-    let text = metrics::text(&api.control.view(), &figures)
+    let limits = api.control.limits().await?;
+    let text = metrics::text(&api.control.view(), &figures, &limits)
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }

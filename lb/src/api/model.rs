@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Mode;
+use crate::{config::Mode, limits::ClassWord};
 
 /// Every list.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,9 +91,16 @@ pub struct FlowItem {
     pub pool: String,
     pub address: String,
     pub forward: String,
-    /// `proven` or `unproven`.
-    pub state: String,
     pub flows: u64,
+}
+
+/// Live flows by backend, and all of them by state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Flows {
+    pub items: Vec<FlowItem>,
+    pub proven: u64,
+    pub unproven: u64,
+    pub capacity: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -107,42 +114,25 @@ pub struct DropItem {
     pub bytes: u64,
 }
 
-/// A limit as an operator asks for it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LimitBody {
+/// A limit as it was asked for, and what it counted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LimitItem {
+    pub id: u64,
     pub prefix: IpNet,
     /// Absent: any VIP.
     pub vip: Option<String>,
-    pub class: LimitClass,
+    pub class: ClassWord,
     pub pps: Option<u64>,
     pub bps: Option<u64>,
-    pub burst: Option<u32>,
+    pub burst: u32,
     pub mode: Mode,
-    /// Absent: until it is removed.
     pub ttl_seconds: Option<u64>,
     pub comment: String,
-}
-
-/// A limit that is in force.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LimitItem {
-    pub id: String,
-    #[serde(flatten)]
-    pub body: LimitBody,
     /// RFC 3339, as `expires`.
     pub created: String,
+    /// Absent: it stays until it is removed.
     pub expires: Option<String>,
     pub matched_packets: u64,
+    /// Over the limit; with mode `monitor` they were not dropped.
     pub dropped_packets: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LimitClass {
-    All,
-    Syn,
-    Udp,
-    Icmp,
-    Other,
-    Established,
 }

@@ -1,13 +1,21 @@
 //! Makes answers from the control loop's view and the maps' figures.
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path, process, time::SystemTime};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    path::Path,
+    process,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::Serialize;
 
-use super::model::{BackendItem, DropItem, FlowItem, InterfaceItem, LastReload, Status, VipItem};
+use super::model::{
+    BackendItem, DropItem, FlowItem, Flows, InterfaceItem, LastReload, LimitItem, Status, VipItem,
+};
 use crate::{
     config::{Backend, Forward, Mode, Pool},
-    control::{Figures, View},
+    control::{Figures, LimitInForce, View},
     dataplane::BackendKey,
     desired::way,
     drains::BackendName,
@@ -24,7 +32,7 @@ pub(super) fn status(view: &View, figures: &Figures, config_file: &Path) -> Stat
     let up = backends
         .clone()
         .filter(|(pool, backend)| is_up(view, &pool.name, backend.address));
-    let total = figures.flows.total();
+
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         pop: config.pop.name.clone(),
@@ -50,7 +58,7 @@ pub(super) fn status(view: &View, figures: &Figures, config_file: &Path) -> Stat
         vips: config.vips.len(),
         backends_up: up.count(),
         backends: backends.count(),
-        flows: total.all(),
+        flows: figures.flows.proven + figures.flows.unproven,
         flow_capacity: figures.flows.capacity,
         program_id: view.program_id,
         warnings: view.warnings.clone(),
@@ -99,17 +107,19 @@ pub(super) fn backends(view: &View, figures: &Figures) -> Vec<BackendItem> {
     items.collect()
 }
 
-pub(super) fn flows(figures: &Figures) -> Vec<FlowItem> {
-    let items = figures.flows.backends.iter().flat_map(|(key, count)| {
-        [("proven", count.proven), ("unproven", count.unproven)].map(|(state, flows)| FlowItem {
-            pool: key.pool.clone(),
-            address: key.address.to_string(),
-            forward: word(key.forward),
-            state: state.into(),
-            flows,
-        })
-    });
-    items.collect()
+pub(super) fn flows(figures: &Figures) -> Flows {
+    let item = |(key, flows): (&BackendKey, &u64)| FlowItem {
+        pool: key.pool.clone(),
+        address: key.address.to_string(),
+        forward: word(key.forward),
+        flows: *flows,
+    };
+    Flows {
+        items: figures.flows.backends.iter().map(item).collect(),
+        proven: figures.flows.proven,
+        unproven: figures.flows.unproven,
+        capacity: figures.flows.capacity,
+    }
 }
 
 pub(super) fn drops(figures: &Figures) -> Vec<DropItem> {
@@ -121,6 +131,27 @@ pub(super) fn drops(figures: &Figures) -> Vec<DropItem> {
         bytes: drop.count.bytes,
     });
     items.collect()
+}
+
+pub(super) fn limit(limit: LimitInForce) -> LimitItem {
+    let LimitInForce { record, counters } = limit;
+    let date = |seconds| rfc3339(UNIX_EPOCH + Duration::from_secs(seconds));
+    LimitItem {
+        id: record.id,
+        burst: record.spec.burst_packets(),
+        prefix: record.spec.prefix,
+        vip: record.spec.vip,
+        class: record.spec.class,
+        pps: record.spec.pps,
+        bps: record.spec.bps,
+        mode: record.spec.mode,
+        ttl_seconds: record.spec.ttl_seconds,
+        comment: record.spec.comment,
+        created: date(record.created),
+        expires: record.expires.map(date),
+        matched_packets: counters.passed_packets + counters.dropped_packets,
+        dropped_packets: counters.dropped_packets,
+    }
 }
 
 fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) -> BackendItem {
@@ -141,8 +172,12 @@ fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) 
         let count = figures.backends.get(&key).copied().unwrap_or_default();
         packets += count.packets;
         bytes += count.bytes;
-        let live = figures.flows.backends.get(&key).copied();
-        flows += live.unwrap_or_default().all();
+        flows += figures
+            .flows
+            .backends
+            .get(&key)
+            .copied()
+            .unwrap_or_default();
     }
     let needs_next_hop = ways.iter().any(|forward| *forward != Forward::Local);
     let (next_hop, unresolved_reason) = match view.resolutions.get(&backend.address) {

@@ -16,6 +16,7 @@ use crate::{
     control::{Control, Handle, Sources, Start, fake::Fake},
     drains::DrainStore,
     health::{Snapshot, State, Status, Target},
+    limits::LimitStore,
     net::{NextHop, Reason, Resolution, Resolutions, Wanted},
 };
 
@@ -105,6 +106,7 @@ impl World {
             config: config::load(&config_file).unwrap(),
             config_file: config_file.clone(),
             drains: DrainStore::open(dir.path()).unwrap().0,
+            limits: LimitStore::open(dir.path(), 0).unwrap().0,
             adopted: false,
             warnings: vec!["slow".into()],
         };
@@ -256,9 +258,12 @@ async fn vips_backends_flows_and_drops_are_listed() {
     }
 
     let flows = world.get("/v1/flows").await.json();
-    let first = json!({ "pool": "web", "address": "10.0.0.1", "forward": "ipip", "state": "proven", "flows": 3 });
+    let first = json!({ "pool": "web", "address": "10.0.0.1", "forward": "ipip", "flows": 5 });
     assert_eq!(flows["items"][0], first);
-    assert_eq!(flows["items"].as_array().unwrap().len(), 4);
+    assert_eq!(
+        (&flows["proven"], &flows["unproven"]),
+        (&json!(6), &json!(4))
+    );
 
     let drops = world.get("/v1/drops").await.json();
     let last = json!({ "vip": "site", "reason": "limit_host", "mode": "monitor", "packets": 8, "bytes": 800 });
@@ -476,4 +481,155 @@ async fn the_socket_is_for_owner_and_group_and_a_stale_one_is_replaced() {
     let error = bind(&file).unwrap_err().to_string();
     assert!(error.contains("is no socket"), "{error}");
     assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
+}
+
+const LIMIT: &str = r#"{"prefix": "198.51.100.0/24", "vip": "site", "class": "udp", "pps": 1000, "ttl_seconds": 600}"#;
+
+#[tokio::test]
+async fn a_limit_is_set_shown_replaced_and_removed() {
+    let world = World::ready().await;
+    let answer = world.send(Method::POST, "/v1/limits", LIMIT).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let limit = answer.json();
+    for (field, value) in [
+        ("id", json!(1)),
+        ("prefix", json!("198.51.100.0/24")),
+        ("vip", json!("site")),
+        ("class", json!("udp")),
+        ("pps", json!(1000)),
+        ("bps", json!(null)),
+        ("burst", json!(100)),
+        ("mode", json!("enforce")),
+        ("ttl_seconds", json!(600)),
+        ("comment", json!("")),
+        ("matched_packets", json!(13)),
+        ("dropped_packets", json!(3)),
+    ] {
+        assert_eq!(limit[field], value, "{field}");
+    }
+    assert!(limit["created"].is_string() && limit["expires"].is_string());
+    assert_eq!(world.plane.limits()[0].pps, Some(1000));
+    let metrics = world.get("/metrics").await;
+    assert!(
+        metrics
+            .text()
+            .contains("sluice_limit_dropped_packets_total{limit=\"1\"} 3\n")
+    );
+
+    let again = world
+        .send(Method::POST, "/v1/limits", LIMIT.replace("1000", "2000"))
+        .await;
+    assert_eq!((again.status, again.json()["id"].clone()), (200, json!(1)));
+    let put = world
+        .send(Method::PUT, "/v1/limits/1", LIMIT.replace("1000", "3000"))
+        .await;
+    assert_eq!((put.status, put.json()["pps"].clone()), (200, json!(3000)));
+    assert_eq!(world.plane.limits()[0].pps, Some(3000));
+    assert_eq!(world.get("/v1/limits/1").await.json()["pps"], 3000);
+    assert_eq!(world.get("/v1/limits").await.json()["items"][0]["id"], 1);
+
+    assert_eq!(
+        world.send(Method::DELETE, "/v1/limits/1", "").await.status,
+        204
+    );
+    assert!(world.plane.limits().is_empty());
+    assert_eq!(world.get("/v1/limits").await.json(), json!({ "items": [] }));
+}
+
+#[tokio::test]
+async fn a_wrong_limit_is_refused_and_its_field_named() {
+    let world = World::ready().await;
+    for (body, status, field) in [
+        (
+            r#"{"prefix": "198.51.100.1/24", "pps": 1}"#,
+            422,
+            json!("prefix"),
+        ),
+        (r#"{"prefix": "198.51.100.0/24"}"#, 422, json!("pps")),
+        (
+            r#"{"prefix": "198.51.100.0/24", "pps": 1, "vip": "nosuch"}"#,
+            422,
+            json!("vip"),
+        ),
+        (
+            r#"{"prefix": "198.51.100.0/24", "pps": 1, "colour": 1}"#,
+            422,
+            json!("colour"),
+        ),
+        ("[", 400, json!(null)),
+    ] {
+        for (method, path) in [(Method::POST, "/v1/limits"), (Method::PUT, "/v1/limits/1")] {
+            let answer = world.send(method, path, body).await;
+            assert_problem(&answer, status, "");
+            assert_eq!(answer.json()["field"], field, "{body}");
+        }
+    }
+    let huge = vec![b' '; (1 << 20) + 1];
+    assert_problem(&world.send(Method::POST, "/v1/limits", huge).await, 413, "");
+    for id in ["1", "x"] {
+        let path = format!("/v1/limits/{id}");
+        assert_problem(&world.get(&path).await, 404, "no limit");
+        assert_problem(
+            &world.send(Method::PUT, &path, LIMIT).await,
+            404,
+            "no limit",
+        );
+        assert_problem(
+            &world.send(Method::DELETE, &path, "").await,
+            404,
+            "no limit",
+        );
+    }
+    assert!(world.plane.limits().is_empty());
+}
+
+#[tokio::test]
+async fn a_limit_for_the_packets_of_another_or_without_room_changes_nothing() {
+    let world = World::ready().await;
+    world.send(Method::POST, "/v1/limits", LIMIT).await;
+    let other = LIMIT.replace("udp", "syn");
+    world.send(Method::POST, "/v1/limits", other.clone()).await;
+    let answer = world.send(Method::PUT, "/v1/limits/1", other).await;
+    assert_problem(&answer, 409, "limit 2");
+
+    world.plane.fail(Some("full"));
+    let answer = world
+        .send(Method::PUT, "/v1/limits/1", LIMIT.replace("1000", "7"))
+        .await;
+    assert_problem(&answer, 409, "full");
+    let answer = world
+        .send(Method::POST, "/v1/limits", LIMIT.replace("udp", "icmp"))
+        .await;
+    assert_problem(&answer, 409, "full");
+    let items = world.get("/v1/limits").await.json();
+    assert_eq!(items["items"].as_array().unwrap().len(), 2);
+    assert_eq!(items["items"][0]["pps"], 1000);
+}
+
+#[tokio::test]
+async fn a_limit_goes_when_its_time_is_over_and_waits_while_its_vip_is_gone() {
+    let world = World::ready().await;
+    let short = LIMIT.replace("600", "1");
+    world
+        .send(Method::POST, "/v1/limits", short.replace("udp", "icmp"))
+        .await;
+    world.send(Method::POST, "/v1/limits", LIMIT).await;
+    assert_eq!(world.plane.limits().len(), 2);
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    assert_eq!(world.plane.limits().len(), 1);
+    assert_eq!(
+        world.get("/v1/limits").await.json()["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+
+    let renamed = CONFIG.replace("name = \"site\"", "name = \"other\"");
+    std::fs::write(world.config_file(), renamed).unwrap();
+    assert_eq!(world.send(Method::POST, "/v1/reload", "").await.status, 204);
+    assert!(world.plane.limits().is_empty());
+    std::fs::write(world.config_file(), CONFIG).unwrap();
+    assert_eq!(world.send(Method::POST, "/v1/reload", "").await.status, 204);
+    assert_eq!(world.plane.limits().len(), 1);
 }

@@ -10,7 +10,7 @@ use super::{
     output::Output,
     table::{or_dash, table},
 };
-use crate::api::model::{BackendItem, DropItem, FlowItem, Items, Status, VipItem};
+use crate::api::model::{BackendItem, DropItem, FlowItem, Flows, Items, Status, VipItem};
 
 pub(super) async fn ask(command: Command, client: Client, output: Output) -> Result<(), Failed> {
     match command {
@@ -27,8 +27,8 @@ pub(super) async fn ask(command: Command, client: Client, output: Output) -> Res
             output.show(&answer, |answer| backends(&answer.items))
         }
         Command::Flows => {
-            let answer: Items<FlowItem> = client.get("/v1/flows").await?;
-            output.show(&answer, |answer| flows(&answer.items))
+            let answer: Flows = client.get("/v1/flows").await?;
+            output.show(&answer, flows)
         }
         Command::Drops => {
             let answer: Items<DropItem> = client.get("/v1/drops").await?;
@@ -165,18 +165,24 @@ fn backends(items: &[BackendItem]) -> String {
     table(header, &rows)
 }
 
-fn flows(items: &[FlowItem]) -> String {
+fn flows(flows: &Flows) -> String {
     let row = |item: &FlowItem| {
         [
             item.pool.clone(),
             item.address.clone(),
             item.forward.clone(),
-            item.state.clone(),
             item.flows.to_string(),
         ]
     };
-    let rows: Vec<_> = items.iter().map(row).collect();
-    table(["POOL", "BACKEND", "FORWARD", "STATE", "FLOWS"], &rows)
+    let rows: Vec<_> = flows.items.iter().map(row).collect();
+    let Flows {
+        proven,
+        unproven,
+        capacity,
+        ..
+    } = flows;
+    let table = table(["POOL", "BACKEND", "FORWARD", "FLOWS"], &rows);
+    format!("{table}\nproven {proven}, unproven {unproven}, room for {capacity}\n")
 }
 
 fn drops(items: &[DropItem]) -> String {

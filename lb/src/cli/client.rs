@@ -43,16 +43,6 @@ pub(super) enum ClientError {
     Answer(#[from] serde_json::Error),
 }
 
-impl ClientError {
-    /// The status, if the daemon refused.
-    pub(super) fn status(&self) -> Option<u16> {
-        match self {
-            Self::Refused(problem) => Some(problem.status),
-            _ => None,
-        }
-    }
-}
-
 impl Client {
     pub(super) fn new(socket: PathBuf) -> Self {
         Self { socket }

@@ -5,13 +5,14 @@ use serde_json::json;
 
 use super::{
     ClassArg, Failed, LimitArgs, LimitCommand, ModeArg,
-    client::{Client, encoded},
+    client::Client,
     output::Output,
     table::{or_dash, table},
 };
 use crate::{
-    api::model::{Items, LimitBody, LimitClass, LimitItem},
+    api::model::{Items, LimitItem},
     config::Mode,
+    limits::{ClassWord, LimitSpec},
 };
 
 pub(super) async fn show(client: &Client, output: Output) -> Result<(), Failed> {
@@ -26,50 +27,31 @@ pub(super) async fn change(
 ) -> Result<(), Failed> {
     match command {
         LimitCommand::Set(args) => {
-            let item = set(&body(args), client).await?;
+            let item: LimitItem = client
+                .send_json(Method::POST, "/v1/limits", &spec(args))
+                .await?;
             output.show(&item, |item| limits(std::slice::from_ref(item)))
         }
         LimitCommand::Remove { id } => {
             client
-                .tell(Method::DELETE, &format!("/v1/limits/{}", encoded(&id)))
+                .tell(Method::DELETE, &format!("/v1/limits/{id}"))
                 .await?;
             output.show(&json!({ "removed": id }), |_| format!("limit {id} removed"))
         }
     }
 }
 
-/// Replaces the limit of the same prefix, VIP and class if there is one.
-async fn set(body: &LimitBody, client: &Client) -> Result<LimitItem, Failed> {
-    let refused = match client.send_json(Method::POST, "/v1/limits", body).await {
-        Ok(item) => return Ok(item),
-        Err(error) if error.status() == Some(409) => error,
-        Err(error) => return Err(error.into()),
-    };
-    let there: Items<LimitItem> = client.get("/v1/limits").await?;
-    let same = there.items.into_iter().find(|item| {
-        (item.body.prefix, &item.body.vip, item.body.class)
-            == (body.prefix.trunc(), &body.vip, body.class)
-    });
-    match same {
-        Some(same) => {
-            let path = format!("/v1/limits/{}", encoded(&same.id));
-            Ok(client.send_json(Method::PUT, &path, body).await?)
-        }
-        None => Err(refused.into()),
-    }
-}
-
-fn body(args: LimitArgs) -> LimitBody {
-    LimitBody {
+fn spec(args: LimitArgs) -> LimitSpec {
+    LimitSpec {
         prefix: args.prefix,
         vip: args.vip,
         class: match args.class {
-            ClassArg::All => LimitClass::All,
-            ClassArg::Syn => LimitClass::Syn,
-            ClassArg::Udp => LimitClass::Udp,
-            ClassArg::Icmp => LimitClass::Icmp,
-            ClassArg::Other => LimitClass::Other,
-            ClassArg::Established => LimitClass::Established,
+            ClassArg::All => ClassWord::All,
+            ClassArg::Syn => ClassWord::Syn,
+            ClassArg::Udp => ClassWord::Udp,
+            ClassArg::Icmp => ClassWord::Icmp,
+            ClassArg::Other => ClassWord::Other,
+            ClassArg::Established => ClassWord::Established,
         },
         pps: args.pps,
         bps: args.bps,
@@ -86,18 +68,18 @@ fn body(args: LimitArgs) -> LimitBody {
 fn limits(items: &[LimitItem]) -> String {
     let row = |item: &LimitItem| {
         [
-            item.id.clone(),
-            item.body.prefix.to_string(),
-            item.body.vip.clone().unwrap_or_else(|| "any".into()),
-            word(item.body.class),
-            or_dash(item.body.pps),
-            or_dash(item.body.bps),
-            or_dash(item.body.burst),
-            word(item.body.mode),
+            item.id.to_string(),
+            item.prefix.to_string(),
+            item.vip.clone().unwrap_or_else(|| "any".into()),
+            word(item.class),
+            or_dash(item.pps),
+            or_dash(item.bps),
+            item.burst.to_string(),
+            word(item.mode),
             or_dash(item.expires.as_ref()),
             item.matched_packets.to_string(),
             item.dropped_packets.to_string(),
-            item.body.comment.clone(),
+            item.comment.clone(),
         ]
     };
     let rows: Vec<_> = items.iter().map(row).collect();

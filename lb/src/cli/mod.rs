@@ -108,7 +108,7 @@ enum LimitCommand {
     /// Limit what a source prefix may send; replaces the limit of the same prefix, VIP and class
     Set(LimitArgs),
     /// Remove a limit
-    Remove { id: String },
+    Remove { id: u64 },
 }
 
 #[derive(Debug, Args)]

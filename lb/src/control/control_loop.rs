@@ -14,11 +14,15 @@ use tokio::{
 
 use crate::{
     config::{self, Config},
-    control::{Command, Dataplane, Draining, Figures, Handle, Refused, Reload, Sources, View},
+    control::{
+        Command, Dataplane, Draining, Figures, Handle, Refused, Reload, Sources, View,
+        limits::Limits,
+    },
     dataplane::Desired,
     desired::{self, Inputs},
     drains::{BackendName, DrainStore},
     health::State,
+    limits::{LimitSpec, LimitStore},
     net::{Reason, Resolution},
 };
 
@@ -28,6 +32,7 @@ pub struct Start<P> {
     pub config: Config,
     pub config_file: PathBuf,
     pub drains: DrainStore,
+    pub limits: LimitStore,
     /// Whether the plane holds what an earlier daemon put there.
     pub adopted: bool,
     pub warnings: Vec<String>,
@@ -39,6 +44,7 @@ pub struct Control<P> {
     config: Arc<Config>,
     config_file: PathBuf,
     drains: DrainStore,
+    limits: Limits,
     sources: Sources,
     commands: mpsc::Receiver<Command>,
     view: Arc<ArcSwap<View>>,
@@ -59,7 +65,9 @@ const COMMANDS: usize = 64;
 
 impl<P: Dataplane> Control<P> {
     /// Asks for health and next hops of what the config names; nothing is applied before [`Control::run`].
-    pub fn new(start: Start<P>, sources: Sources) -> (Self, Handle) {
+    pub fn new(mut start: Start<P>, sources: Sources) -> (Self, Handle) {
+        let (limits, warnings) = Limits::adopt(start.limits, &mut start.plane);
+        start.warnings.extend(warnings);
         let config = Arc::new(start.config);
         let (sender, commands) = mpsc::channel(COMMANDS);
         let view = Arc::new(ArcSwap::from_pointee(View {
@@ -89,6 +97,7 @@ impl<P: Dataplane> Control<P> {
             config,
             config_file: start.config_file,
             drains: start.drains,
+            limits,
             sources,
             commands,
             view,
@@ -107,6 +116,7 @@ impl<P: Dataplane> Control<P> {
         let settle = sleep(SETTLE);
         tokio::pin!(settle);
         loop {
+            let expiry = self.limits.next_expiry_seconds();
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey(command),
@@ -121,6 +131,9 @@ impl<P: Dataplane> Control<P> {
                     self.settled = self.settled || self.knows_enough();
                     self.reconcile();
                 }
+                () = sleep(Duration::from_secs(expiry.unwrap_or_default())), if expiry.is_some() => {
+                    self.limits.expire(&mut self.plane);
+                }
                 _ = tick.tick() => self.reconcile(),
             }
         }
@@ -132,6 +145,22 @@ impl<P: Dataplane> Control<P> {
             Command::Drain(name, draining, reply) => drop(reply.send(self.drain(name, draining))),
             Command::Reload(reply) => drop(reply.send(self.reload())),
             Command::Figures(reply) => drop(reply.send(self.figures())),
+            Command::Limits(reply) => drop(reply.send(Ok(self.limits.all(&self.plane)))),
+            Command::SetLimit(spec, reply) => {
+                let result = self
+                    .check_vip(&spec)
+                    .and_then(|()| self.limits.set(spec, &mut self.plane));
+                drop(reply.send(result));
+            }
+            Command::ReplaceLimit(id, spec, reply) => {
+                let result = self
+                    .check_vip(&spec)
+                    .and_then(|()| self.limits.replace(id, spec, &mut self.plane));
+                drop(reply.send(result));
+            }
+            Command::RemoveLimit(id, reply) => {
+                drop(reply.send(self.limits.remove(id, &mut self.plane)));
+            }
         }
     }
 
@@ -139,6 +168,18 @@ impl<P: Dataplane> Control<P> {
         self.plane
             .figures()
             .map_err(|error| Refused::Failed(format!("cannot read the maps: {error}")))
+    }
+
+    fn check_vip(&self, spec: &LimitSpec) -> Result<(), Refused> {
+        match &spec.vip {
+            Some(name) if !self.config.vips.iter().any(|vip| vip.name == *name) => {
+                Err(Refused::Invalid {
+                    field: Some("vip".into()),
+                    message: format!("the config has no VIP `{name}`; `sluice vips` lists them"),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn drain(&mut self, name: BackendName, draining: Draining) -> Result<(), Refused> {
@@ -319,6 +360,13 @@ impl<P: Dataplane> Control<P> {
     }
 
     fn apply(&mut self, desired: &Desired) {
+        self.limits
+            .before_vips_change(&mut self.plane, |vip| desired.vips.contains_key(vip));
+        self.apply_tables(desired);
+        self.limits.after_vips_change(&mut self.plane);
+    }
+
+    fn apply_tables(&mut self, desired: &Desired) {
         match self.plane.apply(desired) {
             Ok(steps) => {
                 for step in steps {

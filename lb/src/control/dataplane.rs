@@ -6,7 +6,8 @@ use sluice_ebpf::abi::{Count, DropReason, FlowStats, VipStats};
 
 use crate::{
     config::Mode,
-    dataplane::{BackendKey, Desired},
+    dataplane::{BackendKey, Desired, ExactCounters},
+    limits::LimitSpec,
 };
 
 /// Why the data plane did not do what it was asked for.
@@ -28,6 +29,22 @@ pub trait Dataplane {
 
     /// Of the program that is attached.
     fn program_id(&self) -> Option<u32>;
+
+    /// Whether limits for this VIP can be set.
+    fn has_vip(&self, name: &str) -> bool;
+
+    /// Makes it hold exactly these limits, and tells the number of each. Called once, before any other change of limits.
+    fn adopt_limits(&mut self, specs: &[LimitSpec]) -> Vec<Result<u32, Failure>>;
+
+    /// Adds a limit, and tells its number. It acts on the next packet.
+    fn insert_limit(&mut self, spec: &LimitSpec) -> Result<u32, Failure>;
+
+    /// Makes a limit be another, and tells its number then.
+    fn replace_limit(&mut self, number: u32, spec: &LimitSpec) -> Result<u32, Failure>;
+
+    fn remove_limit(&mut self, number: u32) -> Result<(), Failure>;
+
+    fn limit_counters(&self, number: u32) -> Option<ExactCounters>;
 }
 
 /// An interface whose packets the program sees.
@@ -64,28 +81,8 @@ pub struct DropFigure {
 /// Live entries of the flow table.
 #[derive(Clone, Debug, Default)]
 pub struct FlowFigures {
-    pub backends: BTreeMap<BackendKey, FlowCount>,
-    pub capacity: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowCount {
+    pub backends: BTreeMap<BackendKey, u64>,
     pub proven: u64,
     pub unproven: u64,
-}
-
-impl FlowCount {
-    pub fn all(self) -> u64 {
-        self.proven + self.unproven
-    }
-}
-
-impl FlowFigures {
-    pub fn total(&self) -> FlowCount {
-        let add = |sum: FlowCount, count: &FlowCount| FlowCount {
-            proven: sum.proven + count.proven,
-            unproven: sum.unproven + count.unproven,
-        };
-        self.backends.values().fold(FlowCount::default(), add)
-    }
+    pub capacity: u64,
 }

@@ -4,6 +4,7 @@ mod control_loop;
 mod daemon;
 
 mod dataplane;
+mod limits;
 mod sources;
 mod view;
 
@@ -15,13 +16,17 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::drains::BackendName;
+use crate::{
+    drains::BackendName,
+    limits::{LimitError, LimitSpec},
+};
 
 pub(crate) use control_loop::chain;
 pub use control_loop::{Control, Start};
 pub use daemon::{DaemonError, run};
 
-pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowCount, FlowFigures};
+pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
+pub use limits::{LimitInForce, Novelty};
 pub use sources::Sources;
 pub use view::{Reload, View};
 
@@ -41,7 +46,7 @@ pub enum Refused {
     Conflict(String),
     #[error("{message}")]
     Invalid {
-        field: Option<&'static str>,
+        field: Option<String>,
         message: String,
     },
     #[error("{0}")]
@@ -59,6 +64,15 @@ pub enum Draining {
     End,
 }
 
+impl From<LimitError> for Refused {
+    fn from(error: LimitError) -> Self {
+        Self::Invalid {
+            field: Some(error.field).filter(|field| !field.is_empty()),
+            message: error.message,
+        }
+    }
+}
+
 type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
 #[derive(Debug)]
@@ -66,6 +80,10 @@ enum Command {
     Drain(BackendName, Draining, Reply<()>),
     Reload(Reply<()>),
     Figures(Reply<Figures>),
+    Limits(Reply<Vec<LimitInForce>>),
+    SetLimit(LimitSpec, Reply<(LimitInForce, Novelty)>),
+    ReplaceLimit(u64, LimitSpec, Reply<LimitInForce>),
+    RemoveLimit(u64, Reply<()>),
 }
 
 impl Handle {
@@ -88,6 +106,27 @@ impl Handle {
     /// All figures, read from the maps now.
     pub async fn figures(&self) -> Result<Figures, Refused> {
         self.ask(Command::Figures).await
+    }
+
+    /// Every limit set at run time.
+    pub async fn limits(&self) -> Result<Vec<LimitInForce>, Refused> {
+        self.ask(Command::Limits).await
+    }
+
+    /// Sets a limit; one for the same prefix, VIP and class is replaced. Packets meet it when this returns.
+    pub async fn set_limit(&self, spec: LimitSpec) -> Result<(LimitInForce, Novelty), Refused> {
+        self.ask(|reply| Command::SetLimit(spec, reply)).await
+    }
+
+    /// Makes a limit be another; it keeps its id.
+    pub async fn replace_limit(&self, id: u64, spec: LimitSpec) -> Result<LimitInForce, Refused> {
+        self.ask(|reply| Command::ReplaceLimit(id, spec, reply))
+            .await
+    }
+
+    /// No packet meets it any more when this returns.
+    pub async fn remove_limit(&self, id: u64) -> Result<(), Refused> {
+        self.ask(|reply| Command::RemoveLimit(id, reply)).await
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refused> {

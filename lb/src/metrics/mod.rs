@@ -14,18 +14,32 @@ use names::{Kind, Metric};
 use crate::{
     api::is_up,
     config::Mode,
-    control::{Figures, View},
+    control::{Figures, LimitInForce, View},
 };
 
 /// Of [`text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// All metrics, as text.
-pub fn text(view: &View, figures: &Figures) -> Result<String, prometheus::Error> {
+pub fn text(
+    view: &View,
+    figures: &Figures,
+    limits: &[LimitInForce],
+) -> Result<String, prometheus::Error> {
     let mut page = Page::default();
     vips(&mut page, figures);
     backends(&mut page, view, figures);
     flows(&mut page, figures);
+    for limit in limits {
+        let (id, counters) = (limit.record.id.to_string(), limit.counters);
+        let matched = counters.passed_packets + counters.dropped_packets;
+        page.add(names::LIMIT_MATCHED_PACKETS, &[&id], matched);
+        page.add(
+            names::LIMIT_DROPPED_PACKETS,
+            &[&id],
+            counters.dropped_packets,
+        );
+    }
     daemon(&mut page, view);
     TextEncoder::new().encode_to_string(&page.families)
 }
@@ -116,8 +130,7 @@ fn backends(page: &mut Page, view: &View, figures: &Figures) {
                 let count = figures.backends.get(key).copied().unwrap_or_default();
                 packets += count.packets;
                 bytes += count.bytes;
-                let live = figures.flows.backends.get(key).copied();
-                flows += live.unwrap_or_default().all();
+                flows += figures.flows.backends.get(key).copied().unwrap_or_default();
             }
             page.add(names::BACKEND_PACKETS, &labels, packets);
             page.add(names::BACKEND_BYTES, &labels, bytes);
@@ -130,11 +143,14 @@ fn backends(page: &mut Page, view: &View, figures: &Figures) {
 }
 
 fn flows(page: &mut Page, figures: &Figures) {
-    let total = figures.flows.total();
     let stats = figures.flow_stats;
     page.add(names::FLOW_TABLE_CAPACITY, &[], figures.flows.capacity);
-    page.add(names::FLOW_TABLE_ENTRIES, &["proven"], total.proven);
-    page.add(names::FLOW_TABLE_ENTRIES, &["unproven"], total.unproven);
+    page.add(names::FLOW_TABLE_ENTRIES, &["proven"], figures.flows.proven);
+    page.add(
+        names::FLOW_TABLE_ENTRIES,
+        &["unproven"],
+        figures.flows.unproven,
+    );
     let inserts = figures.vips.values().map(|stats| stats.inserts).sum();
     page.add(names::FLOW_INSERTS, &[], inserts);
     for (state, evicted) in [
