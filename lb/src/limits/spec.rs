@@ -123,7 +123,8 @@ impl LimitSpec {
     pub fn exact(&self, vip: u16, hz: u32) -> ExactLimit {
         let burst = u64::from(self.burst_packets());
         let limiter = |rate: Option<u64>, burst| {
-            rate.map_or(Limiter::default(), |rate| gcra::limiter(rate, burst, hz))
+            rate.map(|rate| gcra::limiter(rate, burst, hz))
+                .unwrap_or_default()
         };
         ExactLimit {
             prefix: self.prefix,

@@ -14,7 +14,7 @@ mod v6;
 
 use std::collections::HashMap;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use sluice_ebpf::abi::{
     Class, EXACT_ESTABLISHED, EXACT_V4, EXACT_V6, Limit, Limiter, MAX_CHAIN, MAX_EXACT_LENGTHS,
 };
@@ -120,7 +120,7 @@ impl ExactLimits {
             self.remove(index)?;
             return Ok(new);
         }
-        let next = self.tables.limit_words(index)[LINK] as u32;
+        let next = bytemuck::cast::<_, Limit>(self.tables.limit_words(index)).next;
         self.change_limiter(index, PACKETS, limit.packets);
         self.change_limiter(index, BYTES, limit.bytes);
         self.tables
@@ -131,11 +131,11 @@ impl ExactLimits {
 
     /// Takes a limit out, and tells what it counted. The next packet does not meet it.
     pub fn remove(&mut self, index: u32) -> Result<ExactCounters, ExactError> {
-        let unknown = ExactError::Unknown { index };
-        let limit = *self.get(index).ok_or(unknown.clone())?;
+        let limit = *self.get(index).ok_or(ExactError::Unknown { index })?;
         let key = limit.key()?;
         let is_v6 = is_v6(&limit);
-        let change = self.tree(is_v6).remove(key, index).ok_or(unknown)?;
+        let change = self.tree(is_v6).remove(key, index);
+        let change = change.ok_or(ExactError::Unknown { index })?;
         if change.previous.is_some() {
             self.set_next(change.previous, change.next);
         } else if is_v6 && change.came_or_went {
@@ -196,7 +196,10 @@ impl ExactLimits {
         }
         let (deepest, depth) = tree.deepest(key);
         if depth >= MAX_CHAIN {
-            let prefix = prefix_of(deepest, is_v6);
+            let held = tree
+                .get(deepest)
+                .and_then(|group| self.get(group.limits[0]));
+            let prefix = held.map_or(limit.prefix, |held| held.prefix);
             return Err(ExactError::TooDeep { prefix });
         }
         if is_v6 && group.is_none() {
@@ -318,16 +321,6 @@ const ESTABLISHED: u8 = 1 << Class::Established as u8;
 
 fn is_v6(limit: &ExactLimit) -> bool {
     matches!(limit.prefix, IpNet::V6(_))
-}
-
-fn prefix_of(key: Key, is_v6: bool) -> IpNet {
-    let address = std::net::Ipv6Addr::from_bits(key.bits);
-    match address.to_ipv4_mapped() {
-        Some(address) if !is_v6 => {
-            Ipv4Net::new(address, key.length - 96).map_or(Ipv4Net::default().into(), IpNet::V4)
-        }
-        _ => Ipv6Net::new(address, key.length).map_or(Ipv6Net::default().into(), IpNet::V6),
-    }
 }
 
 fn slashed(lengths: &[u8]) -> String {

@@ -1,4 +1,8 @@
 //! The tables against a model that knows nothing of tables, read the way packets read them.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "hashes and random numbers are cut on purpose"
+)]
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -23,8 +27,13 @@ use crate::{config::Mode, limits::ClassWord};
 const KEY: [u64; 4] = [0x1234_5678_9abc_def1, 77, 0x5555_aaaa_3333_cccc, 99];
 
 /// Memory that a thread can read as packets would.
-#[derive(Clone)]
 struct Shared<A>(Arc<[A]>);
+
+impl<A> Clone for Shared<A> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
 
 macro_rules! shared {
     ($atomic:ty, $word:ty) => {
@@ -487,9 +496,9 @@ fn packets_never_meet_a_wrong_limit_while_lengths_change() {
     let stays = exact.insert(all("2001:db8::7/128")).unwrap();
     exact.insert(all("2001:db8::/32")).unwrap();
     let seen = shared();
-    let stop = AtomicU32::new(0);
+    let stop = &AtomicU32::new(0);
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| {
+        let reader = scope.spawn(move || {
             let source: IpAddr = "2001:db8::7".parse().unwrap();
             let (mut met, mut missed) = (0u64, 0u64);
             while stop.load(Ordering::Relaxed) == 0 {

@@ -159,15 +159,16 @@ impl V6 {
             tables.set_v6_lengths(self.padded_lengths());
             return;
         }
-        let bits = tables.exact_bits();
-        tables.set_exact_bits(bits & !EXACT_V6);
-        clear_filter(tables);
         self.lengths
             .retain(|length| self.counts.contains_key(length));
         self.lengths.push(length);
         self.lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let filter = self.expected_filter();
+        let bits = tables.exact_bits();
+        tables.set_exact_bits(bits & !EXACT_V6);
+        clear_filter(tables);
         tables.set_v6_lengths(self.padded_lengths());
-        for (at, lengths) in self.expected_filter().into_iter().enumerate() {
+        for (at, lengths) in filter.into_iter().enumerate() {
             if lengths != 0 {
                 tables.v6_filter.set(at, lengths);
             }
@@ -212,7 +213,7 @@ impl V6 {
     /// Entries of the filter whose addresses the prefix covers; one can be named several times.
     fn filter_entries(&self, key: Key) -> Vec<usize> {
         // Below this, a prefix covers at least as many /32 as there are entries.
-        if key.length <= FILTER_PREFIX - V6_FILTER_ENTRIES.ilog2() as u8 {
+        if u32::from(key.length) + V6_FILTER_ENTRIES.ilog2() <= FILTER_PREFIX.into() {
             return (0..V6_FILTER_ENTRIES as usize).collect();
         }
         let covered = 1u128 << FILTER_PREFIX.saturating_sub(key.length);
@@ -231,6 +232,10 @@ impl V6 {
     }
 
     /// Where `entry` stands in the prefix's bucket.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the low bits choose the bucket"
+    )]
     fn find(&self, tables: &ExactTables, key: Key, entry: u64) -> Option<usize> {
         let bucket = self.hash(key) as usize & (tables.bucket_count() - 1);
         let mut ways = bucket * V6_WAYS..(bucket + 1) * V6_WAYS;
