@@ -63,12 +63,12 @@ pub enum LoadError {
         interface: String,
         source: Box<PinError>,
     },
+    #[error("cannot count this machine's CPUs")]
+    Cpus(#[source] io::Error),
     #[error("cannot read the clock")]
     Clock(#[source] io::Error),
     #[error("cannot get random bytes")]
     Random(#[source] io::Error),
-    #[error("cannot use {}", path.display())]
-    Registry { path: PathBuf, source: io::Error },
 }
 
 /// What must agree for a pinned map to be used again.
@@ -120,11 +120,13 @@ pub enum ApplyError {
     Index,
     #[error("cannot write {}", path.display())]
     Registry { path: PathBuf, source: io::Error },
+    #[error("cannot start counters from zero")]
+    Counters(#[from] ReadError),
 }
 
 /// Why a figure could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the map {map}")]
+#[error("cannot read or write the map {map}")]
 pub struct ReadError {
     pub map: &'static str,
     pub source: MapError,

@@ -104,6 +104,13 @@ impl Pins {
         Ok(Self { directory: ours })
     }
 
+    /// The directory of our version, whether there is one or not.
+    pub(crate) fn existing(pin_dir: &Path) -> Self {
+        Self {
+            directory: pin_dir.join(format!("v{ABI_VERSION}")),
+        }
+    }
+
     /// What is pinned of the maps with these names; and the links.
     pub(crate) fn read(
         &self,
