@@ -3,6 +3,7 @@
 mod ask;
 mod check;
 mod client;
+mod explain;
 
 mod limits;
 mod output;
@@ -220,7 +221,6 @@ fn execute(cli: Cli) -> Result<ExitCode, Failed> {
             };
             unload::unload(&global, daemon, output)?;
         }
-        #[cfg(any())]
         Command::Explain { pcap, out } => {
             explain::explain(&global.config, &pcap, out.as_deref(), output)?;
         }

@@ -17,11 +17,13 @@ use tokio::{
     sync::Mutex,
 };
 
-use super::{Control, Dataplane, Handle, Sources, Start, sources::supervised};
+use super::{Control, Handle, Sources, Start, kernel::Kernel, limits::now, sources::supervised};
 use crate::{
     api::{self, Api, SocketError},
     config::{self, Config, ConfigErrors, SecretError},
+    dataplane::LoadError,
     drains::DrainStore,
+    limits::{LimitStore, StoreError},
     net,
 };
 
@@ -40,6 +42,10 @@ pub enum DaemonError {
     #[error("cannot use the state directory {}", path.display())]
     State { path: PathBuf, source: io::Error },
     #[error(transparent)]
+    Limits(#[from] StoreError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
     Socket(#[from] SocketError),
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
@@ -48,19 +54,77 @@ pub enum DaemonError {
 }
 
 /// Runs the daemon until it is told to end by SIGTERM or SIGINT. The data plane stays and forwards.
+///
+/// `socket` overrides the config's.
 pub async fn run(config_file: &Path, socket: Option<PathBuf>) -> Result<(), DaemonError> {
-    let mut config = config::load(config_file)?;
+    let config = config::load(config_file)?;
     config::check_interfaces(&config, |name| net::if_index(name).is_ok())?;
-    if let Some(socket) = socket {
-        config.api.socket = socket;
+    let state_dir = &config.dataplane.state_dir;
+    let _lock = lock(state_dir)?;
+    let socket = socket.unwrap_or_else(|| config.api.socket.clone());
+    // Before the data plane: what cannot listen shall not touch it.
+    let listener = api::bind(&socket)?;
+    let (start, adopted) = match prepare(config, config_file) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            let _gone = fs::remove_file(&socket);
+            return Err(error);
+        }
+    };
+    for warning in &start.warnings {
+        tracing::warn!("{warning}");
     }
-    todo!("open the plane")
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        socket = %socket.display(),
+        interfaces = start.config.dataplane.interfaces.join(","),
+        adopted,
+        "running"
+    );
+    let result = serve(start, listener, &socket).await;
+    let _gone = fs::remove_file(&socket);
+    result
+}
+
+/// Opens everything that the loop starts from.
+fn prepare(config: Config, config_file: &Path) -> Result<(Start<Kernel>, bool), DaemonError> {
+    let state_dir = &config.dataplane.state_dir;
+    let secret_file = config.pop.secret_file.as_deref();
+    let secret = secret_file.map(config::read_secret).transpose()?;
+    let (drains, set_aside) = DrainStore::open(state_dir).map_err(|source| DaemonError::State {
+        path: state_dir.clone(),
+        source,
+    })?;
+    let (limits, corruption) = LimitStore::open(state_dir, now())?;
+    let (plane, opened) = Kernel::open(&config, secret)?;
+    let mut warnings = opened.warnings;
+    warnings.extend(set_aside.map(|said| said.to_string()));
+    warnings.extend(corruption.map(|corruption| {
+        format!(
+            "{} lines of {} cannot be read, and stand in {} now; set again the limits that are missing",
+            corruption.unreadable_lines,
+            corruption.file.display(),
+            corruption.aside.display()
+        )
+    }));
+    let start = Start {
+        plane,
+        config,
+        config_file: config_file.to_owned(),
+        drains,
+        limits,
+        adopted: opened.adopted,
+        warnings,
+    };
+    Ok((start, opened.adopted))
 }
 
 /// Runs the loop and the API over an open plane.
-async fn serve<P: Dataplane + Send + 'static>(start: Start<P>) -> Result<(), DaemonError> {
-    let listener = api::bind(&start.config.api.socket)?;
-    let socket = start.config.api.socket.clone();
+async fn serve(
+    start: Start<Kernel>,
+    listener: UnixListener,
+    socket: &Path,
+) -> Result<(), DaemonError> {
     let config_file = start.config_file.clone();
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
@@ -68,7 +132,7 @@ async fn serve<P: Dataplane + Send + 'static>(start: Start<P>) -> Result<(), Dae
 
     let (control, handle) = Control::new(start, Sources::start());
     let mut control = tokio::spawn(control.run());
-    listen(listener, socket.clone(), config_file, handle.clone());
+    listen(listener, socket.to_owned(), config_file, handle.clone());
     let result = loop {
         tokio::select! {
             _ = hangup.recv() => {
@@ -81,7 +145,6 @@ async fn serve<P: Dataplane + Send + 'static>(start: Start<P>) -> Result<(), Dae
             _ = &mut control => break Err(DaemonError::Ended),
         }
     };
-    let _gone = fs::remove_file(&socket);
     if result.is_ok() {
         tracing::info!("ends; the data plane stays and forwards, until `sluice unload`");
     }

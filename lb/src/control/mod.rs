@@ -4,6 +4,7 @@ mod control_loop;
 mod daemon;
 
 mod dataplane;
+mod kernel;
 mod limits;
 mod sources;
 mod view;
