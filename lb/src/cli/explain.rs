@@ -14,7 +14,7 @@ use pcap_file::{
     pcapng::{Block, PcapNgReader},
 };
 use serde::{Deserialize, Serialize};
-use sluice_ebpf::abi::{DropReason, NO_BACKEND, NO_VIP, Trace};
+use sluice_ebpf::abi::{DropReason, NO_BACKEND, NO_VIP, Step, Trace};
 
 use super::{Failed, output::Output};
 use crate::{
@@ -63,13 +63,17 @@ pub(super) fn explain(
             let length = u32::try_from(explained.frame.len())?;
             writer.write_packet(&PcapPacket::new(*time, length, &explained.frame))?;
         }
-        let backend = names.backends.get(&explained.trace.backend);
+        let backend = if explained.steps().any(names_backend) {
+            explained.trace.backend
+        } else {
+            NO_BACKEND
+        };
         let explanation = Explanation {
             verdict: verdict(explained.action),
             reason: reason(&explained.trace),
             vip: names.vip(explained.trace.vip),
-            backend: names.backend(explained.trace.backend),
-            forward: backend.map(|key| key.forward),
+            backend: names.backend(backend),
+            forward: names.backends.get(&backend).map(|key| key.forward),
             steps: explained.steps().map(|step| step.word()).collect(),
             out: leaves.then(|| hex(&explained.frame)),
         };
@@ -86,6 +90,18 @@ fn verdict(action: Action) -> &'static str {
         Action::Redirect => "redirect",
         Action::Aborted | Action::Unknown(_) => "aborted",
     }
+}
+
+/// Whether the trace's backend means one from this step on; before, it is zero, which is a backend too.
+fn names_backend(step: Step) -> bool {
+    matches!(
+        step,
+        Step::FragmentKnown
+            | Step::FlowProven
+            | Step::FlowUnproven
+            | Step::Chosen
+            | Step::ChosenPrevious
+    )
 }
 
 fn reason(trace: &Trace) -> Option<&'static str> {
