@@ -164,40 +164,45 @@ impl<T> Drop for Mapped<T> {
 
 /// The interface that a pinned link is attached to; `None` if that is gone.
 pub fn link_ifindex(pin: &Path) -> io::Result<Option<u32>> {
-    /// What `BPF_OBJ_GET` takes.
-    #[repr(C)]
-    struct ObjGet {
-        pathname: u64,
-        fd: u32,
-        flags: u32,
-    }
-    const BPF_OBJ_GET: libc::c_long = 7;
-
-    let path = CString::new(pin.as_os_str().as_bytes())?;
-    let attributes = ObjGet {
-        pathname: path.as_ptr() as u64,
-        fd: 0,
-        flags: 0,
-    };
-    // SAFETY: the kernel reads the attributes and the path, which both live until it returns.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_OBJ_GET,
-            &raw const attributes,
-            size_of::<ObjGet>(),
-        )
-    };
-    let fd = libc::c_int::try_from(fd).map_err(io::Error::other)?;
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just gave it to us.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let link = open_pin(pin)?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd()))?;
     let ifindex = info
         .lines()
         .find_map(|line| line.strip_prefix("ifindex:"))
         .and_then(|number| number.trim().parse().ok());
     Ok(ifindex.filter(|&ifindex| ifindex != 0))
+}
+
+/// Takes a pinned link's program off its interface at once; without this, the kernel does so some time after the last
+/// handle is gone.
+pub fn detach_link(pin: &Path) -> io::Result<()> {
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    let link = open_pin(pin)?;
+    let fd = u64::try_from(link.as_raw_fd()).map_err(io::Error::other)?;
+    bpf(BPF_LINK_DETACH, [fd.to_le(), 0]).map(drop)
+}
+
+fn open_pin(pin: &Path) -> io::Result<OwnedFd> {
+    const BPF_OBJ_GET: libc::c_long = 7;
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let fd = bpf(BPF_OBJ_GET, [path.as_ptr() as u64, 0])?;
+    // SAFETY: the kernel just gave it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A `bpf` system call whose attributes are two words. Pointers in them must be valid until it returns.
+fn bpf(command: libc::c_long, attributes: [u64; 2]) -> io::Result<libc::c_int> {
+    // SAFETY: the kernel reads no more than the attributes and what they point to.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    libc::c_int::try_from(result).map_err(io::Error::other)
 }

@@ -14,11 +14,12 @@ use nix::sched::{CloneFlags, unshare};
 use sluice::{
     config::{Dataplane, Forward, HashInput, Protocol, XdpMode},
     dataplane::{
-        Action, BackendKey, BackendState, Desired, Explainer, LoadError, Mode, Need, Opened, Plane,
-        Step, Table, TableKey, Vip, unload,
+        Action, ApplyError, BackendKey, BackendState, Desired, Explainer, LoadError, Mode, Need,
+        Opened, Plane, Step, Table, TableKey, Vip, unload,
     },
     net::{NextHop, if_index},
 };
+use sluice_ebpf::flow::{Flow, State};
 
 const OUR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 1, 0];
@@ -114,6 +115,56 @@ fn changes_reach_packets() {
             "explaining counts nothing"
         );
         assert_eq!(plane.vip_stats().unwrap()[""].tx.packets, 0);
+    });
+}
+
+#[test]
+fn a_number_is_used_again_when_no_flow_has_it() {
+    Site::run(|site| {
+        let config = site.config();
+        let (mut plane, _) = open(&config);
+        let start = plane.jiffies_now();
+        let later = |seconds: u64| start + seconds * u64::from(plane.hz());
+        let (soon, long_after) = (later(29), later(31));
+        plane.apply_at(&desired(&[1, 2]), start).unwrap();
+        let flows = plane.map::<[u64; 8]>("FLOWS").unwrap();
+        let flow = |backend| Flow::new(7, backend, State::Proven, 1).0;
+        flows.write(3, &[flow(0), flow(1), 0, 0, 0, 0, 0, flow(0)]);
+
+        plane.apply_at(&desired(&[2]), start).unwrap();
+        plane.apply_at(&desired(&[2, 3]), soon).unwrap();
+        assert_eq!(flows.read(3)[0], flow(0), "nobody else's number yet");
+        assert_eq!(plane.flows_per_backend().proven, 3);
+        plane.apply_at(&desired(&[2, 3, 4]), long_after).unwrap();
+        assert_eq!(flows.read(3), [0, flow(1), 0, 0, 0, 0, 0, 0]);
+        let census = plane.flows_per_backend();
+        assert_eq!((census.proven, census.by_backend.len()), (1, 1));
+        let (backend, _) = census.by_backend.first_key_value().unwrap();
+        assert_eq!(backend.address, IpAddr::from([10, 0, 0, 2]));
+    });
+}
+
+#[test]
+fn tables_that_are_replaced_make_room_later() {
+    Site::run(|site| {
+        let config = Dataplane {
+            lookup_slots: 3 * 251,
+            ..site.config()
+        };
+        let (mut plane, _) = open(&config);
+        let start = plane.jiffies_now();
+        let linger = 31 * u64::from(plane.hz());
+        plane.apply_at(&desired(&[1]), start).unwrap();
+        plane.apply_at(&desired(&[2]), start).unwrap();
+        plane.apply_at(&desired(&[3]), start).unwrap();
+        match plane.apply_at(&desired(&[4]), start) {
+            Err(ApplyError::Slots { slots: 753 }) => {}
+            other => panic!("{other:?}"),
+        }
+        let steps = plane.apply_at(&desired(&[4]), start + linger).unwrap();
+        assert!(!steps.is_empty());
+        let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
+        assert_eq!(explainer.explain(&syn(443), LOOPBACK).unwrap().frame[5], 4);
     });
 }
 

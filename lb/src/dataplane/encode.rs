@@ -27,6 +27,7 @@ pub(crate) fn words(address: IpAddr) -> [u64; 2] {
 }
 
 /// The two halves, in network byte order.
+#[expect(clippy::cast_possible_truncation, reason = "they are halves")]
 fn split(number: u128) -> [u64; 2] {
     [((number >> 64) as u64).to_be(), (number as u64).to_be()]
 }
@@ -60,7 +61,10 @@ pub(crate) fn backend(key: &BackendKey, state: &BackendState) -> abi::Backend {
         let (to, from) = backend.macs.split_at_mut(6);
         to.copy_from_slice(&next_hop.destination_mac);
         from.copy_from_slice(&next_hop.source_mac);
-        backend.flags |= abi::BACKEND_RESOLVED;
+        // Without an address of our own, a tunnel that needs one cannot be entered.
+        if key.forward != Forward::Gue || !next_hop.source.is_unspecified() {
+            backend.flags |= abi::BACKEND_RESOLVED;
+        }
         backend.mtu_bytes = next_hop.mtu_bytes;
         backend.outer_source = bytes(next_hop.source);
         backend.ifindex = next_hop.ifindex;

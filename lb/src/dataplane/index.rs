@@ -15,7 +15,7 @@ use super::{encode::words, error::ApplyError};
 
 /// One VIP as the index knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Indexed {
+pub(crate) struct Indexed {
     pub prefix: IpNet,
     /// 6, 17, or 0 for both.
     pub protocol: u8,
@@ -27,7 +27,7 @@ pub struct Indexed {
 
 /// What one generation holds. Places that are not listed must be zero.
 #[derive(Clone, Debug)]
-pub struct Index {
+pub(crate) struct Index {
     pub generation: Generation,
     pub addresses: Vec<AddressEntry>,
     pub services: Vec<Service>,
@@ -37,13 +37,13 @@ pub struct Index {
 
 /// What a generation has room for; powers of two.
 #[derive(Clone, Copy, Debug)]
-pub struct Room {
+pub(crate) struct Room {
     pub entries: u32,
     pub displacements: u32,
 }
 
 /// Builds the index of these VIPs. The first VIP of an address answers for ICMP.
-pub fn build(vips: &[Indexed], room: Room) -> Result<Index, ApplyError> {
+pub(crate) fn build(vips: &[Indexed], room: Room) -> Result<Index, ApplyError> {
     let mut generation = Generation {
         lengths_v4: lengths(vips, 4)?,
         lengths_v6: lengths(vips, 6)?,
@@ -242,6 +242,7 @@ mod tests {
     };
 
     /// The lookup as `kernel/vips.rs` does it, over slices.
+    #[expect(clippy::cast_possible_truncation, reason = "lengths are bytes")]
     fn find(index: &Index, destination: IpAddr, protocol: u8, port: u16) -> Option<u16> {
         let v6 = destination.is_ipv6();
         let generation = &index.generation;

@@ -53,6 +53,7 @@ const LEAST_SLOTS: u32 = 1 << 20;
 /// The name of the XDP program in the object.
 const PROGRAM: &str = "sluice";
 
+#[expect(clippy::cast_possible_truncation, reason = "constants below 2^32")]
 impl Sizes {
     pub(crate) fn new(config: &Dataplane, need: Need) -> Self {
         let exact = config.exact_limits.max(1).next_power_of_two();
@@ -189,7 +190,7 @@ pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadE
     let most = (1u64 << flow::AGE_BITS) * 15 / 16;
     let idle = u16::try_from(idle.clamp(1, most)).unwrap_or(u16::MAX);
     let explain = u8::from(twin == Twin::Explaining);
-    let shift = shift as u8;
+    let shift = u8::try_from(shift).unwrap_or(0);
     let flow_mask = sizes.flow_buckets - 1;
     let sketch_mask = sizes.sketch_cells - 1;
     let displacements = sizes.displacements();

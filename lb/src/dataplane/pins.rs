@@ -63,7 +63,7 @@ pub fn unload(pin_dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
         // Links first, so that no program meets maps that are about to go.
         paths.sort_by_key(|path| link_name(path).is_none());
         for path in paths {
-            fs::remove_file(&path).map_err(|source| at(&path, source))?;
+            remove(&path)?;
             removed.push(path);
         }
         fs::remove_dir(&directory).map_err(|source| at(&directory, source))?;
@@ -92,15 +92,15 @@ impl Pins {
                 return Err(LoadError::OtherVersion { path });
             }
         }
-        fs::create_dir_all(&ours).map_err(|source| at(&ours, source))?;
-        let kind = statfs(&ours).map_err(|error| at(&ours, error.into()))?;
+        let there = ours.ancestors().find(|path| path.exists());
+        let there = there.unwrap_or_else(|| Path::new("/"));
+        let kind = statfs(there).map_err(|error| at(there, error.into()))?;
         if kind.filesystem_type() != BPF_FS_MAGIC {
-            let _ignored = fs::remove_dir(&ours);
-            let _ignored = fs::remove_dir(pin_dir);
             return Err(LoadError::NoBpffs {
                 path: pin_dir.to_owned(),
             });
         }
+        fs::create_dir_all(&ours).map_err(|source| at(&ours, source))?;
         Ok(Self { directory: ours })
     }
 
@@ -137,7 +137,7 @@ impl Pins {
     /// Removes all that is pinned here.
     pub(crate) fn clear(&self) -> Result<(), LoadError> {
         for path in list(&self.directory)? {
-            fs::remove_file(&path).map_err(|source| at(&path, source))?;
+            remove(&path)?;
         }
         Ok(())
     }
@@ -182,16 +182,17 @@ impl Pins {
                     replace(program, &path, interface)?;
                     running = Some(*is);
                 } else {
-                    fs::remove_file(&path).map_err(|source| at(&path, source))?;
+                    remove(&path)?;
                 }
             }
-            let runs = match running {
-                Some(mode) => mode,
+            let (runs, refusal) = match running {
+                Some(mode) => (mode, None),
                 None => self.attach_anew(program, interface, index, mode)?,
             };
             if runs == Mode::Generic && mode != XdpMode::Generic {
+                let why = refusal.map_or_else(String::new, |error| format!(" ({error})"));
                 warnings.push(format!(
-                    "{interface} has no native XDP: the program runs in generic mode there, which is several times slower"
+                    "{interface} takes no native XDP{why}: the program runs in generic mode there, which is several times slower"
                 ));
             }
             attached.push(Attached {
@@ -203,41 +204,44 @@ impl Pins {
         for (name, mode) in pinned {
             if !interfaces.contains(&name) {
                 let path = self.link(&name, mode);
-                fs::remove_file(&path).map_err(|source| at(&path, source))?;
+                remove(&path)?;
             }
         }
         Ok((attached, warnings))
     }
 
+    /// The error is why it is not native, where that was tried first.
     fn attach_anew(
         &self,
         program: &mut Xdp,
         interface: &str,
         index: u32,
         mode: XdpMode,
-    ) -> Result<Mode, LoadError> {
+    ) -> Result<(Mode, Option<ProgramError>), LoadError> {
         let name = || interface.to_owned();
         let native = match mode {
             XdpMode::Generic => None,
             _ => Some(program.attach_to_if_index(index, Flags::Driver)),
         };
-        let (link, runs) = match (native, mode) {
-            (Some(Ok(link)), _) => (link, Mode::Native),
-            (Some(Err(source)), XdpMode::Native) => {
+        let generic = |program: &mut Xdp, refusal| {
+            let link = program
+                .attach_to_if_index(index, Flags::Skb)
+                .map_err(|source| LoadError::Attach {
+                    interface: name(),
+                    source: Box::new(source),
+                })?;
+            Ok((link, Mode::Generic, refusal))
+        };
+        let (link, runs, refusal) = match native {
+            Some(Ok(link)) => (link, Mode::Native, None),
+            Some(Err(source)) if mode == XdpMode::Native => {
                 return Err(LoadError::Native {
                     interface: name(),
                     source: Box::new(source),
                 });
             }
-            _ => (
-                program
-                    .attach_to_if_index(index, Flags::Skb)
-                    .map_err(|source| LoadError::Attach {
-                        interface: name(),
-                        source: Box::new(source),
-                    })?,
-                Mode::Generic,
-            ),
+            Some(Err(error)) => generic(program, Some(error))?,
+            None => generic(program, None)?,
         };
         let link = program
             .take_link(link)
@@ -252,7 +256,7 @@ impl Pins {
                 interface: name(),
                 source: Box::new(source),
             })?;
-        Ok(runs)
+        Ok((runs, refusal))
     }
 }
 
@@ -267,7 +271,7 @@ fn replace(program: &mut Xdp, pin: &Path, interface: &str) -> Result<(), LoadErr
     };
     let link = PinnedLink::from_pin(pin)
         .and_then(|link| XdpLink::try_from(FdLink::from(link)))
-        .map_err(|error| failed(ProgramError::from(io_error(error))))?;
+        .map_err(|error| failed(io_error(error)))?;
     let id = program.attach_to_link(link).map_err(failed)?;
     // The pin keeps it; ours is closed.
     drop(program.take_link(id).map_err(failed)?);
@@ -286,6 +290,14 @@ fn link_name(path: &Path) -> Option<(String, Mode)> {
         None => (name.strip_prefix(GENERIC)?, Mode::Generic),
     };
     Some((name.replace(':', "."), mode))
+}
+
+/// Removes a pin. A link's program is off its interface when this returns.
+fn remove(path: &Path) -> Result<(), LoadError> {
+    if link_name(path).is_some() {
+        sys::detach_link(path).map_err(|source| at(path, source))?;
+    }
+    fs::remove_file(path).map_err(|source| at(path, source))
 }
 
 /// Directories of any version.

@@ -172,3 +172,91 @@ impl fmt::Display for Step {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Forward;
+
+    fn key(last: u8) -> BackendKey {
+        BackendKey {
+            pool: "web".into(),
+            address: [10, 0, 0, last].into(),
+            forward: Forward::L2,
+        }
+    }
+
+    fn image(backends: &[(u8, u8)], port: u16) -> Image {
+        let backend = |flags| abi::Backend {
+            flags,
+            ..abi::Backend::default()
+        };
+        let table = TableKey {
+            pool: "web".into(),
+            forward: Forward::L2,
+        };
+        let takes_new = backends
+            .iter()
+            .filter(|&&(_, flags)| flags == BACKEND_FORWARDS | BACKEND_RESOLVED);
+        let vip = VipImage {
+            place: Place {
+                prefix: "192.0.2.1/32".parse().unwrap(),
+                protocol: 6,
+                port,
+            },
+            mtu_bytes: u16::MAX,
+            flags: 0,
+            policy: None,
+            table: table.clone(),
+        };
+        Image {
+            policies: BTreeMap::new(),
+            backends: backends
+                .iter()
+                .map(|&(last, flags)| (key(last), backend(flags)))
+                .collect(),
+            tables: BTreeMap::from([(
+                table,
+                Table {
+                    slots: 251,
+                    weights: takes_new.map(|&(last, _)| (key(last), 1)).collect(),
+                },
+            )]),
+            vips: BTreeMap::from([("www".to_owned(), Some(vip))]),
+        }
+    }
+
+    #[test]
+    fn equal_states_need_no_step() {
+        let image = image(&[(1, 3)], 443);
+        assert_eq!(plan(&image, &image), []);
+    }
+
+    #[test]
+    fn a_backend_that_fails_leaves_the_tables_first() {
+        let steps = plan(
+            &image(&[(1, 3), (2, 3)], 443),
+            &image(&[(1, 3), (2, 0)], 443),
+        );
+        let [Step::PutTable(_), Step::PutVip(_), Step::PutBackend(failed)] = &steps[..] else {
+            panic!("{steps:?}");
+        };
+        assert_eq!(*failed, key(2));
+    }
+
+    #[test]
+    fn what_goes_goes_last() {
+        let steps = plan(&image(&[(1, 3)], 443), &image(&[(2, 3)], 80));
+        let [
+            Step::PutBackend(new),
+            Step::PutTable(_),
+            Step::PutVip(_),
+            Step::FlipIndex,
+            Step::RemoveBackend(old),
+        ] = &steps[..]
+        else {
+            panic!("{steps:?}");
+        };
+        assert_eq!((new, old), (&key(2), &key(1)));
+    }
+}

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use aya::{Ebpf, maps::Map};
+use aya::{Ebpf, maps::Map, util::online_cpus};
 use bytemuck::{Pod, Zeroable};
 use sluice_ebpf::{
     abi::{self, Generation, Settings, maps},
@@ -137,7 +137,11 @@ impl Plane {
     ///
     /// Starts from what it holds, so it can be called again at any time, also after an error.
     pub fn apply(&mut self, desired: &Desired) -> Result<Vec<Step>, ApplyError> {
-        let now = self.jiffies_now();
+        self.apply_at(desired, self.jiffies_now())
+    }
+
+    /// As [`Plane::apply`], at a time of the caller's choice: what was replaced is freed half a minute later.
+    pub fn apply_at(&mut self, desired: &Desired, now: u64) -> Result<Vec<Step>, ApplyError> {
         self.free(now);
         let wanted = Image::of(desired, self.hz)?;
         let steps = plan(&self.actual, &wanted);
@@ -294,8 +298,8 @@ impl Plane {
             encode::tunnel_v4(config.tunnel_source_v4);
         (settings.tunnel_source_v6, settings.tunnel_spread_v6) =
             encode::tunnel_v6(config.tunnel_source_v6);
-        settings.cpus = std::thread::available_parallelism()
-            .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
+        let cpus = online_cpus().map_err(|(_, error)| LoadError::Cpus(error))?;
+        settings.cpus = u32::try_from(cpus.len()).unwrap_or(u32::MAX);
         self.settings.write(0, &settings);
         Ok(())
     }

@@ -226,7 +226,7 @@ fn take<K: Ord + Clone>(
     let number = (first..=u16::MAX)
         .take_while(|&number| u32::from(number) < room)
         .find(|number| !used.contains(number))
-        .ok_or(ApplyError::Full {
+        .ok_or_else(|| ApplyError::Full {
             what,
             most: u64::from(room) - u64::from(first),
         })?;

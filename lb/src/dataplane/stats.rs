@@ -175,6 +175,7 @@ impl Counters {
     }
 
     /// A number that is given anew starts from zero.
+    #[expect(clippy::cast_possible_truncation, reason = "a constant below 2^32")]
     pub(crate) fn reset_vip(&mut self, number: u16) -> Result<(), ReadError> {
         let cpus = self.cpus;
         self.vips.reset(u32::from(number), cpus)?;
