@@ -106,8 +106,8 @@ impl Kernel {
     fn exact_tables(&self) -> Result<ExactTables, LoadError> {
         Ok(ExactTables {
             settings: Box::new(SettingsWords(self.plane.map(maps::SETTINGS)?)),
-            v4: Box::new(self.plane.map::<u32>(maps::EXACT_V4)?),
-            blocks: Box::new(self.plane.map::<u32>(maps::EXACT_V4_BLOCKS)?),
+            v4: Box::new(self.plane.map::<[u32; 2]>(maps::EXACT_V4)?),
+            blocks: Box::new(self.plane.map::<[u32; 2]>(maps::EXACT_V4_BLOCKS)?),
             v6_filter: Box::new(self.plane.map::<u32>(maps::EXACT_V6_LENGTHS)?),
             v6: Box::new(self.plane.map::<[u64; V6_WAYS]>(maps::EXACT_V6)?),
             limits: Box::new(self.plane.map::<[u64; LIMIT_WORDS]>(maps::LIMITS)?),
@@ -252,6 +252,20 @@ impl Cells<u32> for Mapped<u32> {
 
     fn set(&mut self, at: usize, value: u32) {
         self.store_u32(index(at), 0, value);
+    }
+}
+
+impl Cells<u32> for Mapped<[u32; 2]> {
+    fn len(&self) -> usize {
+        Self::len(self) as usize * 2
+    }
+
+    fn get(&self, at: usize) -> u32 {
+        self.read(index(at / 2))[at % 2]
+    }
+
+    fn set(&mut self, at: usize, value: u32) {
+        self.store_u32(index(at / 2), at % 2 * 4, value);
     }
 }
 
