@@ -103,8 +103,7 @@ impl<'a> Stage<'a> {
         }
 
         let limit = format!("limit set --prefix {ATTACKER} --class all --pps 100 --burst 10");
-        self.screen.announce(&format!("       $ sluice {limit}"));
-        done(self.lab.sluice(&limit))?;
+        self.order(&limit)?;
         self.screen
             .announce("       now the flood comes, as fast as this machine can send it");
         let packets = self.under(ATTACKER, |stage| stage.last(9))?;
@@ -151,16 +150,15 @@ impl<'a> Stage<'a> {
     }
 
     fn drain_backend(&mut self) -> Result<()> {
+        self.screen.announce(&format!(
+            "act 5: {DRAINED} is drained: it gets no new flows"
+        ));
         let drained = self.lab.backend(DRAINED);
         for name in [
             format!("v4/{}", drained.v4()),
             format!("v6/{}", drained.v6()),
         ] {
-            let drain = format!("drain backend {name}");
-            self.screen.announce(&format!(
-                "act 5: {DRAINED} gets no new flows: $ sluice {drain}"
-            ));
-            done(self.lab.sluice(&drain))?;
+            self.order(&format!("drain backend {name}"))?;
         }
         self.traffic.is_drained(DRAINED);
         self.last(8)
@@ -265,6 +263,12 @@ impl<'a> Stage<'a> {
     fn served_by(&self, backend: &str) -> u64 {
         let tally = self.traffic.tally();
         tally.served.get(backend).copied().unwrap_or_default()
+    }
+
+    /// Does what an operator would do, for all to see.
+    fn order(&mut self, line: &str) -> Result<()> {
+        self.screen.announce(&format!("       $ sluice {line}"));
+        done(self.lab.sluice(line))
     }
 
     fn reload(&self) -> Result<()> {

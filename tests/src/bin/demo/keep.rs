@@ -30,7 +30,7 @@ Requests, from a client; the answer is the backend's name:
 
   {client} curl http://{WEB_V4}/who
   {client} curl http://{WEB_V6}/who
-  echo hello | {client} nc -u -w1 {dns} {dns_port}
+  {client} bash -c 'exec 3<>/dev/udp/{dns}/{dns_port}; echo hello >&3; head -1 <&3'
 
 Config and logs lie in {dir}.
 `kill -9 {daemon}` kills the daemon, and `lb run` in a shell of its own starts it again.
