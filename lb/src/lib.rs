@@ -2,5 +2,7 @@
 pub mod config;
 pub mod dataplane;
 pub mod health;
+pub mod limits;
 pub mod net;
 pub mod objects;
+pub mod sys;
