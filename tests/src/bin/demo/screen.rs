@@ -117,7 +117,10 @@ impl View<'_> {
                 rate(figures.dropped_pps)
             ),
             format!("  dropped so far   {}", self.drops()),
-            format!("  XDP program      {}", self.cost()),
+            format!(
+                "  XDP program      {} (more when packets are few: caches are cold)",
+                self.cost()
+            ),
             format!("  daemon           {daemon}"),
         ]);
         lines
