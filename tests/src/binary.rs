@@ -8,7 +8,7 @@ use std::{
 };
 
 /// `SLUICE_BIN`, or the one of this workspace in this profile, which cargo brings up to date first.
-pub(crate) fn sluice() -> &'static Path {
+pub fn sluice() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| env::var_os("SLUICE_BIN").map_or_else(build, PathBuf::from))
 }

@@ -32,6 +32,7 @@ pub use addresses::{
     BACK, DNS_V4, DNS_V6, FRONT, HTTP_PORT, Segment, UDP_PORT, VIPS_V4, VIPS_V6, WEB_V4, WEB_V6,
 };
 pub use backend::Backend;
+pub use binary::sluice as sluice_binary;
 pub use capture::Capture;
 pub use client::{Client, UdpFlow};
 pub use config::{Config, Pool, PoolBackend, Vip};
