@@ -414,8 +414,10 @@ fn settings() -> Settings {
         tunnel_spread_v4: 0xffff,
         tunnel_source_v6: [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         tunnel_spread_v6: 0xffff,
-        cpus: u32::try_from(std::thread::available_parallelism().map_or(1, usize::from))
-            .expect("few CPUs"),
+        cpus: aya::util::nr_cpus()
+            .ok()
+            .and_then(|cpus| u32::try_from(cpus).ok())
+            .unwrap_or(1),
         ..Settings::zeroed()
     };
     settings.generations[0] = generation();

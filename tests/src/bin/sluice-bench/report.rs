@@ -139,7 +139,10 @@ impl Machine {
         let kernel = uname().map(|uname| uname.release().to_string_lossy().into_owned());
         Self {
             cpu: line("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
-            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            cpus: info
+                .lines()
+                .filter(|line| line.starts_with("processor"))
+                .count(),
             kernel: kernel.unwrap_or_default(),
             virtual_machine: line("flags")
                 .is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),

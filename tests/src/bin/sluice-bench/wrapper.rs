@@ -35,10 +35,7 @@ impl Wrapper {
             .override_global("OUT_IFINDEX", &out_ifindex, true)
             .load(BENCH)
             .context("cannot load the bench's programs (are you root?)")?;
-        Ok(Self {
-            ebpf,
-            tested: None,
-        })
+        Ok(Self { ebpf, tested: None })
     }
 
     /// Loads one of the programs.
