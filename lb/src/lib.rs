@@ -3,5 +3,7 @@ pub mod config;
 pub mod dataplane;
 pub mod decap;
 pub mod health;
+pub mod limits;
 pub mod net;
 pub mod objects;
+pub mod sys;

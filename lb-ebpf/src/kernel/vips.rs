@@ -29,7 +29,12 @@ pub fn find_address(
             return None;
         }
         let length = (lengths as u8).wrapping_sub(1);
-        let prefix = masked(destination, length, v6);
+        // Most VIPs are single addresses; making a mask costs more than the rest of a miss.
+        let prefix = if length == if v6 { 128 } else { 32 } {
+            destination
+        } else {
+            masked(destination, length, v6)
+        };
         let hash = address_hash(generation, prefix, length);
         let displacement = DISPLACEMENTS.get(
             active * DISPLACEMENT_ENTRIES.load()
