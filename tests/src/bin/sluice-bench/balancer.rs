@@ -93,6 +93,13 @@ pub(crate) struct Table {
     pub(crate) buckets: u32,
 }
 
+impl Table {
+    fn bucket(&self, hash: u64) -> u32 {
+        let bucket = hash & u64::from(self.buckets - 1);
+        bucket.try_into().expect("below the number of buckets")
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Balancer {
     ebpf: Ebpf,
@@ -236,8 +243,7 @@ impl Balancer {
     pub(crate) fn check_flow(&self, target: Target, jiffies: u64) -> Result<()> {
         let hash = flow_hash(target, 0);
         let map = self.ebpf.map("FLOWS").context("FLOWS")?;
-        let bucket = Array::<_, [u64; WAYS]>::try_from(map)?
-            .get(&(hash as u32 & (self.table.buckets - 1)), 0)?;
+        let bucket = Array::<_, [u64; WAYS]>::try_from(map)?.get(&self.table.bucket(hash), 0)?;
         let (_, found) = flow::find(|way| bucket[way], flow::tag(hash))
             .with_context(|| format!("no flow of {target:?} is in the table"))?;
         ensure!(
@@ -262,7 +268,7 @@ impl Balancer {
             };
             for number in 0..flows {
                 let hash = flow_hash(target, number);
-                let bucket = &mut buckets[(hash as u32 & (self.table.buckets - 1)) as usize];
+                let bucket = &mut buckets[self.table.bucket(hash) as usize];
                 // The few that find their bucket full stay out, as they would.
                 if let Some(way) = bucket.iter_mut().find(|way| **way == 0) {
                     let state = if target.protocol() == TCP {
