@@ -63,7 +63,7 @@ impl Tunnel {
             IPV6 => (6, 0),
             UDP => {
                 let ports = frame.read::<FirstEight>(payload)?.ports;
-                if (ports >> 16) as u16 != GUE_PORT.to_be() {
+                if ports >> 16 != u32::from(GUE_PORT.to_be()) {
                     return None;
                 }
                 (0, 8)
@@ -91,7 +91,8 @@ impl Tunnel {
         let Some(first) = frame.read::<u16>(self.inner_offset) else {
             return Inner::Malformed;
         };
-        let version = (first as u8) >> 4;
+        let [version_and_length, _] = first.to_ne_bytes();
+        let version = version_and_length >> 4;
         if self.family == 0 && version != 4 && version != 6 {
             return Inner::NotIp;
         }
@@ -106,10 +107,9 @@ impl Tunnel {
         let Some(ip) = ip else {
             return Inner::Malformed;
         };
-        let overhead = self.overhead() as u32;
         if ip.header_length < 20
             || ip.length < ip.header_length
-            || overhead + ip.length > self.outer.length
+            || self.overhead() + ip.length as usize > self.outer.length as usize
             || self.outer.offset + self.outer.length as usize > frame.len()
         {
             return Inner::Malformed;

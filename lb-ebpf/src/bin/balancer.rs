@@ -23,6 +23,7 @@ mod program {
     use crate::kernel::pipeline;
 
     #[xdp]
+    #[inline(always)]
     fn sluice(context: XdpContext) -> u32 {
         pipeline::run(context.ctx)
     }

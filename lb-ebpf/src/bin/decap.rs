@@ -47,6 +47,7 @@ mod program {
     }
 
     #[xdp]
+    #[inline(always)]
     fn decap(context: XdpContext) -> u32 {
         let verdict = strip(context.ctx);
         if let Some(stats) = STATS.get_ptr_mut(0) {

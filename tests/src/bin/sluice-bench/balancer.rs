@@ -1,0 +1,525 @@
+//! The balancer under test: loaded as it is, with VIPs, backends, limits and flows written into its maps.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, PerCpuArray},
+    programs::Xdp,
+};
+use bytemuck::{NoUninit, Zeroable};
+use nix::time::{ClockId, clock_getres};
+use sluice::objects::BALANCER;
+use sluice_ebpf::{
+    abi::{
+        AddressEntry, BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Class, DROP_REASONS, DropReason,
+        EXACT_V4, Forward, Generation, Limit, Limiter, Policy, Service, Settings,
+        VIP_CLASSES_SHIFT, Vip, VipStats,
+    },
+    flow::{self, Flow, State, WAYS},
+    gcra, hash,
+    hash::Tuple,
+    packet::{TCP, UDP},
+    vip,
+};
+
+/// A VIP of the bench. Its number, address and way of forwarding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub(crate) enum Target {
+    Tcp = 1,
+    Udp = 2,
+    NoLimits = 3,
+    L2 = 4,
+    V6 = 5,
+    Gue = 6,
+    Limited = 7,
+    GueV6 = 8,
+}
+
+impl Target {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Tcp,
+        Self::Udp,
+        Self::NoLimits,
+        Self::L2,
+        Self::V6,
+        Self::Gue,
+        Self::Limited,
+        Self::GueV6,
+    ];
+
+    pub(crate) const fn number(self) -> u16 {
+        self as u16
+    }
+
+    pub(crate) fn address(self) -> IpAddr {
+        match self {
+            Self::V6 | Self::GueV6 => [0x2001, 0xdb8, 1, 0, 0, 0, 0, self.number()].into(),
+            _ => Ipv4Addr::from(0xc000_0200 | u32::from(self.number())).into(),
+        }
+    }
+
+    pub(crate) const fn protocol(self) -> u8 {
+        if matches!(self, Self::Udp) { UDP } else { TCP }
+    }
+
+    pub(crate) const fn port(self) -> u16 {
+        if matches!(self, Self::Udp) { 53 } else { 80 }
+    }
+
+    const fn forward(self) -> Forward {
+        match self {
+            Self::L2 => Forward::L2,
+            Self::Gue | Self::GueV6 => Forward::Gue,
+            _ => Forward::Ipip,
+        }
+    }
+
+    fn policy(self) -> u16 {
+        match self {
+            Self::NoLimits => 0,
+            Self::Limited => STRICT,
+            _ => STANDARD,
+        }
+    }
+}
+
+/// Number of flows that are in the table when the bench starts, and how much room that has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table {
+    pub(crate) flows: u32,
+    pub(crate) buckets: u32,
+}
+
+impl Table {
+    fn bucket(&self, hash: u64) -> u32 {
+        let bucket = hash & u64::from(self.buckets - 1);
+        bucket.try_into().expect("below the number of buckets")
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Balancer {
+    ebpf: Ebpf,
+    table: Table,
+}
+
+/// Counters of one VIP, and what was dropped by a limit of its policy.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) pass: u64,
+    pub(crate) tx: u64,
+    pub(crate) inserts: u64,
+    pub(crate) out_of_state: u64,
+    pub(crate) dropped: u64,
+    pub(crate) over_limit: u64,
+}
+
+impl Counters {
+    /// What was counted since an earlier reading.
+    pub(crate) const fn since(&self, before: &Self) -> Self {
+        Self {
+            pass: self.pass - before.pass,
+            tx: self.tx - before.tx,
+            inserts: self.inserts - before.inserts,
+            out_of_state: self.out_of_state - before.out_of_state,
+            dropped: self.dropped - before.dropped,
+            over_limit: self.over_limit - before.over_limit,
+        }
+    }
+}
+
+impl Balancer {
+    pub(crate) fn load(table: Table, jiffies: u64) -> Result<Self> {
+        let mask = table.buckets - 1;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("FLOW_MASK", &mask, true)
+            .map_max_entries("FLOWS", table.buckets)
+            .map_max_entries("SLOTS", 1 << 20)
+            .map_max_entries("EXACT_V4_BLOCKS", 1 << 8)
+            .load(BALANCER)
+            .context("cannot load the balancer (are you root?)")?;
+        write::<_, 46>(&mut ebpf, "POLICIES", STANDARD.into(), standard()?)?;
+        write::<_, 46>(&mut ebpf, "POLICIES", STRICT.into(), strict()?)?;
+        write_vips(&mut ebpf)?;
+        let mut this = Self { ebpf, table };
+        this.set_exact(false)?;
+        this.set_interface(LOOPBACK)?;
+        this.insert_flows(jiffies)?;
+        this.program().load()?;
+        Ok(this)
+    }
+
+    pub(crate) fn program(&mut self) -> &mut Xdp {
+        let program = self.ebpf.program_mut("sluice").expect("the XDP program");
+        program.try_into().expect("it is an XDP program")
+    }
+
+    /// Turns exact limits on or off, as the daemon does when the first one comes or the last one goes.
+    pub(crate) fn set_exact(&mut self, on: bool) -> Result<()> {
+        let mut settings = settings();
+        settings.exact = if on { EXACT_V4 } else { 0 };
+        write::<_, 27>(&mut self.ebpf, "SETTINGS", 0, settings)
+    }
+
+    /// Lets all backends stand behind this interface.
+    pub(crate) fn set_interface(&mut self, ifindex: u32) -> Result<()> {
+        for target in Target::ALL {
+            for index in 0..BACKENDS_EACH {
+                let number = first_backend(target) + index;
+                write::<_, 8>(
+                    &mut self.ebpf,
+                    "BACKENDS",
+                    number,
+                    backend(target, index, ifindex),
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Exact limits, high enough to drop nothing, for so many /24 all over the address space.
+    pub(crate) fn insert_exact(&mut self, count: u32) -> Result<()> {
+        let high = limiter(1_000_000_000, 1_000_000_000)?;
+        let mut limits = array::<16>(&mut self.ebpf, "LIMITS")?;
+        for number in 1..=count {
+            let limit = Limit {
+                packets: high,
+                bytes: Limiter::default(),
+                vip: sluice_ebpf::abi::ANY_VIP,
+                classes: 0x1f,
+                length_and_mode: 119,
+                ..Limit::zeroed()
+            };
+            limits.set(number, bytemuck::cast::<_, [u64; 16]>(limit), 0)?;
+        }
+        let map = self.ebpf.map_mut("EXACT_V4").context("EXACT_V4")?;
+        let mut table = Array::<_, u32>::try_from(map)?;
+        for number in 1..=count {
+            table.set(number.wrapping_mul(0x0087_6543 | 1) & 0xff_ffff, number, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Puts every cell of the sketch so far ahead that each source is over a strict limit for the next half hour.
+    pub(crate) fn exhaust_sketch(&mut self, jiffies: u64) -> Result<()> {
+        let ahead = strict()?.limiters[Class::Syn as usize][0].allowance / 2 * 3;
+        let value = gcra::time(jiffies).wrapping_add(ahead);
+        let map = self.ebpf.map_mut("SKETCH").context("SKETCH")?;
+        let mut sketch = Array::<_, u64>::try_from(map)?;
+        for cell in 0..sketch.len() {
+            sketch.set(cell, value, 0)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn counters(&self, vip: u16) -> Result<Counters> {
+        let map = self.ebpf.map("VIP_STATS").context("VIP_STATS")?;
+        let stats = PerCpuArray::<_, [u64; 8]>::try_from(map)?;
+        let mut sum = Counters::default();
+        for &words in stats.get(&vip.into(), 0)?.iter() {
+            let cpu: VipStats = bytemuck::cast(words);
+            sum.pass += cpu.pass.packets;
+            sum.tx += cpu.tx.packets;
+            sum.inserts += cpu.inserts;
+            sum.out_of_state += cpu.out_of_state;
+        }
+        let map = self.ebpf.map("DROPS").context("DROPS")?;
+        let drops = PerCpuArray::<_, [u64; 2]>::try_from(map)?;
+        for &reason in DropReason::ALL {
+            let index = (u32::from(vip) * DROP_REASONS + reason as u32) * 2;
+            let packets: u64 = drops.get(&index, 0)?.iter().map(|count| count[0]).sum();
+            sum.dropped += packets;
+            if matches!(reason, DropReason::LimitHost | DropReason::LimitNetwork) {
+                sum.over_limit += packets;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// The first flow of a VIP must still be in the table as it was written, and have been seen in the last seconds.
+    pub(crate) fn check_flow(&self, target: Target, jiffies: u64) -> Result<()> {
+        let hash = flow_hash(target, 0);
+        let map = self.ebpf.map("FLOWS").context("FLOWS")?;
+        let bucket = Array::<_, [u64; WAYS]>::try_from(map)?.get(&self.table.bucket(hash), 0)?;
+        let (_, found) = flow::find(|way| bucket[way], flow::tag(hash))
+            .with_context(|| format!("no flow of {target:?} is in the table"))?;
+        ensure!(
+            found.is_proven() == (target.protocol() == TCP),
+            "the flow of {target:?} is not what was measured: {found:?}"
+        );
+        ensure!(
+            found.age(ticks(jiffies)) < 60,
+            "the flow of {target:?} was not seen: {found:?}"
+        );
+        Ok(())
+    }
+
+    fn insert_flows(&mut self, jiffies: u64) -> Result<()> {
+        let mut buckets = vec![[0; WAYS]; self.table.buckets as usize];
+        let now = ticks(jiffies);
+        for target in Target::ALL {
+            let flows = match target {
+                Target::Tcp | Target::Udp => self.table.flows,
+                Target::NoLimits | Target::Limited => 0,
+                _ => 1,
+            };
+            for number in 0..flows {
+                let hash = flow_hash(target, number);
+                let bucket = &mut buckets[self.table.bucket(hash) as usize];
+                // The few that find their bucket full stay out, as they would.
+                if let Some(way) = bucket.iter_mut().find(|way| **way == 0) {
+                    let state = if target.protocol() == TCP {
+                        State::Proven
+                    } else {
+                        State::Unproven
+                    };
+                    let backend = u16::try_from(first_backend(target) + number % BACKENDS_EACH)?;
+                    *way = Flow::new(flow::tag(hash), backend, state, now).0;
+                }
+            }
+        }
+        let mut table = array::<WAYS>(&mut self.ebpf, "FLOWS")?;
+        for (index, bucket) in (0..).zip(&buckets) {
+            if bucket[0] != 0 {
+                table.set(index, *bucket, 0)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const BACKENDS_EACH: u32 = 4;
+const SLOTS_EACH: u32 = 65_537;
+const LOOPBACK: u32 = 1;
+const STANDARD: u16 = 1;
+const STRICT: u16 = 2;
+/// The client's port; the address tells the flows apart.
+pub(crate) const CLIENT_PORT: u16 = 40_000;
+/// As in the programs of the bench.
+const SPREAD: u32 = 0x9e37_79b1;
+
+/// The source of flow `number`, as the wrapper writes it.
+pub(crate) fn source(target: Target, number: u32) -> IpAddr {
+    let spread = number.wrapping_mul(SPREAD);
+    match target.address() {
+        IpAddr::V4(_) => Ipv4Addr::from(spread).into(),
+        IpAddr::V6(_) => {
+            let prefix = 0x2001_0db8_000c_0000_u128 << 64;
+            (prefix | u128::from(spread)).to_be_bytes().into()
+        }
+    }
+}
+
+fn flow_hash(target: Target, number: u32) -> u64 {
+    let tuple = Tuple {
+        source: words(source(target, number)),
+        destination: words(target.address()),
+        ports: u32::from(CLIENT_PORT.to_be()) | u32::from(target.port().to_be()) << 16,
+        protocol: target.protocol(),
+        v6: target.address().is_ipv6(),
+    };
+    hash::flow(&KEY, &tuple)
+}
+
+const KEY: [u64; 4] = [
+    0x1234_5678_9abc_def0,
+    0x0fed_cba9_8765_4321,
+    0x5555_aaaa_3333_cccc,
+    0x9e37_79b9_7f4a_7c15,
+];
+
+fn words(address: IpAddr) -> [u64; 2] {
+    bytemuck::cast(match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    })
+}
+
+fn hz() -> Result<u32> {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    Ok(u32::try_from(1_000_000_000 / tick.tv_nsec())?)
+}
+
+fn limiter(rate_per_second: u64, burst: u64) -> Result<Limiter> {
+    Ok(gcra::limiter(rate_per_second, burst, hz()?))
+}
+
+fn ticks(jiffies: u64) -> u16 {
+    let shift = flow::age_shift(hz().expect("the clock ticks"));
+    u16::try_from(jiffies >> shift & ((1 << flow::AGE_BITS) - 1)).expect("masked")
+}
+
+fn policy() -> Policy {
+    Policy {
+        host_mask_v6: [u64::MAX, 0],
+        network_mask_v6: [0x0000_ffff_ffff_ffff, 0],
+        host_mask_v4: u32::MAX,
+        network_mask_v4: 0x00ff_ffff,
+        ..Policy::zeroed()
+    }
+}
+
+/// 50 SYN a second of a host and 500 of a network; all else is limited too, but so high that nothing is over.
+fn standard() -> Result<Policy> {
+    let mut policy = policy();
+    let [host_packets, _, network_packets, _] = &mut policy.limiters[Class::Syn as usize];
+    *host_packets = limiter(50, 100)?;
+    *network_packets = limiter(500, 1000)?;
+    let high = limiter(1_000_000_000, 1_000_000_000)?;
+    for class in [Class::Udp, Class::Icmp, Class::Other] {
+        policy.limiters[class as usize][0] = high;
+        policy.limiters[class as usize][2] = high;
+    }
+    Ok(policy)
+}
+
+/// One SYN an hour.
+fn strict() -> Result<Policy> {
+    let mut policy = policy();
+    let hour = 3600 * (u64::from(hz()?) << sluice_ebpf::abi::JIFFY_BITS);
+    let limiter = Limiter {
+        cost: hour,
+        allowance: hour,
+    };
+    policy.limiters[Class::Syn as usize] =
+        [limiter, Limiter::default(), limiter, Limiter::default()];
+    Ok(policy)
+}
+
+fn first_backend(target: Target) -> u32 {
+    u32::from(target.number()) * BACKENDS_EACH
+}
+
+fn backend(target: Target, index: u32, ifindex: u32) -> Backend {
+    let last = u8::try_from(11 + index).expect("few backends");
+    let [outer_destination, outer_source] = [last, 2].map(|last| match target {
+        Target::V6 | Target::GueV6 => [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last],
+        _ => Ipv4Addr::new(10, 0, 0, last).to_ipv6_mapped().octets(),
+    });
+    Backend {
+        macs: [2, 0, 0, 0, 0, last, 2, 0, 0, 0, 0, 2],
+        forward: target.forward() as u8,
+        flags: BACKEND_FORWARDS | BACKEND_RESOLVED,
+        mtu_bytes: 1500,
+        outer_destination,
+        outer_source,
+        ifindex,
+        family: if target.address().is_ipv6() { 6 } else { 4 },
+        ..Backend::zeroed()
+    }
+}
+
+fn settings() -> Settings {
+    let mut settings = Settings {
+        flow_key: KEY,
+        local_key: KEY.map(|word| word.rotate_left(17)),
+        tunnel_source_v4: 0xac10_0000,
+        tunnel_spread_v4: 0xffff,
+        tunnel_source_v6: [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        tunnel_spread_v6: 0xffff,
+        cpus: aya::util::nr_cpus()
+            .ok()
+            .and_then(|cpus| u32::try_from(cpus).ok())
+            .unwrap_or(1),
+        ..Settings::zeroed()
+    };
+    settings.generations[0] = generation();
+    settings
+}
+
+/// With all displacements zero, the first seed that keeps the addresses apart.
+fn generation() -> Generation {
+    let seeded = |address_seed| Generation {
+        address_seed,
+        lengths_v4: 33,
+        lengths_v6: 129,
+        address_mask: 63,
+        ..Generation::default()
+    };
+    (1..)
+        .map(seeded)
+        .find(|generation| {
+            let mut taken: Vec<u32> = Target::ALL
+                .iter()
+                .map(|&target| address_slot(generation, target))
+                .collect();
+            taken.sort_unstable();
+            taken.dedup();
+            taken.len() == Target::ALL.len()
+        })
+        .expect("eight of 64 slots are free of collisions under some seed")
+}
+
+fn address_slot(generation: &Generation, target: Target) -> u32 {
+    let length = if target.address().is_ipv6() { 128 } else { 32 };
+    let hash = vip::address_hash(generation, words(target.address()), length);
+    vip::slot_index(hash, 0, generation.address_mask)
+}
+
+fn write_vips(ebpf: &mut Ebpf) -> Result<()> {
+    let generation = generation();
+    for target in Target::ALL {
+        let number = target.number();
+        let first = u32::from(number) * SLOTS_EACH;
+        let classes = match target.policy() {
+            0 => 0,
+            STRICT => 1 << Class::Syn as u32,
+            _ => 0b1111,
+        };
+        let vip = Vip {
+            table: u64::from(first) | u64::from(SLOTS_EACH) << 32,
+            policy: target.policy(),
+            mtu_bytes: 1500,
+            flags: classes << VIP_CLASSES_SHIFT,
+            ..Vip::zeroed()
+        };
+        write::<_, 8>(ebpf, "VIPS", number.into(), vip)?;
+
+        let v6 = target.address().is_ipv6();
+        let mut entry = AddressEntry {
+            prefix: words(target.address()),
+            id: number.into(),
+            length: if v6 { 128 } else { 32 },
+            family: if v6 { 6 } else { 4 },
+            icmp_vip: number,
+            ..AddressEntry::zeroed()
+        };
+        entry.services[0] = Service {
+            address_and_protocol: u32::from(number) << 8 | u32::from(target.protocol()),
+            port: target.port(),
+            vip: number,
+        };
+        write::<_, 8>(ebpf, "ADDRESSES", address_slot(&generation, target), entry)?;
+
+        let map = ebpf.map_mut("SLOTS").context("SLOTS")?;
+        let mut slots = Array::<_, u16>::try_from(map)?;
+        for slot in 0..SLOTS_EACH {
+            let backend = u16::try_from(first_backend(target) + slot % BACKENDS_EACH)?;
+            slots.set(first + slot, backend, 0)?;
+        }
+    }
+    Ok(())
+}
+
+fn array<'a, const WORDS: usize>(
+    ebpf: &'a mut Ebpf,
+    map: &str,
+) -> Result<Array<&'a mut aya::maps::MapData, [u64; WORDS]>> {
+    let array = ebpf.map_mut(map).with_context(|| map.to_owned())?;
+    Array::try_from(array).with_context(|| map.to_owned())
+}
+
+fn write<T: NoUninit, const WORDS: usize>(
+    ebpf: &mut Ebpf,
+    map: &str,
+    index: u32,
+    value: T,
+) -> Result<()> {
+    let words: [u64; WORDS] = bytemuck::cast(value);
+    array::<WORDS>(ebpf, map)?
+        .set(index, words, 0)
+        .with_context(|| map.to_owned())
+}

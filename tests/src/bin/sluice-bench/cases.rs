@@ -1,0 +1,363 @@
+//! What is measured: each path through the balancer, how it is recognised, and what it may cost.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use etherparse::PacketBuilder;
+use sluice_ebpf::packet::UDP;
+
+use crate::{
+    balancer::{CLIENT_PORT, Counters, Target, source},
+    wrapper::Frames,
+};
+
+/// One row of the table.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) state: State,
+    pub(crate) frame: Vec<u8>,
+    pub(crate) frames: Frames,
+    pub(crate) target: Target,
+    pub(crate) path: Path,
+    pub(crate) exact: bool,
+    /// ns above the floor.
+    pub(crate) limit: Option<Limit>,
+    pub(crate) note: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Limit {
+    Ns(f64),
+    /// Above another row.
+    Above(&'static str, f64),
+}
+
+/// The balancers, by what is in their memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// 64k flows, as many of UDP.
+    Ordinary,
+    /// 1M flows in the table, as many of UDP.
+    Full,
+    /// Every source is over its limit.
+    Exhausted,
+}
+
+/// What must become of the frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    Known,
+    Syn,
+    OverLimit,
+    NotVip,
+    Echo,
+}
+
+impl Path {
+    /// What the program returns.
+    pub(crate) const fn action(self) -> u32 {
+        match self {
+            Self::OverLimit => 1,
+            Self::NotVip => 2,
+            _ => 3,
+        }
+    }
+
+    /// The program that does nothing but return that.
+    pub(crate) const fn floor(self) -> &'static str {
+        match self {
+            Self::OverLimit => "drop",
+            Self::NotVip => "pass",
+            _ => "tx",
+        }
+    }
+
+    /// Whose counters show it.
+    pub(crate) const fn counted_at(self, target: Target) -> u16 {
+        match self {
+            Self::NotVip => 0,
+            _ => target.number(),
+        }
+    }
+
+    /// How many of the counted packets went this way.
+    pub(crate) const fn taken(self, counted: &Counters) -> u64 {
+        match self {
+            Self::Known => counted
+                .tx
+                .saturating_sub(counted.inserts)
+                .saturating_sub(counted.out_of_state),
+            Self::Syn => counted.tx.saturating_sub(counted.inserts),
+            Self::OverLimit => counted.over_limit,
+            Self::NotVip => counted.pass,
+            Self::Echo => counted.tx,
+        }
+    }
+}
+
+/// Every flow is another address, and all addresses are used before one comes back.
+const EVER_NEW: u32 = u32::MAX;
+
+pub(crate) fn all() -> Result<Vec<Case>> {
+    let ns = |ns: f64| Some(Limit::Ns(ns));
+    let mut cases = Vec::new();
+    let mut add = |name, target, path, flow_mask, state, limit, note| -> Result<()> {
+        cases.push(case(name, target, path, flow_mask, state, limit, note)?);
+        Ok(())
+    };
+    use Path::{Echo, Known, NotVip, OverLimit, Syn};
+    use State::{Exhausted, Full, Ordinary};
+    add(
+        "established_tcp_v4_ipip",
+        Target::Tcp,
+        Known,
+        0,
+        Ordinary,
+        ns(55.0),
+        "1 flow",
+    )?;
+    add(
+        "established_tcp_v4_ipip_1k_flows",
+        Target::Tcp,
+        Known,
+        0x3ff,
+        Ordinary,
+        None,
+        "",
+    )?;
+    add(
+        "established_tcp_v4_ipip_64k_flows",
+        Target::Tcp,
+        Known,
+        0xffff,
+        Ordinary,
+        None,
+        "",
+    )?;
+    add(
+        "established_tcp_v4_ipip_1m_flows",
+        Target::Tcp,
+        Known,
+        0xf_ffff,
+        Full,
+        ns(190.0),
+        "in a table for 4M flows that holds 2M",
+    )?;
+    add(
+        "established_tcp_v4_l2",
+        Target::L2,
+        Known,
+        0,
+        Ordinary,
+        ns(45.0),
+        "",
+    )?;
+    add(
+        "established_tcp_v6_ip6ip6",
+        Target::V6,
+        Known,
+        0,
+        Ordinary,
+        ns(70.0),
+        "",
+    )?;
+    add(
+        "established_tcp_v4_gue",
+        Target::Gue,
+        Known,
+        0,
+        Ordinary,
+        None,
+        "",
+    )?;
+    add(
+        "established_tcp_v6_gue",
+        Target::GueV6,
+        Known,
+        0,
+        Ordinary,
+        None,
+        "",
+    )?;
+    add(
+        "udp_v4_ipip",
+        Target::Udp,
+        Known,
+        0,
+        Ordinary,
+        ns(60.0),
+        "limited too, but far below the limit",
+    )?;
+    add(
+        "udp_v4_ipip_64k_flows",
+        Target::Udp,
+        Known,
+        0xffff,
+        Ordinary,
+        None,
+        "",
+    )?;
+    let flood = "every packet a SYN of a new source; ";
+    add(
+        "syn_flood_new_flows",
+        Target::Tcp,
+        Syn,
+        EVER_NEW,
+        Ordinary,
+        ns(190.0),
+        flood,
+    )?;
+    add(
+        "syn_flood_no_limits",
+        Target::NoLimits,
+        Syn,
+        EVER_NEW,
+        Ordinary,
+        ns(65.0),
+        flood,
+    )?;
+    add(
+        "syn_flood_new_flows_1m_table",
+        Target::Tcp,
+        Syn,
+        EVER_NEW,
+        Full,
+        ns(190.0),
+        flood,
+    )?;
+    add(
+        "syn_flood_no_limits_1m_table",
+        Target::NoLimits,
+        Syn,
+        EVER_NEW,
+        Full,
+        ns(65.0),
+        flood,
+    )?;
+    add(
+        "limited_one_source",
+        Target::Limited,
+        OverLimit,
+        0,
+        Exhausted,
+        ns(45.0),
+        "SYN over the host's limit",
+    )?;
+    add(
+        "limited_random_sources",
+        Target::Limited,
+        OverLimit,
+        EVER_NEW,
+        Exhausted,
+        ns(190.0),
+        "every packet of a new source; all cells of the sketch are over the limit",
+    )?;
+    add(
+        "not_vip",
+        Target::Tcp,
+        NotVip,
+        0,
+        Ordinary,
+        ns(12.0),
+        "address of no VIP, passed",
+    )?;
+    add(
+        "icmp_echo_v4",
+        Target::Tcp,
+        Echo,
+        0,
+        Ordinary,
+        None,
+        "answered",
+    )?;
+    for (name, with, limit_above) in [
+        (
+            "established_tcp_v4_ipip_exact_100k",
+            "established_tcp_v4_ipip",
+            15.0,
+        ),
+        ("udp_v4_ipip_exact_100k", "udp_v4_ipip", 15.0),
+        (
+            "udp_v4_ipip_64k_flows_exact_100k",
+            "udp_v4_ipip_64k_flows",
+            15.0,
+        ),
+        (
+            "syn_flood_no_limits_exact_100k",
+            "syn_flood_no_limits",
+            15.0,
+        ),
+    ] {
+        let without = cases.iter().find(|case| case.name == with);
+        let mut case = without.context("an earlier row")?.clone();
+        case.name = name;
+        case.exact = true;
+        case.limit = Some(Limit::Above(with, limit_above));
+        case.note = "100,000 exact limits of IPv4 prefixes";
+        cases.push(case);
+    }
+    Ok(cases)
+}
+
+fn case(
+    name: &'static str,
+    target: Target,
+    path: Path,
+    flow_mask: u32,
+    state: State,
+    limit: Option<Limit>,
+    note: &'static str,
+) -> Result<Case> {
+    let frame = frame(target, path)?;
+    Ok(Case {
+        name,
+        state,
+        frames: Frames {
+            bytes: u32::try_from(frame.len())?,
+            v6: target.address().is_ipv6(),
+            echo: path == Path::Echo,
+            flow_mask,
+        },
+        frame,
+        target,
+        path,
+        exact: false,
+        limit,
+        note,
+    })
+}
+
+/// A frame of flow 0: small, as in a flood and as acknowledgements are.
+pub(crate) fn frame(target: Target, path: Path) -> Result<Vec<u8>> {
+    let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    let ip = match (source(target, 0), target.address()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let [a, b, c, d] = to.octets();
+            let to = if path == Path::NotVip {
+                [a, b, c, d + 100]
+            } else {
+                [a, b, c, d]
+            };
+            ethernet.ipv4(from.octets(), to, 64)
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
+        _ => anyhow::bail!("a client of another family"),
+    };
+    let mut frame = Vec::new();
+    let payload = [0; 8];
+    if path == Path::Echo {
+        ip.icmpv4_echo_request(1, 1).write(&mut frame, &payload)?;
+    } else if target.protocol() == UDP {
+        ip.udp(CLIENT_PORT, target.port())
+            .write(&mut frame, &payload)?;
+    } else {
+        let tcp = ip.tcp(CLIENT_PORT, target.port(), 1, 64_240);
+        if matches!(path, Path::Syn | Path::OverLimit) {
+            tcp.syn().write(&mut frame, &[])?;
+        } else {
+            tcp.ack(1).write(&mut frame, &payload)?;
+        }
+    }
+    Ok(frame)
+}
