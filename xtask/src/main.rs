@@ -94,7 +94,7 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Bench { arguments } => {
             setup::setup(Scope::Lab, Mode::Install)?;
-            return stages::run_lab_program("bench", &arguments);
+            return stages::run_lab_program("sluice-bench", &arguments);
         }
         Task::Demo { arguments } => {
             setup::setup(Scope::Lab, Mode::Install)?;

@@ -14,7 +14,7 @@ mod kernel;
 
 // What `kernel` knows as `crate::`.
 #[cfg(target_arch = "bpf")]
-use sluice_ebpf::{abi, checksum, encap, exact, flow, gcra, hash, hide, packet, vip};
+use sluice_ebpf::{abi, checksum, context, encap, exact, flow, gcra, hash, hide, packet, vip};
 
 #[cfg(target_arch = "bpf")]
 mod program {

@@ -2,10 +2,11 @@
 
 use aya_ebpf::bindings::xdp_md;
 
-use super::{Verdict, forward::frame};
+use super::Verdict;
 use crate::{
     abi::DropReason,
     checksum,
+    context::frame,
     packet::{Frame, Ip, Ipv4Header, Ipv6Header, L4, load},
 };
 

@@ -13,10 +13,9 @@ use super::{
 };
 use crate::{
     abi::{BACKEND_RESOLVED, Backend, DropReason, Forward, Settings, Step, Vip},
+    context::frame,
     encap::{Carrier, UdpHeader, gue, outer_v4, outer_v6, spread_v4},
-    packet::{
-        ETHERNET_BYTES, Frame, IPV4_BE, IPV6_BE, Ip, Ipv4Header, Ipv6Header, VLAN_BE, VLAN_BYTES,
-    },
+    packet::{ETHERNET_BYTES, IPV4_BE, IPV6_BE, Ip, Ipv4Header, Ipv6Header, VLAN_BE, VLAN_BYTES},
 };
 
 /// A packet that has a backend.
@@ -179,19 +178,6 @@ fn write<const TAG: usize>(outgoing: &Outgoing<'_>, overhead: usize) -> Option<(
         unsafe { tag.write([backend.vlan.to_be(), ethertype_be]) };
     }
     Some(())
-}
-
-/// The frame as it is now. Pointers into what it was before an `adjust` are dead.
-#[inline(always)]
-#[must_use]
-pub fn frame(context: *mut xdp_md) -> Frame {
-    // Volatile: or LLVM would read them in the caller and pass the halves that they are declared as.
-    // SAFETY: the context is the program's own.
-    let start = unsafe { (&raw const (*context).data).read_volatile() } as usize;
-    // SAFETY: as above.
-    let end = unsafe { (&raw const (*context).data_end).read_volatile() } as usize;
-    // SAFETY: the kernel says where the frame lies.
-    unsafe { Frame::new(start, end) }
 }
 
 #[inline(always)]

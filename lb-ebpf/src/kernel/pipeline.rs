@@ -7,7 +7,7 @@ use super::{
     count::{self, Exit},
     echo, element,
     flows::{self, Known, Picked, Pressure},
-    forward::{Outgoing, forward, frame},
+    forward::{Outgoing, forward},
     fragments::{self, Decided},
     jiffies,
     limits::{Sender, admit},
@@ -19,6 +19,7 @@ use crate::{
         AddressEntry, Class, DropReason, HANDSHAKE_TICKS, NO_BACKEND, NO_VIP, SLOTS_PER_WORD,
         Settings, Step, VIP_HASH_SOURCE, Vip,
     },
+    context::frame,
     hash::{self, Tuple},
     packet::{
         self, Fragment, ICMP, ICMPV6, Ip, L4, TCP, TCP_ACK, TCP_SYN, Transport, UDP,

@@ -5,10 +5,12 @@ use aya_ebpf::{
     helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
 };
 
-use super::{Verdict, forward::frame};
+use super::Verdict;
 use crate::{
     abi::DropReason,
-    checksum, hide,
+    checksum,
+    context::frame,
+    hide,
     packet::{ETHERNET_BYTES, Frame, ICMP, ICMPV6, Ip, Ipv4Header, Ipv6Header, VLAN_BYTES, load},
 };
 
