@@ -1,0 +1,13 @@
+//! The verdict table: frames through the loaded XDP program by the kernel's test run.
+//!
+//! A row is a frame and what must become of it: the verdict, the counters, and every byte of the frame that leaves. Each
+//! row is also run cut at every byte. The program is the one that forwards, not its explaining twin; nothing is attached,
+//! so no interface is touched.
+
+mod decode;
+mod forwarding;
+mod packet;
+mod rig;
+mod table;
+mod vip_index;
+mod world;
