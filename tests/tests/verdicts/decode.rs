@@ -251,7 +251,13 @@ fn answered(expected: &Packet, out: &[u8]) -> Result<()> {
     frame[6..12].copy_from_slice(&OUR_MAC);
     same(&frame, out)?;
     let sliced = SlicedPacket::from_ethernet(out).context("the decoder refuses it")?;
-    ensure!(sliced.transport.is_some(), "the decoder finds no ICMP");
+    // The decoder does not know mobility, HIP and shim6.
+    let known = |(kind, _): &(u8, usize)| [0, 43, 44, 51, 60].contains(kind);
+    let readable = expected.extensions.iter().all(known);
+    ensure!(
+        sliced.transport.is_some() || !readable,
+        "the decoder finds no ICMP"
+    );
     let l4 = &out[expected.ip_offset() + expected.ip_bytes().len() - expected.payload.len()..];
     let l4 = &l4[..expected.payload.len()];
     let sum = l4_checksum(expected.from, expected.to, expected.protocol, l4);

@@ -5,9 +5,16 @@
 //! so no interface is touched.
 
 mod decode;
+mod errors;
+mod flows;
 mod forwarding;
+mod headers;
+mod host;
+mod limits;
 mod packet;
+mod reasons;
 mod rig;
 mod table;
+mod too_big;
 mod vip_index;
 mod world;

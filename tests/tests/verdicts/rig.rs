@@ -1,6 +1,6 @@
 //! The program, loaded with the test's world, and run on single frames.
 
-use std::ops::Sub;
+use std::{net::IpAddr, ops::Sub};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -14,8 +14,8 @@ use nix::{
 };
 use sluice::objects;
 use sluice_ebpf::abi::{
-    AddressEntry, Backend, DROP_REASONS, DropReason, Limit, Policy, Service as Entry, Settings,
-    Vip, maps,
+    AddressEntry, Backend, DROP_REASONS, DropReason, Limit, NO_VIP, Policy, Service as Entry,
+    Settings, Vip, maps,
 };
 
 use crate::{
@@ -195,23 +195,38 @@ impl Rig {
         Ran { action, frame: out }
     }
 
-    /// All counters as they are.
-    pub(crate) fn counts(&self) -> Counts {
-        let vips = u32::try_from(self.services.len()).expect("a few VIPs") + 1;
-        let drops = (0..vips * DROP_REASONS * 2)
-            .map(|index| self.sum(maps::DROPS, index))
-            .collect();
-        let vips = (0..vips)
-            .map(|index| self.sum(maps::VIP_STATS, index))
-            .collect();
-        let backends = (0..backend::COUNT)
-            .map(|index| self.sum(maps::BACKEND_STATS, index))
-            .collect();
-        Counts {
-            drops,
-            vips,
-            backends,
+    /// The counters that a packet to this address may move: of its VIPs, of none, and of all backends.
+    pub(crate) fn counts(&self, to: IpAddr) -> Counts {
+        let here = (1..)
+            .zip(&self.services)
+            .filter(|(_, service)| service.prefix.contains(&to))
+            .map(|(vip, _)| vip);
+        let vips: Vec<u16> = here.chain([NO_VIP]).collect();
+        let mut counts = Counts::default();
+        for vip in vips {
+            let words: [u64; 8] = self.sum(maps::VIP_STATS, vip.into());
+            let exits = [Counted::Passed, Counted::Transmitted, Counted::Redirected];
+            for (exit, count) in exits.iter().zip(words.chunks(2)) {
+                counts.add(exit(vip), [count[0], count[1]]);
+            }
+            counts.add(Counted::OutOfState(vip), [words[6], 0]);
+            counts.add(Counted::Inserted(vip), [words[7], 0]);
+            for (reason, number) in DropReason::ALL.iter().zip(0..) {
+                let index = (u32::from(vip) * DROP_REASONS + number) * 2;
+                counts.add(Counted::Dropped(vip, *reason), self.sum(maps::DROPS, index));
+                counts.add(
+                    Counted::Monitored(vip, *reason),
+                    self.sum(maps::DROPS, index + 1),
+                );
+            }
         }
+        for (index, number) in (0..backend::COUNT).zip(0..) {
+            counts.add(
+                Counted::ToBackend(number),
+                self.sum(maps::BACKEND_STATS, index),
+            );
+        }
+        counts
     }
 
     /// A per-CPU value of `WORDS` counters, summed up.
@@ -271,15 +286,9 @@ macro_rules! stored {
 
 stored!(Settings AddressEntry Entry Vip Policy Limit Backend);
 
-/// Counters, or how far they moved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Counts {
-    /// By VIP, reason and mode: packets and bytes.
-    drops: Vec<[u64; 2]>,
-    /// As `VipStats`.
-    vips: Vec<[u64; 8]>,
-    backends: Vec<[u64; 2]>,
-}
+/// Counters that are not zero, or how far they moved: packets and bytes (which flows have none of).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts(Vec<(Counted, u64, u64)>);
 
 /// How a packet was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,59 +300,43 @@ pub(crate) enum Counted {
     Transmitted(u16),
     Redirected(u16),
     ToBackend(u16),
+    /// TCP that was neither SYN nor of a known flow.
+    OutOfState(u16),
+    /// A flow that entered the flow table.
+    Inserted(u16),
 }
 
 impl Counts {
-    /// What was counted, with packets and bytes.
-    pub(crate) fn all(&self) -> Vec<(Counted, u64, u64)> {
-        let reasons = DROP_REASONS as usize;
-        let mut all = vec![];
-        for (index, count) in self.drops.iter().enumerate() {
-            let vip = u16::try_from(index / reasons / 2).expect("a few VIPs");
-            let reason = DropReason::ALL[index / 2 % reasons];
-            let what = match index % 2 {
-                0 => Counted::Dropped(vip, reason),
-                _ => Counted::Monitored(vip, reason),
-            };
-            all.push((what, count[0], count[1]));
-        }
-        for (vip, count) in (0..).zip(&self.vips) {
-            all.push((Counted::Passed(vip), count[0], count[1]));
-            all.push((Counted::Transmitted(vip), count[2], count[3]));
-            all.push((Counted::Redirected(vip), count[4], count[5]));
-        }
-        for (number, count) in (0..).zip(&self.backends) {
-            all.push((Counted::ToBackend(number), count[0], count[1]));
-        }
-        all.retain(|(_, packets, bytes)| *packets != 0 || *bytes != 0);
-        all
+    /// What became of packets, without what became of flows.
+    pub(crate) fn packets(self) -> Vec<(Counted, u64, u64)> {
+        let mut counted = self.0;
+        counted.retain(|(what, ..)| !matches!(what, Counted::OutOfState(_) | Counted::Inserted(_)));
+        counted
     }
 
-    /// TCP packets of a VIP that belonged to no flow.
-    pub(crate) fn out_of_state(&self, vip: u16) -> u64 {
-        self.vips[usize::from(vip)][6]
+    /// Packets counted as this.
+    pub(crate) fn of(&self, what: Counted) -> u64 {
+        let found = self.0.iter().find(|(counted, ..)| *counted == what);
+        found.map_or(0, |(_, packets, _)| *packets)
     }
 
-    /// Flows of a VIP that entered the flow table.
-    pub(crate) fn inserts(&self, vip: u16) -> u64 {
-        self.vips[usize::from(vip)][7]
+    fn add(&mut self, what: Counted, [packets, bytes]: [u64; 2]) {
+        if packets != 0 || bytes != 0 {
+            self.0.push((what, packets, bytes));
+        }
     }
 }
 
 impl Sub for Counts {
     type Output = Self;
 
-    fn sub(mut self, before: Self) -> Self {
-        fn each<const N: usize>(after: &mut [[u64; N]], before: &[[u64; N]]) {
-            for (after, before) in after.iter_mut().zip(before) {
-                for (after, before) in after.iter_mut().zip(before) {
-                    *after -= before;
-                }
-            }
+    fn sub(self, before: Self) -> Self {
+        let mut moved = Self::default();
+        for (what, packets, bytes) in self.0 {
+            let old = before.0.iter().find(|(counted, ..)| *counted == what);
+            let (_, old_packets, old_bytes) = old.copied().unwrap_or((what, 0, 0));
+            moved.add(what, [packets - old_packets, bytes - old_bytes]);
         }
-        each(&mut self.drops, &before.drops);
-        each(&mut self.vips, &before.vips);
-        each(&mut self.backends, &before.backends);
-        self
+        moved
     }
 }

@@ -122,9 +122,9 @@ pub(crate) fn check(rig: &mut Rig, row: &Row) -> Result<()> {
 
 /// Runs a row, and checks all that is to be seen of it.
 pub(crate) fn check_once(rig: &mut Rig, row: &Row) -> Result<Ran> {
-    let before = rig.counts();
+    let before = rig.counts(row.packet.to);
     let ran = rig.run(&row.frame);
-    let counted = (rig.counts() - before).all();
+    let counted = (rig.counts(row.packet.to) - before).packets();
     check_verdict(rig, row, &ran)?;
     check_counters(rig, row, &ran, &counted)?;
     Ok(ran)
@@ -171,7 +171,7 @@ fn check_counters(rig: &Rig, row: &Row, ran: &Ran, counted: &[(Counted, u64, u64
         | Counted::Passed(vip)
         | Counted::Transmitted(vip)
         | Counted::Redirected(vip) => vip,
-        Counted::Monitored(..) | Counted::ToBackend(_) => bail!("counted {counted:?}"),
+        _ => bail!("counted {counted:?}"),
     };
     let left = match ran.action {
         Action::Pass => Counted::Passed(vip),
@@ -205,7 +205,7 @@ pub(crate) fn check_cuts(rig: &mut Rig, row: &Row) -> Result<()> {
     let packet_end = ip_offset + row.ip_length();
     let fixed_end = ip_offset + row.packet.family().header_bytes();
     let whole = rig.run(&row.frame).action;
-    let before = rig.counts();
+    let before = rig.counts(row.packet.to);
     let mut drops = 0;
     for length in LEAST_FRAME..row.frame.len() {
         let ran = rig.run(&row.frame[..length]);
@@ -231,7 +231,7 @@ pub(crate) fn check_cuts(rig: &mut Rig, row: &Row) -> Result<()> {
         }
         drops += u64::from(ran.action == Action::Drop);
     }
-    let counted = (rig.counts() - before).all();
+    let counted = (rig.counts(row.packet.to) - before).packets();
     let counted_drops: u64 = counted
         .iter()
         .filter_map(|(what, packets, _)| match what {
