@@ -23,10 +23,10 @@ use crate::{
     world::{self, backend},
 };
 
-/// Packets that a source may send at once.
+/// Packets that a source may send at once: so few that the first opens the gate before the sketch.
 const BURST: u64 = 3;
-/// And that of its network.
-const NETWORK_BURST: u64 = 5;
+/// Packets of an exact limit around another.
+const OUTER_BURST: u64 = 5;
 const ALL_CLASSES: u8 = 0b1_1111;
 /// Buckets of the IPv6 table, and the block of the IPv4 table that is written.
 const V6_BUCKETS: u64 = 32_768;
@@ -153,7 +153,7 @@ pub(crate) fn limit_sources(rig: &mut Rig, reason: DropReason) {
     for limiters in &mut policy.limiters {
         match reason {
             DropReason::LimitHost => limiters[0] = limiter(BURST),
-            _ => limiters[2] = limiter(NETWORK_BURST),
+            _ => limiters[2] = limiter(BURST),
         }
     }
     rig.put(maps::POLICIES, world::ENFORCED.into(), policy);
@@ -167,7 +167,7 @@ pub(crate) fn limit_sources(rig: &mut Rig, reason: DropReason) {
 
 /// Sends more than any limit here lets pass.
 pub(crate) fn exhaust(rig: &mut Rig, packet: &Packet) {
-    for _ in 0..3 * NETWORK_BURST {
+    for _ in 0..3 * OUTER_BURST {
         rig.run(&packet.frame());
     }
 }
@@ -191,7 +191,7 @@ fn passes_then_drops(rig: &mut Rig, packet: &Packet, number: u16, passes: u64, r
 #[track_caller]
 fn passes(rig: &mut Rig, packet: &Packet, number: u16) {
     let row = Row::new("not limited", packet.clone(), Expect::Sent(number));
-    for _ in 0..2 * NETWORK_BURST {
+    for _ in 0..2 * OUTER_BURST {
         check_once(rig, &row).unwrap();
     }
 }
@@ -225,7 +225,7 @@ fn exact_limits_of_hosts_networks_and_both() {
         let mut rig = Rig::new();
         let (host, network): (IpNet, IpNet) = (host.parse().unwrap(), network.parse().unwrap());
         let mut both = Exact::prefix(network, 1);
-        both.burst = NETWORK_BURST;
+        both.burst = OUTER_BURST;
         limit_exactly(&mut rig, both);
         let mut inner = Exact::prefix(host, 2);
         inner.next = 1;
@@ -236,7 +236,7 @@ fn exact_limits_of_hosts_networks_and_both() {
         let inside = udp(host.network(), world::IPIP4);
         passes_then_drops(&mut rig, &inside, number, BURST, reason);
         let neighbour = udp(neighbour.parse().unwrap(), world::IPIP4);
-        passes_then_drops(&mut rig, &neighbour, number, NETWORK_BURST, reason);
+        passes_then_drops(&mut rig, &neighbour, number, OUTER_BURST, reason);
         passes(
             &mut rig,
             &udp(stranger.parse().unwrap(), world::IPIP4),
@@ -250,8 +250,8 @@ fn exact_limits_of_hosts_networks_and_both() {
 
 #[test]
 fn an_exact_limit_is_for_its_vip_and_class_only() {
+    let mut rig = Rig::new();
     for family in Family::BOTH {
-        let mut rig = Rig::new();
         let plain = udp(client(family, 100, 7), world::IPIP4);
         let number_of = |rig: &Rig, packet: &Packet, protocol| {
             let at = rig.services.iter().position(|service| {
@@ -279,32 +279,29 @@ fn an_exact_limit_is_for_its_vip_and_class_only() {
 #[test]
 fn the_policy_limits_hosts_and_networks() {
     for family in Family::BOTH {
-        for (reason, burst) in [
-            (DropReason::LimitHost, BURST),
-            (DropReason::LimitNetwork, NETWORK_BURST),
-        ] {
+        for reason in [DropReason::LimitHost, DropReason::LimitNetwork] {
             let mut rig = Rig::new();
             limit_sources(&mut rig, reason);
             let number = backend::IPIP4;
             let from = client(family, 100, 7);
             let plain = Packet::new(from, vip(family, world::LIMITED));
-            passes_then_drops(&mut rig, &udp(from, world::LIMITED), number, burst, reason);
+            passes_then_drops(&mut rig, &udp(from, world::LIMITED), number, BURST, reason);
             // Classes are apart.
             let syn = plain.clone().tcp((46_200, 80), SYN, &[]);
-            passes_then_drops(&mut rig, &syn, number, burst, reason);
+            passes_then_drops(&mut rig, &syn, number, BURST, reason);
             // A limit is for a host of any port, and for a network of any host.
             let other_port = Packet::new(from, plain.to).udp((46_201, 53), b"query");
             let row = Row::new("another port", other_port, Expect::Drop(reason));
             check_once(&mut rig, &row).unwrap();
             let neighbour = udp(client(family, 100, 8), world::LIMITED);
             if reason == DropReason::LimitHost {
-                passes_then_drops(&mut rig, &neighbour, number, burst, reason);
+                passes_then_drops(&mut rig, &neighbour, number, BURST, reason);
             } else {
                 let row = Row::new("a neighbour", neighbour, Expect::Drop(reason));
                 check_once(&mut rig, &row).unwrap();
             }
             let stranger = udp(client(family, 101, 7), world::LIMITED);
-            passes_then_drops(&mut rig, &stranger, number, burst, reason);
+            passes_then_drops(&mut rig, &stranger, number, BURST, reason);
             passes(&mut rig, &udp(from, world::IPIP4), number);
         }
     }
@@ -312,8 +309,8 @@ fn the_policy_limits_hosts_and_networks() {
 
 #[test]
 fn echo_and_icmp_errors_are_limited_as_icmp() {
+    let mut rig = Rig::new();
     for family in Family::BOTH {
-        let mut rig = Rig::new();
         limit_sources(&mut rig, DropReason::LimitHost);
         let echo = Packet::new(client(family, 100, 7), vip(family, world::LIMITED));
         let echo = echo.echo_request(5, b"ping");
@@ -327,8 +324,8 @@ fn echo_and_icmp_errors_are_limited_as_icmp() {
 
 #[test]
 fn monitor_mode_counts_and_passes() {
+    let mut rig = Rig::new();
     for family in Family::BOTH {
-        let mut rig = Rig::new();
         limit_sources(&mut rig, DropReason::LimitHost);
         let by_policy = udp(client(family, 100, 7), world::MONITORED);
         let mut exact = Exact::host(client(family, 101, 7));
@@ -364,8 +361,8 @@ fn monitor_mode_counts_and_passes() {
 /// The promise to established flows: a flood from the same source does not hurt them.
 #[test]
 fn proven_flows_are_exempt() {
+    let mut rig = Rig::new();
     for family in Family::BOTH {
-        let mut rig = Rig::new();
         limit_sources(&mut rig, DropReason::LimitHost);
         // The class of proven flows is not limited.
         let mut policy: Policy = rig.get(maps::POLICIES, world::ENFORCED.into());

@@ -19,8 +19,8 @@ fn packet(family: Family, host: u8) -> Packet {
 
 #[test]
 fn each_reason_drops() {
+    let mut rig = Rig::new();
     for reason in DropReason::ALL {
-        let mut rig = Rig::new();
         for family in Family::BOTH {
             let rows = rows(&mut rig, *reason, family);
             if !rows.is_empty() {
@@ -62,7 +62,8 @@ fn rows(rig: &mut Rig, reason: DropReason, family: Family) -> Vec<Row> {
             vec![packet(family, world::L2).icmp(kind, 1, [0; 4], &[7; 60])]
         }
         DropReason::LimitExact => {
-            let plain = packet(family, world::L2);
+            // Somebody who sends nothing else.
+            let plain = Packet::new(client(family, 150, 7), vip(family, world::L2));
             limit_exactly(rig, Exact::host(plain.from));
             vec![plain.udp((45_100, 53), b"query")]
         }
