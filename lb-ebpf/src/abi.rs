@@ -31,6 +31,10 @@ pub const LIMITERS: usize = 4;
 pub const SKETCH_ROWS: usize = 4;
 /// Fractions of a jiffy in which limits are counted: 2^28.
 pub const JIFFY_BITS: u32 = 28;
+/// Ticks of an age (about a second each) for which handshakes that began before a switch of tables may be under way.
+pub const HANDSHAKE_TICKS: u32 = 5;
+/// Slots in a value of `SLOTS`.
+pub const SLOTS_PER_WORD: usize = 4;
 /// Limits that one packet can meet in nested prefixes before the walk ends.
 pub const MAX_CHAIN: usize = 16;
 
@@ -342,6 +346,8 @@ numbered! {
         TooBig = "too_big",
         /// The kernel gave no room for the outer headers.
         Headroom = "headroom",
+        /// TCP flags that no stack sends: none at all, or SYN with FIN or RST.
+        TcpFlags = "tcp_flags",
     }
 }
 

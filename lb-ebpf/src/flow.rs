@@ -24,10 +24,12 @@ pub const fn age_shift(hz: u32) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
-    /// Its age is its birth: it may yet be forged.
+    /// One packet came: it may be forged. The age counts from then.
     Unproven = 1,
-    /// Its client showed that it gets our packets. Its age is when it was last seen.
+    /// Its client showed that it gets our packets, or kept at it in peace. The age counts from when it was last seen.
     Proven = 2,
+    /// Packets came in two ticks. The age counts from the second.
+    Returning = 3,
 }
 
 /// One flow. Zero is none.
@@ -70,18 +72,60 @@ impl Flow {
         (self.0 >> 16) as u16
     }
 
-    /// Ticks since its birth (unproven) or since it was last seen (proven).
+    #[inline(always)]
+    #[must_use]
+    pub const fn state(self) -> u64 {
+        self.0 >> AGE_BITS & 3
+    }
+
+    /// Ticks since the moment that its state counts from.
     #[inline(always)]
     #[must_use]
     pub const fn age(self, now: u16) -> u16 {
         ((now as u64).wrapping_sub(self.0) & AGE_MASK) as u16
     }
 
-    /// The same flow, proven and seen now.
+    /// The same flow in a state that begins now.
     #[inline(always)]
     #[must_use]
-    pub const fn proven(self, now: u16) -> Self {
-        Self::new(self.tag(), self.backend(), State::Proven, now)
+    pub const fn with(self, state: State, now: u16) -> Self {
+        Self::new(self.tag(), self.backend(), state, now)
+    }
+
+    /// The same flow after a packet that was let in. `peace`: nobody forges flows of this VIP just now.
+    ///
+    /// A TCP flow is proven when packets came in three ticks, the last `prove_after` ticks after the second, without
+    /// long gaps, in peace: two forged packets prove nothing. Others only show that they live.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seen(self, now: u16, tcp: bool, peace: bool, lifetimes: &Lifetimes) -> Self {
+        let age = self.age(now);
+        if age == 0 {
+            return self;
+        }
+        if self.is_proven() {
+            return self.with(State::Proven, now);
+        }
+        if !tcp || age >= lifetimes.unproven || self.state() == State::Unproven as u64 {
+            let returning = tcp && age < lifetimes.unproven;
+            return self.with(
+                if returning {
+                    State::Returning
+                } else {
+                    State::Unproven
+                },
+                now,
+            );
+        }
+        if age < lifetimes.prove_after {
+            return self;
+        }
+        if peace {
+            self.with(State::Proven, now)
+        } else {
+            // Stays as it is, but does not grow old meanwhile.
+            self.with(State::Returning, now.wrapping_sub(lifetimes.prove_after))
+        }
     }
 }
 
@@ -95,8 +139,10 @@ pub const fn tag(hash: u64) -> u32 {
 /// How long flows stay, in ticks of an age.
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetimes {
-    /// An unproven flow expires this long after its birth.
+    /// A flow that is not proven expires after this silence.
     pub unproven: u16,
+    /// Ticks between the second and the last packet that prove a flow.
+    pub prove_after: u16,
     /// A proven flow expires after this silence.
     pub idle: u16,
     /// A proven flow that was silent this long may make room when nothing else can.
@@ -189,6 +235,7 @@ mod tests {
 
     const LIVES: Lifetimes = Lifetimes {
         unproven: 16,
+        prove_after: 3,
         idle: 900,
         yielding: 60,
     };
@@ -244,6 +291,35 @@ mod tests {
             place(|way| bucket[way], now, &LIVES),
             Some((6, Evicted::Nothing))
         );
+    }
+
+    #[test]
+    fn a_flow_is_proven_by_packets_in_three_ticks_and_peace() {
+        let born = Flow::new(1, 2, State::Unproven, 100);
+        let again = |flow: Flow, now| flow.seen(now, true, true, &LIVES);
+        assert_eq!(again(born, 100), born);
+        let returning = again(born, 109);
+        assert!(
+            !returning.is_proven(),
+            "two packets prove nothing, however far apart"
+        );
+        assert!(!again(returning, 110).is_proven());
+        assert!(again(returning, 112).is_proven());
+        assert!(
+            !again(returning, 109 + 16).is_proven(),
+            "a long gap begins anew"
+        );
+        assert!(
+            !returning.seen(112, true, false, &LIVES).is_proven(),
+            "not while under attack"
+        );
+        let waiting = returning.seen(120, true, false, &LIVES);
+        assert!(
+            again(waiting, 120).is_proven(),
+            "at once when peace is back"
+        );
+        let udp = (101..200).fold(born, |flow, now| flow.seen(now, false, true, &LIVES));
+        assert!(!udp.is_proven(), "UDP shows no handshake");
     }
 
     proptest! {

@@ -36,6 +36,13 @@ pub fn hash4(key: &[u64; 4], words: [u64; 4]) -> u64 {
     finish(round(x ^ words[3], key[3], key[0]))
 }
 
+/// An IPv6 destination as one word. Keyed: or else who knows a VIP could compute an address that looks like it.
+#[inline(always)]
+#[must_use]
+pub fn fold(key: &[u64; 4], destination: [u64; 2]) -> u64 {
+    round(destination[0], key[3], key[1]) ^ destination[1]
+}
+
 /// Unkeyed mix for tables whose seed the daemon chose to be free of collisions.
 #[inline(always)]
 #[must_use]
@@ -53,7 +60,7 @@ pub fn seeded(seed: u64, a: u64, b: u64) -> u64 {
 pub fn flow(key: &[u64; 4], tuple: &Tuple) -> u64 {
     let rest = u64::from(tuple.ports) | u64::from(tuple.protocol) << 32;
     if tuple.v6 {
-        let destination = tuple.destination[0] ^ tuple.destination[1].rotate_left(29);
+        let destination = fold(key, tuple.destination);
         hash4(key, [tuple.source[0], tuple.source[1], destination, rest])
     } else {
         hash2(key, v4_pair(tuple), rest)

@@ -1,12 +1,13 @@
 //! What the kernel and the daemon share: packet logic that needs no kernel, and the types that cross the boundary.
 //!
-//! Built for the host it is an ordinary library with tests. Built for `bpfel-unknown-none` it also holds [`kernel`]:
-//! the maps and the steps of the XDP program in `bin/balancer.rs`.
+//! Built for the host it is an ordinary library with tests. The maps and the steps of the XDP program are in `kernel/`, a
+//! module of `bin/balancer.rs`: whatever a library exports, each of the programs that link it would carry.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod abi;
 pub mod checksum;
+pub mod decap;
 pub mod encap;
 pub mod exact;
 pub mod flow;
@@ -16,7 +17,7 @@ pub mod packet;
 pub mod vip;
 
 #[cfg(target_arch = "bpf")]
-pub mod kernel;
+pub mod context;
 
 /// Hides a value's origin from LLVM, so that the check which the verifier needs is not optimised away.
 ///

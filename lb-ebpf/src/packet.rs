@@ -434,11 +434,14 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
         return Err(DropReason::Truncated);
     }
     if let Fragment::Later(_) = l4.fragment {
-        return Ok(if l4.protocol == TCP || l4.protocol == UDP {
-            Transport::NoPorts
-        } else {
-            Transport::Other
-        });
+        // A later IPv6 fragment may begin with an extension header that we cannot see through.
+        return Ok(
+            if l4.protocol == TCP || l4.protocol == UDP || ip.v6 && is_extension(l4.protocol) {
+                Transport::NoPorts
+            } else {
+                Transport::Other
+            },
+        );
     }
     let room = (ip.offset + ip.length as usize).wrapping_sub(l4.offset);
     let needed = match l4.protocol {
@@ -454,21 +457,30 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
     match l4.protocol {
         TCP => match frame.read::<TcpHeader>(l4.offset) {
             Some(header) => {
-                if header.offset_and_flags[0] >> 4 < 5 {
+                let length = usize::from(header.offset_and_flags[0] >> 4) * 4;
+                let whole = matches!(l4.fragment, Fragment::Whole);
+                if length < 20 || whole && length > room {
                     return Err(DropReason::MalformedHeader);
                 }
+                let flags = header.offset_and_flags[1];
+                if flags & 0x3f == 0 || flags & TCP_SYN != 0 && flags & (TCP_FIN | TCP_RST) != 0 {
+                    return Err(DropReason::TcpFlags);
+                }
                 let ports = u32::from(header.source_be) | u32::from(header.destination_be) << 16;
-                Ok(Transport::Tcp {
-                    ports,
-                    flags: header.offset_and_flags[1],
-                })
+                Ok(Transport::Tcp { ports, flags })
             }
             None => Err(DropReason::Truncated),
         },
         UDP => match frame.read::<FirstEight>(l4.offset) {
-            Some(header) => Ok(Transport::Udp {
-                ports: header.ports,
-            }),
+            Some(header) => {
+                let length = usize::from(u16::from_be(header.rest as u16));
+                if length < 8 || matches!(l4.fragment, Fragment::Whole) && length > room {
+                    return Err(DropReason::MalformedHeader);
+                }
+                Ok(Transport::Udp {
+                    ports: header.ports,
+                })
+            }
             None => Err(DropReason::Truncated),
         },
         _ => match frame.read::<FirstEight>(l4.offset) {

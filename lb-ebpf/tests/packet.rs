@@ -123,9 +123,9 @@ fn spec() -> impl Strategy<Value = Spec> {
 fn build(spec: &Spec) -> Vec<u8> {
     let mut transport = Vec::new();
     if spec.tcp {
-        TcpHeader::new(spec.ports.0, spec.ports.1, 1, 1000)
-            .write(&mut transport)
-            .unwrap();
+        let mut tcp = TcpHeader::new(spec.ports.0, spec.ports.1, 1, 1000);
+        tcp.ack = true;
+        tcp.write(&mut transport).unwrap();
     } else {
         UdpHeader {
             source_port: spec.ports.0,

@@ -1,5 +1,6 @@
 //! The XDP program. What it does is in `kernel/pipeline.rs`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {
@@ -7,9 +8,19 @@ fn main() {
 }
 
 #[cfg(target_arch = "bpf")]
+#[path = "../kernel/mod.rs"]
+#[expect(unreachable_pub, reason = "a program has no outside")]
+mod kernel;
+
+// What `kernel` knows as `crate::`.
+#[cfg(target_arch = "bpf")]
+use sluice_ebpf::{abi, checksum, encap, exact, flow, gcra, hash, hide, packet, vip};
+
+#[cfg(target_arch = "bpf")]
 mod program {
     use aya_ebpf::{macros::xdp, programs::XdpContext};
-    use sluice_ebpf::kernel::pipeline;
+
+    use crate::kernel::pipeline;
 
     #[xdp]
     fn sluice(context: XdpContext) -> u32 {

@@ -38,11 +38,13 @@ pub fn reply(context: *mut xdp_md, ip: &Ip, l4: &L4) -> Verdict {
 #[inline(always)]
 fn turn(frame: &Frame, v6: bool, ip_offset: usize, l4_offset: usize) -> Option<()> {
     let icmp = frame.pointer_at::<IcmpHeader>(l4_offset)?;
-    let (request, reply) = if v6 { (128, 129) } else { (8, 0) };
+    let reply = if v6 { 129 } else { 0 };
     // SAFETY: the pointer was checked against the frame's end.
     unsafe {
-        (*icmp).kind_and_code = reply;
-        (*icmp).checksum = checksum::replace((*icmp).checksum, request, reply);
+        let old = (*icmp).kind_and_code;
+        let new = old & 0xff00 | reply;
+        (*icmp).kind_and_code = new;
+        (*icmp).checksum = checksum::replace((*icmp).checksum, old, new);
     }
     if v6 {
         let header = frame.pointer_at::<Ipv6Header>(ip_offset)?;

@@ -2,18 +2,18 @@
 
 use super::{
     count,
-    maps::{AGE_SHIFT, BACKENDS, FLOW_IDLE, FLOW_MASK, FLOW_STATS, FLOWS, explaining},
+    limits::disturb,
+    maps::{AGE_SHIFT, BACKENDS, FLOW_IDLE, FLOW_MASK, FLOW_STATS, FLOWS, VIPS, explaining},
 };
 use crate::{
     abi::{BACKEND_FORWARDS, Backend, NO_BACKEND, Step, Vip},
     flow::{self, Evicted, Flow, Lifetimes, State, WAYS},
 };
 
-/// Ticks of peace after which a TCP flow counts as proven: nobody forges that long unnoticed.
-const PROVE_AFTER: u16 = 4;
-/// An unproven flow is worth nothing this many ticks after it was last seen.
+/// What never changes of [`Lifetimes`]: an unproven flow's silence, the ticks that prove one, and the silence after
+/// which a proven flow may make room when nothing else can.
 const UNPROVEN: u16 = 16;
-/// A proven flow that was silent for this many ticks may make room when nothing else can.
+const PROVE_AFTER: u16 = 3;
 const YIELDING: u16 = 60;
 /// A UDP flow that was silent for this many ticks is balanced afresh.
 const UDP_IDLE: u16 = 120;
@@ -25,102 +25,146 @@ pub fn ticks(jiffies: u64) -> u16 {
     (jiffies >> (AGE_SHIFT.load() & 63)) as u16 & ((1 << flow::AGE_BITS) - 1)
 }
 
+#[inline(always)]
+fn lifetimes() -> Lifetimes {
+    Lifetimes {
+        unproven: UNPROVEN,
+        prove_after: PROVE_AFTER,
+        idle: FLOW_IDLE.load(),
+        yielding: YIELDING,
+    }
+}
+
+/// A backend that was found for a packet.
+#[derive(Clone, Copy)]
+pub struct Picked {
+    pub index: u16,
+    pub backend: &'static Backend,
+}
+
 /// What the table knows of a flow. No `Option`: the verifier refuses to copy the undefined half of `None`.
 #[derive(Clone, Copy)]
 pub struct Known {
-    /// A backend that still forwards, or `NO_BACKEND`.
-    pub backend: u16,
-    pub proven: bool,
+    /// A backend that still forwards, or `NO_BACKEND`: then the rest says nothing.
+    index: u16,
+    backend: *const Backend,
+    flow: Flow,
+    entry: *mut u64,
 }
 
 impl Known {
     pub const NOTHING: Self = Self {
-        backend: NO_BACKEND,
-        proven: false,
+        index: NO_BACKEND,
+        backend: core::ptr::null(),
+        flow: Flow(0),
+        entry: core::ptr::null_mut(),
     };
+
+    #[inline(always)]
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.flow.is_proven()
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub fn picked(&self) -> Option<Picked> {
+        if self.index == NO_BACKEND {
+            return None;
+        }
+        // SAFETY: a map value, since there is a backend.
+        let backend = unsafe { &*self.backend };
+        Some(Picked {
+            index: self.index,
+            backend,
+        })
+    }
+
+    /// Keeps the flow alive after a packet that was let in: once a tick it is written anew.
+    #[inline(always)]
+    pub fn seen(&self, tcp: bool, vip: &Vip, jiffies: u64) {
+        let now = ticks(jiffies);
+        if self.index == NO_BACKEND || self.flow.age(now) == 0 || explaining() {
+            return;
+        }
+        let quiet = jiffies.wrapping_sub(vip.disturbed) >> (AGE_SHIFT.load() & 63);
+        let peace = quiet >= u64::from(PROVE_AFTER);
+        let seen = self.flow.seen(now, tcp, peace, &lifetimes());
+        if seen != self.flow {
+            // SAFETY: a word of the bucket where it was found.
+            unsafe { self.entry.write_volatile(seen.0) };
+        }
+    }
 }
 
-/// Finds a flow, and keeps it alive: once a tick it is written anew.
+/// Finds a flow. One whose backend is gone is forgotten.
 #[inline(always)]
 #[must_use]
-pub fn find(hash: u64, tcp: bool, vip: &Vip, jiffies: u64) -> Known {
+pub fn find(hash: u64, tcp: bool, jiffies: u64) -> Known {
     let Some(bucket) = FLOWS.get_ptr_mut(hash as u32 & FLOW_MASK.load()) else {
         return Known::NOTHING;
     };
     let bucket = bucket.cast::<u64>();
-    let tag = flow::tag(hash);
     // SAFETY: the pointer is to a bucket of `WAYS` words; `way` is below that.
-    let Some((way, found)) = flow::find(|way| unsafe { bucket.add(way).read_volatile() }, tag)
-    else {
+    let read = |way| unsafe { bucket.add(way).read_volatile() };
+    let Some((way, flow)) = flow::find(read, flow::tag(hash)) else {
         return Known::NOTHING;
     };
-    let now = ticks(jiffies);
-    let age = found.age(now);
-    if !tcp && age >= UDP_IDLE {
+    if !tcp && flow.age(ticks(jiffies)) >= UDP_IDLE {
         return Known::NOTHING;
     }
-    if backend_that_forwards(found.backend()).is_none() {
+    // SAFETY: as above.
+    let entry = unsafe { bucket.add(crate::hide(way) & (WAYS - 1)) };
+    let Some(Picked { index, backend }) = backend_that_forwards(flow.backend()) else {
         count::note(Step::FlowBackendGone);
-        return Known::NOTHING;
-    }
-    let proven = found.is_proven();
-    if age != 0 && !explaining() {
-        let at_peace = jiffies.wrapping_sub(vip.disturbed) >> (AGE_SHIFT.load() & 63)
-            >= u64::from(PROVE_AFTER);
-        let refreshed = if proven || tcp && at_peace && age >= PROVE_AFTER {
-            found.proven(now)
-        } else if !tcp {
-            Flow::new(tag, found.backend(), State::Unproven, now)
-        } else if age > PROVE_AFTER {
-            Flow::new(
-                tag,
-                found.backend(),
-                State::Unproven,
-                now.wrapping_sub(PROVE_AFTER),
-            )
-        } else {
-            found
-        };
-        if refreshed != found {
+        if !explaining() {
             // SAFETY: as above.
-            unsafe { bucket.add(way).write_volatile(refreshed.0) };
+            unsafe { entry.write_volatile(0) };
         }
-    }
-    count::note(if proven {
+        return Known::NOTHING;
+    };
+    count::note(if flow.is_proven() {
         Step::FlowProven
     } else {
         Step::FlowUnproven
     });
     Known {
-        backend: found.backend(),
-        proven,
+        index,
+        backend,
+        flow,
+        entry,
     }
 }
 
 /// A backend that takes packets of flows that it has.
 #[inline(always)]
 #[must_use]
-pub fn backend_that_forwards(index: u16) -> Option<&'static Backend> {
-    BACKENDS
-        .get(u32::from(index))
-        .filter(|backend| backend.flags & BACKEND_FORWARDS != 0)
+pub fn backend_that_forwards(index: u16) -> Option<Picked> {
+    let backend = BACKENDS.get(u32::from(index))?;
+    (backend.flags & BACKEND_FORWARDS != 0).then_some(Picked { index, backend })
 }
 
-/// Remembers a new flow, unless its bucket is full of live, proven ones.
+/// What a new flow may displace.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Pressure {
+    /// Whatever is worth less than a live, proven flow.
+    Full,
+    /// Nothing that lives: a SYN proves less than any other packet.
+    Gentle,
+}
+
+/// Remembers a new flow, unless its bucket is full of what it may not displace.
 #[inline(always)]
-pub fn remember(hash: u64, backend: u16, vip: u16, jiffies: u64) {
+pub fn remember(hash: u64, backend: u16, vip: u16, jiffies: u64, pressure: Pressure) {
     if explaining() {
         return;
     }
     let Some(bucket) = FLOWS.get_ptr_mut(hash as u32 & FLOW_MASK.load()) else {
         return;
     };
-    let lifetimes = Lifetimes {
-        unproven: UNPROVEN,
-        idle: FLOW_IDLE.load(),
-        yielding: YIELDING,
-    };
-    let evicted = put(bucket, hash, backend, ticks(jiffies), &lifetimes);
+    let now = ticks(jiffies);
+    let entry = Flow::new(flow::tag(hash), backend, State::Unproven, now);
+    let evicted = put(bucket, entry, now, &lifetimes(), pressure);
     if evicted == Some(Evicted::Nothing) {
         count::inserted(vip);
         return;
@@ -138,25 +182,33 @@ pub fn remember(hash: u64, backend: u16, vip: u16, jiffies: u64) {
     if evicted.is_some() {
         count::inserted(vip);
     }
+    // Live flows give way to forged ones: nothing that comes now proves itself by coming again.
+    if matches!(evicted, Some(Evicted::Unproven | Evicted::Idle) | None)
+        && let Some(vip) = VIPS.get_ptr_mut(u32::from(vip))
+    {
+        disturb(vip, jiffies);
+    }
 }
 
-/// Writes an unproven entry into a bucket: over the one of the same tag, or where room is made.
+/// Writes an entry into a bucket: over the one of the same tag, or where room is made.
 #[inline(always)]
 pub fn put(
     bucket: *mut [u64; WAYS],
-    hash: u64,
-    backend: u16,
+    entry: Flow,
     now: u16,
     lifetimes: &Lifetimes,
+    pressure: Pressure,
 ) -> Option<Evicted> {
     let words = bucket.cast::<u64>();
     // SAFETY: the pointer is to a bucket of `WAYS` words; `way` is below that.
     let read = |way| unsafe { words.add(way).read_volatile() };
-    let (way, evicted) = match flow::find(read, flow::tag(hash)) {
+    let (way, evicted) = match flow::find(read, entry.tag()) {
         Some((way, _)) => (way, Evicted::Nothing),
         None => flow::place(read, now, lifetimes)?,
     };
-    let entry = Flow::new(flow::tag(hash), backend, State::Unproven, now);
+    if pressure == Pressure::Gentle && matches!(evicted, Evicted::Unproven | Evicted::Idle) {
+        return None;
+    }
     // SAFETY: as above; the mask keeps the index in the bucket for the verifier.
     unsafe {
         words

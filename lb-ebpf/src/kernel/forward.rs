@@ -28,6 +28,9 @@ pub struct Outgoing<'a> {
     pub backend: &'a Backend,
     /// The flow's hash: it spreads the outer source.
     pub hash: u64,
+    /// Whether an ICMP error may be sent about it: never about an ICMP error or a later fragment (RFC 1122, 3.2.2;
+    /// RFC 4443, 2.4).
+    pub answerable: bool,
 }
 
 /// Ethernet's header, as it is written.
@@ -62,6 +65,9 @@ pub fn forward(outgoing: &Outgoing<'_>) -> Result<(Exit, u32), Verdict> {
     });
     if outgoing.ip.length + overhead as u32 > mtu {
         count::note(Step::TooBig);
+        if !outgoing.answerable {
+            return Err(Verdict::Drop(DropReason::TooBig));
+        }
         return Err(too_big::answer(
             outgoing.context,
             outgoing.ip,

@@ -3,59 +3,90 @@
 //! The first fragment that is seen, whichever it is, decides; a small table of buckets remembers it for the others.
 
 use super::{
-    flows::{put, ticks},
+    flows::{Pressure, put, ticks},
     maps::{FRAGMENTS, explaining},
 };
 use crate::{
-    flow::{self, Lifetimes},
+    abi::NO_BACKEND,
+    flow::{self, Flow, Lifetimes, State},
     hash::{self, Tuple},
 };
 
 const BUCKET_MASK: u32 = 2047;
-/// Ticks that the fragments of a datagram may be apart; receivers give up after 30 s too (RFC 1122, 3.3.2).
-const LIFETIME: u16 = 30;
+/// Ticks that the first fragment may come after a later one.
+const REORDERED: u16 = 1;
+/// Receivers give up a datagram after some 30 s too (RFC 1122, 3.3.2); the oldest makes room.
+const LIFETIMES: Lifetimes = Lifetimes {
+    unproven: 30,
+    prove_after: 0,
+    idle: 30,
+    yielding: 0,
+};
 
 /// Hash of the datagram that a fragment is of.
 #[inline(always)]
 #[must_use]
 pub fn hash(key: &[u64; 4], tuple: &Tuple, id: u32) -> u64 {
-    let destination = tuple.destination[0] ^ tuple.destination[1].rotate_left(29);
+    // IPv6 knows a datagram without its protocol, which later fragments may not tell (RFC 8200, 4.5).
+    let protocol = if tuple.v6 { 0 } else { tuple.protocol };
     hash::hash4(
         key,
         [
             tuple.source[0],
             tuple.source[1],
-            destination,
-            u64::from(id) | u64::from(tuple.protocol) << 32,
+            hash::fold(key, tuple.destination),
+            u64::from(id) | u64::from(protocol) << 32,
         ],
     )
 }
 
-/// The backend that another fragment of the datagram went to.
+/// Who decided where a datagram goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Decided {
+    /// Its first fragment, by the flow.
+    First,
+    /// A later one that was seen before, without knowing the flow.
+    Later,
+}
+
+/// The backend that another fragment of the datagram went to, or `NO_BACKEND`.
+///
+/// A first fragment (`by` says who asks) follows only a later one of its own datagram that came just before it: ids
+/// come round, and a forged fragment must not lead others astray for long.
 #[inline(always)]
 #[must_use]
-pub fn find(hash: u64, jiffies: u64) -> Option<u16> {
-    let bucket = FRAGMENTS.get_ptr(hash as u32 & BUCKET_MASK)?.cast::<u64>();
+pub fn find(hash: u64, jiffies: u64, by: Decided) -> u16 {
+    let Some(bucket) = FRAGMENTS.get_ptr(hash as u32 & BUCKET_MASK) else {
+        return NO_BACKEND;
+    };
+    let bucket = bucket.cast::<u64>();
     // SAFETY: the pointer is to a bucket of `WAYS` words; `way` is below that.
-    let (_, found) = flow::find(
-        |way| unsafe { bucket.add(way).read_volatile() },
-        flow::tag(hash),
-    )?;
-    (found.age(ticks(jiffies)) <= LIFETIME).then_some(found.backend())
+    let read = |way| unsafe { bucket.add(way).read_volatile() };
+    let Some((_, found)) = flow::find(read, flow::tag(hash)) else {
+        return NO_BACKEND;
+    };
+    let age = found.age(ticks(jiffies));
+    let follows = if by == Decided::First {
+        !found.is_proven() && age <= REORDERED
+    } else {
+        age <= LIFETIMES.idle
+    };
+    if follows { found.backend() } else { NO_BACKEND }
 }
 
 /// Remembers where a fragment goes.
 #[inline(always)]
-pub fn remember(hash: u64, backend: u16, jiffies: u64) {
+pub fn remember(hash: u64, backend: u16, jiffies: u64, by: Decided) {
     if explaining() {
         return;
     }
-    let lifetimes = Lifetimes {
-        unproven: LIFETIME,
-        idle: LIFETIME,
-        yielding: LIFETIME,
+    let state = if by == Decided::First {
+        State::Proven
+    } else {
+        State::Unproven
     };
     if let Some(bucket) = FRAGMENTS.get_ptr_mut(hash as u32 & BUCKET_MASK) {
-        put(bucket, hash, backend, ticks(jiffies), &lifetimes);
+        let entry = Flow::new(flow::tag(hash), backend, state, ticks(jiffies));
+        put(bucket, entry, ticks(jiffies), &LIFETIMES, Pressure::Full);
     }
 }

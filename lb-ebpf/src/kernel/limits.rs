@@ -5,7 +5,7 @@
 //! count-min sketch with conservative update (Estan, Varghese, 2002) of arrival times instead of counts.
 
 use super::{
-    again, atomic_add, compare_exchange, count,
+    again, atomic_add, compare_exchange, count, element,
     maps::{
         EXACT_V4, EXACT_V4_BLOCKS, EXACT_V6, EXACT_V6_LENGTHS, EXACT_V6_MASK, GATES, LIMITS,
         POLICIES, SKETCH, SKETCH_MASK, VIPS, explaining, settings,
@@ -25,6 +25,8 @@ use crate::{
 
 /// Seeds of the sketch change with jiffies shifted by this: some 17 minutes at 250 Hz.
 const SEED_SHIFT: u32 = 18;
+/// No arrival time is this far ahead: it is in the past, of a clock that wraps.
+const FAR: u64 = 1 << 60;
 /// The gate opens the sketch at this part of a source's allowance.
 const GATE_SHIFT: u32 = 2;
 
@@ -94,7 +96,7 @@ pub extern "C" fn sluice_over_exact(high: u64, low: u64, what: u64, jiffies: u64
     let Some((settings, vip, asked)) = asked(high, low, what, jiffies) else {
         return 0;
     };
-    verdict(check_exact(settings, &asked), vip, jiffies)
+    verdict(check_exact(settings, &asked), vip, asked.class, jiffies)
 }
 
 /// The limiters (as bits) for which the VIP's whole traffic exceeds what one source may send.
@@ -122,6 +124,7 @@ pub extern "C" fn sluice_over_policy(high: u64, low: u64, what: u64, jiffies: u6
     verdict(
         check_sketch(settings, &asked, policy, gates(what)),
         vip,
+        asked.class,
         jiffies,
     )
 }
@@ -179,11 +182,14 @@ fn asked(
 }
 
 #[inline(always)]
-fn verdict(checked: Result<(), DropReason>, vip: *mut Vip, jiffies: u64) -> u32 {
+fn verdict(checked: Result<(), DropReason>, vip: *mut Vip, class: usize, jiffies: u64) -> u32 {
     match checked {
         Ok(()) => 0,
         Err(reason) => {
-            disturb(vip, jiffies);
+            // Only packets that could enter the flow table disturb its peace.
+            if class == Class::Other as usize {
+                disturb(vip, jiffies);
+            }
             reason as u32 + 1
         }
     }
@@ -201,7 +207,7 @@ struct Asked {
 
 /// Marks the VIP as under attack, so that its new flows are not proven yet.
 #[inline(always)]
-fn disturb(vip: *mut Vip, jiffies: u64) {
+pub fn disturb(vip: *mut Vip, jiffies: u64) {
     // SAFETY: a field of a map value; at worst another CPU writes the same jiffy.
     let disturbed = unsafe { &raw mut (*vip).disturbed };
     // SAFETY: as above.
@@ -242,13 +248,13 @@ fn check_exact(settings: &Settings, sender: &Asked) -> Result<(), DropReason> {
 #[inline(always)]
 fn find_v4(source: [u64; 2]) -> Option<u32> {
     let address = u32::from_be((source[1] >> 32) as u32);
-    let entry = *EXACT_V4.get(exact::v4_index(address))?;
+    let index = exact::v4_index(address);
+    let entry = element(EXACT_V4.get(index / 2)?, index);
     if entry & exact::BLOCK == 0 {
         return Some(entry);
     }
-    EXACT_V4_BLOCKS
-        .get((entry & !exact::BLOCK) * exact::BLOCK_ENTRIES + (address & 0xff))
-        .copied()
+    let index = (entry & !exact::BLOCK) * exact::BLOCK_ENTRIES + (address & 0xff);
+    Some(element(EXACT_V4_BLOCKS.get(index / 2)?, index))
 }
 
 #[inline(always)]
@@ -301,6 +307,9 @@ fn meet(limit: *mut Limit, sender: &Asked) -> Result<(), DropReason> {
     let fits = (packets.cost == 0 || would_admit(packets_tat, now, &packets, 1))
         && (byte_limiter.cost == 0 || would_admit(bytes_tat, now, &byte_limiter, bytes));
     if explaining() {
+        if monitor && !fits {
+            count::note(Step::OverLimitMonitored);
+        }
         return if fits || monitor {
             Ok(())
         } else {
@@ -448,10 +457,10 @@ fn charge_sketch(settings: &Settings, sender: &Asked, policy: &Policy, over_gate
         let cells = find_cells(settings, sender, policy, at);
         let limiter = limiter(again(limiters), at);
         if let Some(after) = gcra::admit(least(&cells, now), now, limiter, amount(sender, at)) {
-            raise(cells[0], after);
-            raise(cells[1], after);
-            raise(cells[2], after);
-            raise(cells[3], after);
+            raise(cells[0], after, now);
+            raise(cells[1], after, now);
+            raise(cells[2], after, now);
+            raise(cells[3], after, now);
         }
     }
 }
@@ -524,7 +533,7 @@ fn least(cells: &Cells, now: u64) -> u64 {
         };
         // SAFETY: a word of the sketch.
         let ahead = unsafe { cell.read_volatile() }.wrapping_sub(now);
-        if ahead > u64::MAX / 2 { 0 } else { ahead }
+        if ahead > FAR { 0 } else { ahead }
     };
     let low = |a: u64, b: u64| if a < b { a } else { b };
     now.wrapping_add(low(low(ahead(0), ahead(1)), low(ahead(2), ahead(3))))
@@ -532,14 +541,16 @@ fn least(cells: &Cells, now: u64) -> u64 {
 
 /// Raises a cell that is below `to`; three tries.
 #[inline(always)]
-fn raise(cell: u32, to: u64) {
+fn raise(cell: u32, to: u64, now: u64) {
     let Some(cell) = SKETCH.get_ptr_mut(cell) else {
         return;
     };
+    let wanted = to.wrapping_sub(now);
     // SAFETY: a word of the sketch.
     let mut old = unsafe { cell.read_volatile() };
     for _ in 0..3 {
-        if to.wrapping_sub(old) > u64::MAX / 2 {
+        let ahead = old.wrapping_sub(now);
+        if ahead >= wanted && ahead <= FAR {
             return;
         }
         // SAFETY: as above.

@@ -1,4 +1,6 @@
 //! The maps. Their sizes here are defaults; the daemon sets those that the config names before it loads them.
+//!
+//! The kernel rounds each value up to eight bytes, so smaller ones share a value.
 
 use aya_ebpf::{
     Global,
@@ -8,8 +10,8 @@ use aya_ebpf::{
 
 use crate::{
     abi::{
-        AddressEntry, Backend, Count, FlowStats, LIMITERS, Limit, Policy, Service, Settings, Trace,
-        Vip, VipStats,
+        AddressEntry, Backend, Count, FlowStats, LIMITERS, Limit, Policy, SLOTS_PER_WORD, Service,
+        Settings, Trace, Vip, VipStats,
     },
     exact,
     flow::WAYS,
@@ -45,7 +47,7 @@ pub static POLICIES: Array<Policy, 256, MMAPABLE> = Array::new();
 
 /// Slots of all lookup tables. A new table is written into a free region, then its VIPs are switched to it.
 #[btf_map]
-pub static SLOTS: Array<u16, 8388608, MMAPABLE> = Array::new();
+pub static SLOTS: Array<[u16; SLOTS_PER_WORD], 2097152, MMAPABLE> = Array::new();
 
 /// Backends by number. Written by the daemon.
 #[btf_map]
@@ -72,11 +74,11 @@ pub static SKETCH: Array<u64, 4194304> = Array::new();
 
 /// Exact limits of IPv4 prefixes, by the first 24 bits: a limit's number, or a block.
 #[btf_map]
-pub static EXACT_V4: Array<u32, { exact::V4_ENTRIES as usize }, MMAPABLE> = Array::new();
+pub static EXACT_V4: Array<[u32; 2], { exact::V4_ENTRIES as usize / 2 }, MMAPABLE> = Array::new();
 
 /// Blocks of 256, for prefixes longer than 24 bits. When all are in use, such a limit is refused.
 #[btf_map]
-pub static EXACT_V4_BLOCKS: Array<u32, 33554432, MMAPABLE> = Array::new();
+pub static EXACT_V4_BLOCKS: Array<[u32; 2], 16777216, MMAPABLE> = Array::new();
 
 /// Which lengths of IPv6 prefixes have exact limits, by a hash of the first 32 bits.
 #[btf_map]

@@ -42,6 +42,20 @@ pub fn again<T>(reference: &T) -> &T {
     unsafe { &*pointer }
 }
 
+/// The element at `index` of a value whose number of elements is a power of two.
+#[inline(always)]
+#[must_use]
+pub fn element<T: Copy, const N: usize>(value: &[T; N], index: u32) -> T {
+    const { assert!(N.is_power_of_two()) };
+    // SAFETY: the mask keeps the index below `N`.
+    unsafe {
+        value
+            .as_ptr()
+            .add(crate::hide(index as usize) & (N - 1))
+            .read()
+    }
+}
+
 /// Adds to a word that other CPUs add to as well.
 ///
 /// # Safety

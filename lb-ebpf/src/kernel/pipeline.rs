@@ -5,17 +5,19 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use super::{
     Verdict,
     count::{self, Exit},
-    echo,
-    flows::{self, Known},
+    echo, element,
+    flows::{self, Known, Picked, Pressure},
     forward::{Outgoing, forward, frame},
-    fragments, jiffies,
+    fragments::{self, Decided},
+    jiffies,
     limits::{Sender, admit},
-    maps::{QUOTED, SLOTS, VIPS, settings},
-    vips,
+    maps::{AGE_SHIFT, QUOTED, SLOTS, VIPS, settings},
+    vips::{self, Found},
 };
 use crate::{
     abi::{
-        AddressEntry, Class, DropReason, NO_BACKEND, NO_VIP, Settings, Step, VIP_HASH_SOURCE, Vip,
+        AddressEntry, Class, DropReason, HANDSHAKE_TICKS, NO_BACKEND, NO_VIP, SLOTS_PER_WORD,
+        Settings, Step, VIP_HASH_SOURCE, Vip,
     },
     hash::{self, Tuple},
     packet::{
@@ -56,8 +58,8 @@ pub fn run(context: *mut xdp_md) -> u32 {
     };
     count::note(Step::Address);
 
-    let mut vip_index = address.icmp_vip;
-    let verdict = match balance(context, settings, &ip, address, &mut vip_index) {
+    let mut vip_index = address.entry.icmp_vip;
+    let verdict = match balance(context, settings, &ip, &address, &mut vip_index) {
         Ok((backend, exit, action)) => {
             count::left(vip_index, exit, ip.length);
             count::sent(backend, ip.length);
@@ -86,7 +88,7 @@ fn balance(
     context: *mut xdp_md,
     settings: &'static Settings,
     ip: &Ip,
-    address: &'static AddressEntry,
+    address: &Found,
     vip_index: &mut u16,
 ) -> Result<(u16, Exit, u32), Verdict> {
     let frame = frame(context);
@@ -112,14 +114,14 @@ fn balance(
         }
         Transport::NoPorts => {
             let vip = if l4.protocol == TCP {
-                address.tcp_fragment_vip
+                address.entry.tcp_fragment_vip
             } else {
-                address.udp_fragment_vip
+                address.entry.udp_fragment_vip
             };
             (tuple(ip, 0, l4.protocol), (vip != NO_VIP).then_some(vip))
         }
         Transport::Icmp { kind } => {
-            let quoted = steer_icmp(context, ip, &l4, kind, address, settings, vip_index)?;
+            let quoted = steer_icmp(context, ip, &l4, kind, address.entry, settings, vip_index)?;
             (
                 quoted,
                 vips::find_service(
@@ -172,9 +174,16 @@ fn malformed(reason: DropReason) -> Verdict {
 }
 
 /// Whether the protocol is one that we balance or answer. Any other goes to the host untouched.
+///
+/// A later IPv6 fragment may begin with another extension header: what follows it stands in the first one only.
 #[inline(always)]
 fn is_ours(ip: &Ip, l4: &L4) -> bool {
-    l4.protocol == TCP || l4.protocol == UDP || l4.protocol == if ip.v6 { ICMPV6 } else { ICMP }
+    let hidden =
+        ip.v6 && matches!(l4.fragment, Fragment::Later(_)) && packet::is_extension(l4.protocol);
+    l4.protocol == TCP
+        || l4.protocol == UDP
+        || l4.protocol == if ip.v6 { ICMPV6 } else { ICMP }
+        || hidden
 }
 
 #[inline(always)]
@@ -292,19 +301,15 @@ pub extern "C" fn sluice_extensions(context: *mut xdp_md, offset: u32, protocol:
 
 /// The backend for a packet: where its flow is, or else a new choice, if its source is within its limits.
 #[inline(always)]
-fn pick(packet: &Packet<'_>, flow: u64) -> Result<u16, Verdict> {
+fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
+    let tcp = packet.tuple.protocol == TCP;
     let known = match packet.transport {
         Transport::NoPorts => Known::NOTHING,
-        _ => flows::find(
-            flow,
-            packet.tuple.protocol == TCP,
-            packet.vip,
-            packet.jiffies,
-        ),
+        _ => flows::find(flow, tcp, packet.jiffies),
     };
     let class = match packet.transport {
-        Transport::Tcp { .. } if known.proven => Class::Established,
         Transport::Tcp { flags, .. } if is_syn(flags) => Class::Syn,
+        Transport::Tcp { .. } if known.is_proven() => Class::Established,
         Transport::Udp { .. } => Class::Udp,
         Transport::Icmp { .. } => Class::Icmp,
         _ => Class::Other,
@@ -318,38 +323,47 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<u16, Verdict> {
         jiffies: packet.jiffies,
     };
     admit(packet.settings, &sender, packet.vip).map_err(Verdict::Drop)?;
-    if let Fragment::First(id) | Fragment::Later(id) = packet.fragment {
-        return pick_for_fragment(packet, flow, id, known.backend);
+    if !matches!(class, Class::Syn | Class::Icmp) {
+        known.seen(tcp, packet.vip, packet.jiffies);
     }
-    if known.backend == NO_BACKEND {
-        choose(packet, flow)
-    } else {
-        Ok(known.backend)
+    if !matches!(packet.fragment, Fragment::Whole) {
+        return pick_for_fragment(packet, flow, known);
+    }
+    match known.picked() {
+        Some(picked) => Ok(picked),
+        None => choose(packet, flow),
     }
 }
 
-/// All fragments of a datagram go where the first that was seen went.
+/// All fragments of a datagram go where the one that was seen first went.
 #[inline(always)]
-fn pick_for_fragment(packet: &Packet<'_>, flow: u64, id: u32, known: u16) -> Result<u16, Verdict> {
-    let datagram = fragments::hash(&packet.settings.local_key, &packet.tuple, id);
-    count::note(if matches!(packet.fragment, Fragment::First(_)) {
+fn pick_for_fragment(packet: &Packet<'_>, flow: u64, known: Known) -> Result<Picked, Verdict> {
+    let (id, by) = match packet.fragment {
+        Fragment::First(id) => (id, Decided::First),
+        Fragment::Later(id) => (id, Decided::Later),
+        Fragment::Whole => (0, Decided::First),
+    };
+    count::note(if by == Decided::First {
         Step::FirstFragment
     } else {
         Step::LaterFragment
     });
-    if let Some(backend) = fragments::find(datagram, packet.jiffies)
-        && flows::backend_that_forwards(backend).is_some()
+    let datagram = fragments::hash(&packet.settings.local_key, &packet.tuple, id);
+    // A forged fragment never leads a TCP flow astray.
+    let bound = known.picked().is_some() && packet.tuple.protocol == TCP;
+    if !bound
+        && let Some(picked) =
+            flows::backend_that_forwards(fragments::find(datagram, packet.jiffies, by))
     {
         count::note(Step::FragmentKnown);
-        return Ok(backend);
+        return Ok(picked);
     }
-    let backend = if known == NO_BACKEND {
-        choose(packet, flow)?
-    } else {
-        known
+    let picked = match known.picked() {
+        Some(picked) => picked,
+        None => choose(packet, flow)?,
     };
-    fragments::remember(datagram, backend, packet.jiffies);
-    Ok(backend)
+    fragments::remember(datagram, picked.index, packet.jiffies, by);
+    Ok(picked)
 }
 
 #[inline(always)]
@@ -357,23 +371,21 @@ const fn is_syn(flags: u8) -> bool {
     flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 }
 
-/// Jiffies (as a shift) for which handshakes that began before a switch of tables still follow the old one.
-const HANDSHAKE_SHIFT: u32 = 10;
-
 /// Chooses a backend for a packet without a flow, and remembers the flow if the packet is no SYN.
 #[inline(always)]
-fn choose(packet: &Packet<'_>, flow: u64) -> Result<u16, Verdict> {
+fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     count::note(Step::FlowUnknown);
     let hash = if packet.vip.flags & VIP_HASH_SOURCE != 0 {
         hash::source(&packet.settings.flow_key, &packet.tuple)
     } else {
         flow
     };
-    let mut backend = slot(packet.vip.table, hash);
+    let mut backend = slot(&packet.vip.table, hash);
     let mut remember = !matches!(
         packet.transport,
         Transport::Icmp { .. } | Transport::NoPorts
     );
+    let mut pressure = Pressure::Full;
     if let Transport::Tcp { flags, .. } = packet.transport {
         let syn = is_syn(flags);
         if !syn {
@@ -382,49 +394,59 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<u16, Verdict> {
         remember = !syn;
         // While handshakes from before a switch are under way, a SYN whose slot moved leaves a mark, and what has
         // none follows the old table.
-        if packet.vip.previous_table != 0
-            && packet.jiffies.wrapping_sub(packet.vip.switched) >> HANDSHAKE_SHIFT == 0
-        {
-            let previous = slot(packet.vip.previous_table, hash);
+        if handshakes_under_way(packet) {
+            let previous = slot(&packet.vip.previous_table, hash);
             if previous != backend && flows::backend_that_forwards(previous).is_some() {
                 remember = true;
-                if !syn {
+                if syn {
+                    pressure = Pressure::Gentle;
+                } else {
                     count::note(Step::ChosenPrevious);
                     backend = previous;
                 }
             }
         }
     }
-    if backend == NO_BACKEND {
+    let Some(picked) = flows::backend_that_forwards(backend) else {
         return Err(Verdict::Drop(DropReason::NoBackend));
-    }
+    };
     count::note(Step::Chosen);
     if remember {
         count::note(Step::Remembered);
-        flows::remember(flow, backend, packet.vip_index, packet.jiffies);
+        flows::remember(flow, backend, packet.vip_index, packet.jiffies, pressure);
     }
-    Ok(backend)
+    Ok(picked)
+}
+
+/// Whether the VIP's table was switched so recently that a handshake can have begun before.
+#[inline(always)]
+fn handshakes_under_way(packet: &Packet<'_>) -> bool {
+    // The clock of another CPU may be a jiffy ahead, which is no time at all.
+    let since = packet.jiffies.wrapping_sub(packet.vip.switched) as i64;
+    packet.vip.previous_table != 0 && since < i64::from(HANDSHAKE_TICKS) << (AGE_SHIFT.load() & 63)
 }
 
 /// The backend in a table's slot for this hash.
 #[inline(always)]
-fn slot(table: u64, hash: u64) -> u16 {
+fn slot(table: &u64, hash: u64) -> u16 {
+    // One load: the daemon switches tables by one store.
+    // SAFETY: a reference is valid.
+    let table = unsafe { core::ptr::from_ref(table).read_volatile() };
     let slots = (table >> 32) as u32;
     if slots == 0 {
         return NO_BACKEND;
     }
-    SLOTS
-        .get(table as u32 + hash::scale(hash, slots))
-        .copied()
-        .unwrap_or(NO_BACKEND)
+    let index = table as u32 + hash::scale(hash, slots);
+    match SLOTS.get(index / SLOTS_PER_WORD as u32) {
+        Some(word) => element(word, index),
+        None => NO_BACKEND,
+    }
 }
 
 #[inline(always)]
-fn send(packet: &Packet<'_>, hash: u64, index: u16) -> Result<(u16, Exit, u32), Verdict> {
+fn send(packet: &Packet<'_>, hash: u64, picked: Picked) -> Result<(u16, Exit, u32), Verdict> {
+    let Picked { index, backend } = picked;
     count::note_backend(index);
-    let Some(backend) = flows::backend_that_forwards(index) else {
-        return Err(Verdict::Drop(DropReason::NoBackend));
-    };
     let Packet {
         context,
         settings,
@@ -432,6 +454,8 @@ fn send(packet: &Packet<'_>, hash: u64, index: u16) -> Result<(u16, Exit, u32), 
         vip,
         ..
     } = *packet;
+    let is_icmp = matches!(packet.transport, Transport::Icmp { .. });
+    let later = matches!(packet.fragment, Fragment::Later(_));
     let (exit, action) = forward(&Outgoing {
         context,
         ip,
@@ -439,6 +463,7 @@ fn send(packet: &Packet<'_>, hash: u64, index: u16) -> Result<(u16, Exit, u32), 
         vip,
         backend,
         hash,
+        answerable: !is_icmp && !later,
     })?;
     Ok((index, exit, action))
 }

@@ -9,17 +9,15 @@ use super::{Verdict, forward::frame};
 use crate::{
     abi::DropReason,
     checksum, hide,
-    packet::{
-        ETHERNET_BYTES, Fragment, Frame, ICMP, ICMPV6, Ip, Ipv4Header, Ipv6Header, VLAN_BYTES,
-        is_icmp_error, load,
-    },
+    packet::{ETHERNET_BYTES, Frame, ICMP, ICMPV6, Ip, Ipv4Header, Ipv6Header, VLAN_BYTES, load},
 };
 
 /// Bytes of the packet that are quoted: the whole error stays within 576 bytes (RFC 1812, 4.3.2.3), or IPv6's minimum MTU of 1,280.
 const QUOTE_V4: usize = 528;
 const QUOTE_V6: usize = 1232;
-/// Smallest MTU that is worth telling: less is an error of the config.
-const LEAST_MTU: u32 = 68;
+/// No sender goes below these (RFC 791, RFC 8200): a path that is smaller is an error of the config.
+const LEAST_MTU_V4: u32 = 68;
+const LEAST_MTU_V6: u32 = 1280;
 const TTL: u8 = 64;
 
 /// ICMP's header as these errors have it: the MTU is in the last two (IPv4) or four (IPv6) bytes.
@@ -31,20 +29,12 @@ struct IcmpError {
 }
 
 /// The answer to a packet that is longer than `mtu` bytes, or the reason why there is none.
+///
+/// IPv4 without DF is told too: we do not fragment, and its sender can.
 #[inline(always)]
 pub fn answer(context: *mut xdp_md, ip: &Ip, mtu: u32) -> Verdict {
-    // An ICMP error is never sent about an ICMP error, nor about a later fragment (RFC 1122, 3.2.2; RFC 4443, 2.4).
-    // IPv4 without DF is told too: we do not fragment, and its sender can.
-    let is_error_itself = if ip.v6 {
-        ip.protocol == ICMPV6
-    } else {
-        ip.protocol == ICMP
-    } && {
-        let first = frame(context).read::<[u8; 2]>(ip.offset + ip.header_length as usize);
-        first.is_none_or(|[kind, _]| is_icmp_error(ip.v6, kind))
-    };
-    let later = matches!(ip.fragment, Fragment::Later(_));
-    if is_error_itself || later || mtu < LEAST_MTU || mtu > 0xffff {
+    let least = if ip.v6 { LEAST_MTU_V6 } else { LEAST_MTU_V4 };
+    if mtu < least || mtu > 0xffff {
         return Verdict::Drop(DropReason::TooBig);
     }
     let made = if ip.v6 {
@@ -52,11 +42,10 @@ pub fn answer(context: *mut xdp_md, ip: &Ip, mtu: u32) -> Verdict {
     } else {
         make_v4(context, ip.offset, mtu)
     };
-    if made {
-        Verdict::Reply
-    } else {
-        Verdict::Drop(DropReason::TooBig)
+    if !made {
+        return Verdict::Drop(DropReason::TooBig);
     }
+    Verdict::Reply
 }
 
 #[inline(never)]

@@ -9,14 +9,17 @@ use crate::{
     vip::{address_hash, displacement_index, masked, service_hash, slot_index, takes},
 };
 
+/// An address with VIPs, and the generation of the index that it is of.
+#[derive(Clone, Copy)]
+pub struct Found {
+    pub entry: &'static AddressEntry,
+    active: u32,
+}
+
 /// The address or prefix with VIPs that holds `destination`; the longest prefix wins.
 #[inline(always)]
 #[must_use]
-pub fn find_address(
-    settings: &Settings,
-    destination: [u64; 2],
-    v6: bool,
-) -> Option<&'static AddressEntry> {
+pub fn find_address(settings: &Settings, destination: [u64; 2], v6: bool) -> Option<Found> {
     let active = settings.active & (GENERATIONS - 1);
     let generation = generation(settings, active);
     let mut lengths = if v6 {
@@ -29,7 +32,12 @@ pub fn find_address(
             return None;
         }
         let length = (lengths as u8).wrapping_sub(1);
-        let prefix = masked(destination, length, v6);
+        // Most VIPs are single addresses; making a mask costs more than the rest of a miss.
+        let prefix = if length == if v6 { 128 } else { 32 } {
+            destination
+        } else {
+            masked(destination, length, v6)
+        };
         let hash = address_hash(generation, prefix, length);
         let displacement = DISPLACEMENTS.get(
             active * DISPLACEMENT_ENTRIES.load()
@@ -42,7 +50,7 @@ pub fn find_address(
             && entry.id != 0
             && entry.length == length
         {
-            return Some(entry);
+            return Some(Found { entry, active });
         }
         lengths >>= 8;
     }
@@ -59,34 +67,34 @@ fn generation(settings: &Settings, active: u32) -> &Generation {
 /// The VIP of this address that takes packets of a protocol and port (host byte order); exact ones before wildcards.
 #[inline(always)]
 #[must_use]
-pub fn find_service(
-    settings: &Settings,
-    address: &AddressEntry,
-    protocol: u8,
-    port: u16,
-) -> Option<u16> {
+pub fn find_service(settings: &Settings, found: &Found, protocol: u8, port: u16) -> Option<u16> {
     macro_rules! try_inline {
         ($($at:literal)*) => {$(
-            if takes(&address.services[$at], protocol, port) {
-                return Some(address.services[$at].vip);
+            if takes(&found.entry.services[$at], protocol, port) {
+                return Some(found.entry.services[$at].vip);
             }
         )*};
     }
     const { assert!(INLINE_SERVICES == 4) };
+    let address = found.entry;
     if address.more == 0 {
         try_inline!(0 1 2 3);
         return None;
     }
     let protocol = u32::from(protocol);
-    find_hashed(settings, address.id << 8 | protocol, port)
-        .or_else(|| find_hashed(settings, address.id << 8, port))
-        .or_else(|| find_hashed(settings, address.id << 8 | protocol, 0))
-        .or_else(|| find_hashed(settings, address.id << 8, 0))
+    find_hashed(settings, found.active, address.id << 8 | protocol, port)
+        .or_else(|| find_hashed(settings, found.active, address.id << 8, port))
+        .or_else(|| find_hashed(settings, found.active, address.id << 8 | protocol, 0))
+        .or_else(|| find_hashed(settings, found.active, address.id << 8, 0))
 }
 
 #[inline(always)]
-fn find_hashed(settings: &Settings, address_and_protocol: u32, port: u16) -> Option<u16> {
-    let active = settings.active & (GENERATIONS - 1);
+fn find_hashed(
+    settings: &Settings,
+    active: u32,
+    address_and_protocol: u32,
+    port: u16,
+) -> Option<u16> {
     let generation = generation(settings, active);
     let hash = service_hash(generation, address_and_protocol, port);
     let displacement = DISPLACEMENTS.get(

@@ -1,4 +1,25 @@
 //! The data plane as the daemon sees it: loaded, attached, and made to hold what is desired.
 mod desired;
+mod encode;
+mod error;
+mod exact;
+mod explain;
+mod index;
+mod load;
+pub mod maglev;
+mod pins;
+mod plan;
+mod plane;
+mod registry;
+mod slots;
+mod stats;
 
 pub use desired::{BackendKey, BackendState, Desired, Table, TableKey, Vip};
+pub use error::{ApplyError, LoadError, MapKind, ReadError, Shape};
+pub use exact::{Adoption, Cells, ExactCounters, ExactError, ExactLimit, ExactLimits, ExactTables};
+pub use explain::{Action, ExplainError, Explained, Explainer};
+pub use load::Need;
+pub use pins::{Attached, Mode, unload};
+pub use plan::Step;
+pub use plane::{Opened, Plane};
+pub use stats::{Census, Drops, RunStats};

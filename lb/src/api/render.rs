@@ -1,0 +1,255 @@
+//! Makes answers from the control loop's view and the maps' figures.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    path::Path,
+    process,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+
+use super::model::{
+    BackendItem, DropItem, FlowItem, Flows, InterfaceItem, LastReload, LimitItem, Status, VipItem,
+};
+use crate::{
+    config::{Backend, Forward, Mode, Pool},
+    control::{Figures, LimitInForce, View},
+    dataplane::BackendKey,
+    desired::way,
+    drains::BackendName,
+    health::State,
+    net::{NextHop, Resolution},
+};
+
+pub(super) fn status(view: &View, figures: &Figures, config_file: &Path) -> Status {
+    let config = &view.config;
+    let backends = config
+        .pools
+        .iter()
+        .flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)));
+    let up = backends
+        .clone()
+        .filter(|(pool, backend)| is_up(view, &pool.name, backend.address));
+
+    Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pop: config.pop.name.clone(),
+        pid: process::id(),
+        uptime_seconds: view.started.elapsed().as_secs(),
+        ready: view.ready,
+        adopted: view.adopted,
+        config_file: config_file.display().to_string(),
+        config_hash: format!("{:016x}", view.config_hash),
+        last_reload: LastReload {
+            ok: view.last_reload.error.is_none(),
+            error: view.last_reload.error.clone(),
+            at: rfc3339(view.last_reload.at),
+        },
+        interfaces: view
+            .attachments
+            .iter()
+            .map(|attachment| InterfaceItem {
+                name: attachment.interface.clone(),
+                mode: attachment.mode.into(),
+            })
+            .collect(),
+        vips: config.vips.len(),
+        backends_up: up.count(),
+        backends: backends.count(),
+        flows: figures.flows.proven + figures.flows.unproven,
+        flow_capacity: figures.flows.capacity,
+        program_id: view.program_id,
+        warnings: view.warnings.clone(),
+    }
+}
+
+pub(super) fn vips(view: &View, figures: &Figures) -> Vec<VipItem> {
+    let item = |vip: &crate::config::Vip| {
+        let stats = figures.vips.get(&vip.name).copied().unwrap_or_default();
+        let verdicts = [stats.pass, stats.tx, stats.redirect];
+        let dropped = figures
+            .drops
+            .iter()
+            .filter(|drop| drop.vip.as_ref() == Some(&vip.name) && drop.mode == Mode::Enforce)
+            .map(|drop| drop.count.packets);
+        let pool = view.config.pools.iter().find(|pool| pool.name == vip.pool);
+        let backends_up = pool.map_or(0, |pool| {
+            let addresses = pool.backends.iter().map(|backend| backend.address);
+            addresses
+                .filter(|address| is_up(view, &pool.name, *address))
+                .count()
+        });
+        VipItem {
+            name: vip.name.clone(),
+            prefix: vip.prefix.to_string(),
+            protocol: word(vip.protocol),
+            port: vip.port,
+            pool: vip.pool.clone(),
+            forward: word(vip.forward),
+            policy: vip.policy.clone(),
+            packets: verdicts.iter().map(|count| count.packets).sum(),
+            bytes: verdicts.iter().map(|count| count.bytes).sum(),
+            dropped_packets: dropped.sum(),
+            backends_up,
+        }
+    };
+    view.config.vips.iter().map(item).collect()
+}
+
+pub(super) fn backends(view: &View, figures: &Figures) -> Vec<BackendItem> {
+    let items = view.config.pools.iter().flat_map(|pool| {
+        pool.backends
+            .iter()
+            .map(|backend| backend_item(view, figures, pool, backend))
+    });
+    items.collect()
+}
+
+pub(super) fn flows(figures: &Figures) -> Flows {
+    let item = |(key, flows): (&BackendKey, &u64)| FlowItem {
+        pool: key.pool.clone(),
+        address: key.address.to_string(),
+        forward: word(key.forward),
+        flows: *flows,
+    };
+    Flows {
+        items: figures.flows.backends.iter().map(item).collect(),
+        proven: figures.flows.proven,
+        unproven: figures.flows.unproven,
+        capacity: figures.flows.capacity,
+    }
+}
+
+pub(super) fn drops(figures: &Figures) -> Vec<DropItem> {
+    let items = figures.drops.iter().map(|drop| DropItem {
+        vip: drop.vip.clone(),
+        reason: drop.reason.word().into(),
+        mode: word(drop.mode),
+        packets: drop.count.packets,
+        bytes: drop.count.bytes,
+    });
+    items.collect()
+}
+
+pub(super) fn limit(limit: LimitInForce) -> LimitItem {
+    let LimitInForce { record, counters } = limit;
+    let date = |seconds| rfc3339(UNIX_EPOCH + Duration::from_secs(seconds));
+    LimitItem {
+        id: record.id,
+        burst: record.spec.burst_packets(),
+        prefix: record.spec.prefix,
+        vip: record.spec.vip,
+        class: record.spec.class,
+        pps: record.spec.pps,
+        bps: record.spec.bps,
+        mode: record.spec.mode,
+        ttl_seconds: record.spec.ttl_seconds,
+        comment: record.spec.comment,
+        created: date(record.created),
+        expires: record.expires.map(date),
+        matched_packets: counters.passed_packets + counters.dropped_packets,
+        dropped_packets: counters.dropped_packets,
+    }
+}
+
+fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) -> BackendItem {
+    let ways: BTreeSet<Forward> = view
+        .config
+        .vips
+        .iter()
+        .filter(|vip| vip.pool == pool.name)
+        .map(|vip| way(backend, vip.forward))
+        .collect();
+    let keys = ways.iter().map(|forward| BackendKey {
+        pool: pool.name.clone(),
+        address: backend.address,
+        forward: *forward,
+    });
+    let (mut flows, mut packets, mut bytes) = (0, 0, 0);
+    for key in keys {
+        let count = figures.backends.get(&key).copied().unwrap_or_default();
+        packets += count.packets;
+        bytes += count.bytes;
+        flows += figures
+            .flows
+            .backends
+            .get(&key)
+            .copied()
+            .unwrap_or_default();
+    }
+    let needs_next_hop = ways.iter().any(|forward| *forward != Forward::Local);
+    let (next_hop, unresolved_reason) = match view.resolutions.get(&backend.address) {
+        _ if !needs_next_hop => (None, None),
+        Some(Resolution::Resolved(next_hop)) => (Some(next_hop), None),
+        Some(Resolution::Unresolved(reason)) => (None, Some(reason.to_string())),
+        None => (None, Some("not looked up yet".into())),
+    };
+    let health = view.health.get(&(pool.name.clone(), backend.address));
+    BackendItem {
+        pool: pool.name.clone(),
+        address: backend.address.to_string(),
+        state: state(view, &pool.name, backend.address),
+        weight: backend.weight,
+        forward: (!ways.is_empty()).then(|| {
+            ways.iter()
+                .map(|way| word(*way))
+                .collect::<Vec<_>>()
+                .join(",")
+        }),
+        flows,
+        packets,
+        bytes,
+        resolved: unresolved_reason.is_none(),
+        unresolved_reason,
+        mac: next_hop.map(|next_hop| mac(next_hop.destination_mac)),
+        interface: next_hop.map(interface),
+        error: health.and_then(|status| status.error.clone()),
+    }
+}
+
+fn state(view: &View, pool: &str, address: IpAddr) -> String {
+    let name = BackendName {
+        pool: pool.to_owned(),
+        address,
+    };
+    match health(view, pool, address) {
+        State::Down => word(State::Down),
+        _ if view.drains.contains(&name) => "draining".into(),
+        state => word(state),
+    }
+}
+
+pub(crate) fn is_up(view: &View, pool: &str, address: IpAddr) -> bool {
+    health(view, pool, address) == State::Up
+}
+
+fn health(view: &View, pool: &str, address: IpAddr) -> State {
+    view.health
+        .get(&(pool.to_owned(), address))
+        .map_or(State::Unknown, |status| status.state)
+}
+
+/// The word that JSON has for it.
+fn word(value: impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        other => unreachable!("no word but {other:?}"),
+    }
+}
+
+fn mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn interface(next_hop: &NextHop) -> String {
+    nix::net::if_::if_indextoname(next_hop.ifindex).map_or_else(
+        |_gone| next_hop.ifindex.to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}

@@ -1,0 +1,635 @@
+//! Every route and every error over a real socket, above a data plane in memory.
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::SystemTime};
+
+use axum::body::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{net::UnixStream, sync::watch};
+
+use super::{Api, bind, router};
+use crate::{
+    config,
+    control::{Control, Handle, Sources, Start, fake::Fake},
+    drains::DrainStore,
+    health::{Snapshot, State, Status, Target},
+    limits::LimitStore,
+    net::{NextHop, Reason, Resolution, Resolutions, Wanted},
+};
+
+const CONFIG: &str = r#"
+[pop]
+name = "ams"
+id = 1
+[dataplane]
+interfaces = ["lo"]
+[[pool]]
+name = "web"
+health = { kind = "tcp", port = 80 }
+backend = [{ address = "10.0.0.1" }, { address = "10.0.0.2", weight = 5, forward = "gue" }]
+[[vip]]
+name = "site"
+address = "192.0.2.10"
+protocol = "tcp"
+port = 80
+pool = "web"
+forward = "ipip"
+"#;
+
+struct World {
+    dir: TempDir,
+    plane: Fake,
+    handle: Handle,
+    health: watch::Sender<Snapshot>,
+    _targets: watch::Receiver<Arc<Vec<Target>>>,
+    resolutions: watch::Sender<Resolutions>,
+    _wanted: watch::Receiver<Wanted>,
+}
+
+struct Answer {
+    status: u16,
+    kind: String,
+    body: Bytes,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn text(&self) -> &str {
+        str::from_utf8(&self.body).unwrap()
+    }
+}
+
+impl World {
+    /// A daemon with both backends up and resolved, and its tables applied.
+    async fn ready() -> Self {
+        let world = Self::start(CONFIG);
+        world.health([State::Up, State::Up]);
+        let hop = Resolution::Resolved(NextHop {
+            ifindex: 1,
+            vlan: None,
+            source_mac: [2; 6],
+            destination_mac: [4; 6],
+            mtu_bytes: 1500,
+            source: IpAddr::from([10, 0, 0, 254]),
+        });
+        let hops = [(address(1), hop), (address(2), hop)];
+        world.resolutions.send_replace(Arc::new(hops.into()));
+        while !world.handle.view().ready {
+            tokio::task::yield_now().await;
+        }
+        world
+    }
+
+    fn start(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config_file = dir.path().join("sluice.toml");
+        std::fs::write(&config_file, config).unwrap();
+        let plane = Fake::default();
+        let (health, health_receiver) = watch::channel(Snapshot::default());
+        let (targets, targets_receiver) = watch::channel(Arc::default());
+        let (resolutions, resolutions_receiver) = watch::channel(Resolutions::default());
+        let (wanted, wanted_receiver) = watch::channel(Wanted::default());
+        let sources = Sources {
+            health: health_receiver,
+            targets,
+            resolutions: resolutions_receiver,
+            wanted,
+        };
+        let start = Start {
+            plane: plane.clone(),
+            config: config::load(&config_file).unwrap(),
+            config_file: config_file.clone(),
+            drains: DrainStore::open(dir.path()).unwrap().0,
+            limits: LimitStore::open(dir.path(), 0).unwrap().0,
+            adopted: false,
+            warnings: vec!["slow".into()],
+        };
+        let (control, handle) = Control::new(start, sources);
+        tokio::spawn(control.run());
+        let listener = bind(&dir.path().join("run/sluice.sock")).unwrap();
+        let api = Api {
+            control: handle.clone(),
+            config_file,
+        };
+        tokio::spawn(async move { axum::serve(listener, router(api)).await });
+        Self {
+            dir,
+            plane,
+            handle,
+            health,
+            _targets: targets_receiver,
+            resolutions,
+            _wanted: wanted_receiver,
+        }
+    }
+
+    fn health(&self, states: [State; 2]) {
+        let statuses = states.into_iter().zip(1..).map(|(state, n)| {
+            let status = Status {
+                state,
+                error: (state == State::Down).then(|| "refused".into()),
+                since: SystemTime::now(),
+            };
+            (("web".to_owned(), address(n)), status)
+        });
+        self.health.send_replace(Arc::new(statuses.collect()));
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.dir.path().join("sluice.toml")
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, "").await
+    }
+
+    async fn send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
+        let stream = UnixStream::connect(self.dir.path().join("run/sluice.sock"))
+            .await
+            .unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "sluice")
+            .body(Full::new(body.into()))
+            .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        Answer {
+            status: response.status().as_u16(),
+            kind: response
+                .headers()
+                .get(header::CONTENT_TYPE)
+                .map_or_else(String::new, |kind| kind.to_str().unwrap().to_owned()),
+            body: response.into_body().collect().await.unwrap().to_bytes(),
+        }
+    }
+
+    /// Weights in the fake's table, by the last byte of the backend's address.
+    fn weights(&self) -> Vec<u16> {
+        let held = self.plane.held();
+        held.tables
+            .into_values()
+            .flat_map(|table| table.weights.into_values())
+            .collect()
+    }
+}
+
+fn address(n: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, n])
+}
+
+fn assert_problem(answer: &Answer, status: u16, part: &str) {
+    assert_eq!(answer.status, status, "{}", answer.text());
+    assert_eq!(answer.kind, "application/problem+json");
+    let problem = answer.json();
+    assert_eq!(problem["status"], status);
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains(part), "{detail}");
+}
+
+#[tokio::test]
+async fn status_tells_how_things_are() {
+    let world = World::ready().await;
+    let answer = world.get("/v1/status").await;
+    assert_eq!(
+        (answer.status, answer.kind.as_str()),
+        (200, "application/json")
+    );
+    let status = answer.json();
+    for (field, value) in [
+        ("pop", json!("ams")),
+        ("ready", json!(true)),
+        ("adopted", json!(false)),
+        ("vips", json!(1)),
+        ("backends", json!(2)),
+        ("backends_up", json!(2)),
+        ("flows", json!(10)),
+        ("flow_capacity", json!(1 << 20)),
+        ("program_id", json!(7)),
+        ("pid", json!(std::process::id())),
+        ("warnings", json!(["slow"])),
+        ("config_file", json!(world.config_file())),
+    ] {
+        assert_eq!(status[field], value, "{field}");
+    }
+    assert_eq!(status["last_reload"]["ok"], true);
+}
+
+#[tokio::test]
+async fn vips_backends_flows_and_drops_are_listed() {
+    let world = World::ready().await;
+    world.health([State::Up, State::Down]);
+    while world.weights() != [1] {
+        tokio::task::yield_now().await;
+    }
+    let vips = world.get("/v1/vips").await.json();
+    let expected = json!({ "items": [{
+        "name": "site", "prefix": "192.0.2.10/32", "protocol": "tcp", "port": 80, "pool": "web", "forward": "ipip",
+        "policy": null, "packets": 321, "bytes": 32100, "dropped_packets": 13, "backends_up": 1,
+    }] });
+    assert_eq!(vips, expected);
+
+    let backends = world.get("/v1/backends").await.json();
+    let item = &backends["items"][1];
+    for (field, value) in [
+        ("pool", json!("web")),
+        ("address", json!("10.0.0.2")),
+        ("state", json!("down")),
+        ("weight", json!(5)),
+        ("forward", json!("gue")),
+        ("flows", json!(5)),
+        ("packets", json!(50)),
+        ("bytes", json!(5000)),
+        ("resolved", json!(true)),
+        ("unresolved_reason", json!(null)),
+        ("mac", json!("04:04:04:04:04:04")),
+        ("interface", json!("lo")),
+        ("error", json!("refused")),
+    ] {
+        assert_eq!(item[field], value, "{field}");
+    }
+
+    let flows = world.get("/v1/flows").await.json();
+    let first = json!({ "pool": "web", "address": "10.0.0.1", "forward": "ipip", "flows": 5 });
+    assert_eq!(flows["items"][0], first);
+    assert_eq!(
+        (&flows["proven"], &flows["unproven"]),
+        (&json!(6), &json!(4))
+    );
+
+    let drops = world.get("/v1/drops").await.json();
+    let last = json!({ "vip": "site", "reason": "limit_host", "mode": "monitor", "packets": 8, "bytes": 800 });
+    assert_eq!(drops["items"][2], last);
+}
+
+#[tokio::test]
+async fn an_unresolved_backend_says_why() {
+    let world = World::ready().await;
+    let hops = [(address(1), Resolution::Unresolved(Reason::NoRoute))];
+    world.resolutions.send_replace(Arc::new(hops.into()));
+    while !world.weights().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let items = world.get("/v1/backends").await.json();
+    assert_eq!(items["items"][0]["resolved"], false);
+    let reason = items["items"][0]["unresolved_reason"].as_str().unwrap();
+    assert!(reason.contains("no route"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_drain_is_in_the_tables_when_it_is_answered() {
+    let world = World::ready().await;
+    assert_eq!(world.weights(), [1, 5]);
+    let path = "/v1/drains/backend/web/10.0.0.1";
+    let answer = world.send(Method::PUT, path, "").await;
+    assert_eq!((answer.status, answer.text()), (204, ""));
+    assert_eq!(world.weights(), [5]);
+    let state = &world.get("/v1/backends").await.json()["items"][0]["state"];
+    assert_eq!(state, "draining");
+    assert_eq!(world.send(Method::PUT, path, "").await.status, 204, "again");
+    let stored = DrainStore::open(world.dir.path()).unwrap().0;
+    assert_eq!(stored.drains().len(), 1);
+
+    assert_eq!(world.send(Method::DELETE, path, "").await.status, 204);
+    assert_eq!(world.weights(), [1, 5]);
+    let again = world.send(Method::DELETE, path, "").await;
+    assert_problem(&again, 404, "is not draining");
+}
+
+#[tokio::test]
+async fn what_cannot_be_drained_is_refused() {
+    let world = World::ready().await;
+    for (name, status, part) in [
+        ("backend/web/10.0.0.9", 404, "no backend web/10.0.0.9"),
+        ("backend/web", 400, "POOL/ADDRESS"),
+        ("vip/site", 501, "not available in this version"),
+        ("pop/ams", 501, "not available in this version"),
+        ("moon/x", 404, "can be drained"),
+    ] {
+        let path = format!("/v1/drains/{name}");
+        let answer = world.send(Method::PUT, &path, "").await;
+        assert_problem(&answer, status, part);
+    }
+    assert_eq!(world.weights(), [1, 5]);
+}
+
+#[tokio::test]
+async fn a_reload_takes_a_good_config_and_refuses_a_bad_one_whole() {
+    let world = World::ready().await;
+    let bad = CONFIG.replace("weight = 5", "wieght = 5");
+    std::fs::write(world.config_file(), bad).unwrap();
+    let answer = world.send(Method::POST, "/v1/reload", "").await;
+    assert_problem(&answer, 422, "did you mean `weight`?");
+    assert_eq!(world.weights(), [1, 5]);
+    let status = world.get("/v1/status").await.json();
+    assert_eq!(status["last_reload"]["ok"], false);
+    let metrics = world.get("/metrics").await;
+    assert!(
+        metrics
+            .text()
+            .contains("sluice_config_last_reload_success 0\n")
+    );
+
+    let hash = status["config_hash"].clone();
+    std::fs::write(
+        world.config_file(),
+        CONFIG.replace("weight = 5", "weight = 7"),
+    )
+    .unwrap();
+    let answer = world.send(Method::POST, "/v1/reload", "").await;
+    assert_eq!(answer.status, 204);
+    assert_eq!(world.weights(), [1, 7]);
+    let status = world.get("/v1/status").await.json();
+    assert_eq!(status["last_reload"]["ok"], true);
+    assert_ne!(status["config_hash"], hash);
+}
+
+#[tokio::test]
+async fn a_reload_cannot_change_what_is_set_at_start() {
+    let world = World::ready().await;
+    for (from, to, part) in [
+        ("[dataplane]", "[dataplane]\nflows = 2_048", "sluice unload"),
+        (
+            "[[pool]]",
+            "[api]\nsocket = \"/run/x.sock\"\n[[pool]]",
+            "restart the daemon",
+        ),
+        ("[\"lo\"]", "[\"nosuch0\"]", "no interface `nosuch0`"),
+    ] {
+        std::fs::write(world.config_file(), CONFIG.replacen(from, to, 1)).unwrap();
+        let answer = world.send(Method::POST, "/v1/reload", "").await;
+        assert_problem(&answer, 422, part);
+    }
+}
+
+#[tokio::test]
+async fn a_config_that_the_data_plane_cannot_hold_is_taken_back() {
+    let world = World::ready().await;
+    std::fs::write(
+        world.config_file(),
+        CONFIG.replace("weight = 5", "weight = 7"),
+    )
+    .unwrap();
+    world.plane.fail(Some("full"));
+    let answer = world.send(Method::POST, "/v1/reload", "").await;
+    assert_problem(&answer, 500, "full");
+    world.plane.fail(None);
+    assert_eq!(world.handle.view().config.pools[0].backends[1].weight, 5);
+    assert_problem(&world.get("/v1/nothing").await, 404, "no such path");
+}
+
+#[tokio::test]
+async fn maps_that_cannot_be_read_are_said() {
+    let world = World::ready().await;
+    world.plane.fail(Some("gone"));
+    for path in [
+        "/v1/status",
+        "/v1/vips",
+        "/v1/backends",
+        "/v1/flows",
+        "/v1/drops",
+        "/metrics",
+    ] {
+        assert_problem(&world.get(path).await, 500, "cannot read the maps: gone");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_path_or_method_is_a_problem() {
+    let world = World::ready().await;
+    assert_problem(&world.get("/v1/nosuch").await, 404, "no such path");
+    let answer = world.send(Method::POST, "/v1/status", "").await;
+    assert_problem(&answer, 405, "does not take that method");
+}
+
+#[tokio::test]
+async fn readiness_waits_for_the_first_tables() {
+    let world = World::start(CONFIG);
+    assert_eq!(world.get("/healthz").await.text(), "ok\n");
+    assert_problem(&world.get("/readyz").await, 503, "yet");
+    assert!(world.plane.held().vips.is_empty());
+    let world = World::ready().await;
+    assert_eq!(world.get("/readyz").await.text(), "ready\n");
+}
+
+#[tokio::test]
+async fn without_any_news_the_tables_are_applied_after_a_while() {
+    let world = World::start(CONFIG);
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    assert!(world.handle.view().ready);
+    assert_eq!(world.plane.held().vips.len(), 1);
+    assert!(world.weights().is_empty());
+}
+
+#[tokio::test]
+async fn metrics_are_text_for_prometheus() {
+    let world = World::ready().await;
+    let answer = world.get("/metrics").await;
+    assert_eq!(answer.kind, "text/plain; version=0.0.4");
+    let text = answer.text();
+    for line in [
+        "# TYPE sluice_packets_total counter",
+        "sluice_packets_total{vip=\"site\",verdict=\"redirect\"} 300",
+        "sluice_bytes_total{vip=\"site\",verdict=\"tx\"} 2000",
+        "sluice_dropped_packets_total{vip=\"site\",reason=\"no_backend\"} 6",
+        "sluice_dropped_bytes_total{vip=\"site\",reason=\"limit_host\"} 700",
+        "sluice_monitored_packets_total{vip=\"site\",reason=\"limit_host\"} 8",
+        "sluice_backend_packets_total{pool=\"web\",backend=\"10.0.0.1\"} 50",
+        "sluice_backend_bytes_total{pool=\"web\",backend=\"10.0.0.2\"} 5000",
+        "sluice_backend_up{pool=\"web\",backend=\"10.0.0.1\"} 1",
+        "sluice_backend_flows{pool=\"web\",backend=\"10.0.0.1\"} 5",
+        "sluice_backend_weight{pool=\"web\",backend=\"10.0.0.2\"} 5",
+        "sluice_flow_table_capacity 1048576",
+        "sluice_flow_table_entries{state=\"proven\"} 6",
+        "sluice_flow_inserts_total 5",
+        "sluice_flow_evictions_total{state=\"idle\"} 9",
+        "sluice_flow_out_of_state_total{vip=\"site\"} 4",
+        "sluice_table_checksum{vip=\"site\"} 0",
+        "sluice_config_last_reload_success 1",
+    ] {
+        assert!(
+            text.contains(&format!("{line}\n")),
+            "{line} is not in\n{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_socket_is_for_owner_and_group_and_a_stale_one_is_replaced() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.sock");
+    let listener = bind(&path).unwrap();
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    let error = bind(&path).unwrap_err().to_string();
+    assert!(error.contains("another daemon answers"), "{error}");
+    drop(listener);
+    assert!(bind(&path).is_ok());
+
+    let file = dir.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    let error = bind(&file).unwrap_err().to_string();
+    assert!(error.contains("is no socket"), "{error}");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
+}
+
+const LIMIT: &str = r#"{"prefix": "198.51.100.0/24", "vip": "site", "class": "udp", "pps": 1000, "ttl_seconds": 600}"#;
+
+#[tokio::test]
+async fn a_limit_is_set_shown_replaced_and_removed() {
+    let world = World::ready().await;
+    let answer = world.send(Method::POST, "/v1/limits", LIMIT).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let limit = answer.json();
+    for (field, value) in [
+        ("id", json!(1)),
+        ("prefix", json!("198.51.100.0/24")),
+        ("vip", json!("site")),
+        ("class", json!("udp")),
+        ("pps", json!(1000)),
+        ("bps", json!(null)),
+        ("burst", json!(100)),
+        ("mode", json!("enforce")),
+        ("ttl_seconds", json!(600)),
+        ("comment", json!("")),
+        ("matched_packets", json!(13)),
+        ("dropped_packets", json!(3)),
+    ] {
+        assert_eq!(limit[field], value, "{field}");
+    }
+    assert!(limit["created"].is_string() && limit["expires"].is_string());
+    assert_eq!(world.plane.limits()[0].pps, Some(1000));
+    let metrics = world.get("/metrics").await;
+    assert!(
+        metrics
+            .text()
+            .contains("sluice_limit_dropped_packets_total{limit=\"1\"} 3\n")
+    );
+
+    let again = world
+        .send(Method::POST, "/v1/limits", LIMIT.replace("1000", "2000"))
+        .await;
+    assert_eq!((again.status, again.json()["id"].clone()), (200, json!(1)));
+    let put = world
+        .send(Method::PUT, "/v1/limits/1", LIMIT.replace("1000", "3000"))
+        .await;
+    assert_eq!((put.status, put.json()["pps"].clone()), (200, json!(3000)));
+    assert_eq!(world.plane.limits()[0].pps, Some(3000));
+    assert_eq!(world.get("/v1/limits/1").await.json()["pps"], 3000);
+    assert_eq!(world.get("/v1/limits").await.json()["items"][0]["id"], 1);
+
+    assert_eq!(
+        world.send(Method::DELETE, "/v1/limits/1", "").await.status,
+        204
+    );
+    assert!(world.plane.limits().is_empty());
+    assert_eq!(world.get("/v1/limits").await.json(), json!({ "items": [] }));
+}
+
+#[tokio::test]
+async fn a_wrong_limit_is_refused_and_its_field_named() {
+    let world = World::ready().await;
+    for (body, status, field) in [
+        (
+            r#"{"prefix": "198.51.100.1/24", "pps": 1}"#,
+            422,
+            json!("prefix"),
+        ),
+        (r#"{"prefix": "198.51.100.0/24"}"#, 422, json!("pps")),
+        (
+            r#"{"prefix": "198.51.100.0/24", "pps": 1, "vip": "nosuch"}"#,
+            422,
+            json!("vip"),
+        ),
+        (
+            r#"{"prefix": "198.51.100.0/24", "pps": 1, "colour": 1}"#,
+            422,
+            json!("colour"),
+        ),
+        ("[", 400, json!(null)),
+    ] {
+        for (method, path) in [(Method::POST, "/v1/limits"), (Method::PUT, "/v1/limits/1")] {
+            let answer = world.send(method, path, body).await;
+            assert_problem(&answer, status, "");
+            assert_eq!(answer.json()["field"], field, "{body}");
+        }
+    }
+    let huge = vec![b' '; (1 << 20) + 1];
+    assert_problem(&world.send(Method::POST, "/v1/limits", huge).await, 413, "");
+    for id in ["1", "x"] {
+        let path = format!("/v1/limits/{id}");
+        assert_problem(&world.get(&path).await, 404, "no limit");
+        assert_problem(
+            &world.send(Method::PUT, &path, LIMIT).await,
+            404,
+            "no limit",
+        );
+        assert_problem(
+            &world.send(Method::DELETE, &path, "").await,
+            404,
+            "no limit",
+        );
+    }
+    assert!(world.plane.limits().is_empty());
+}
+
+#[tokio::test]
+async fn a_limit_for_the_packets_of_another_or_without_room_changes_nothing() {
+    let world = World::ready().await;
+    world.send(Method::POST, "/v1/limits", LIMIT).await;
+    let other = LIMIT.replace("udp", "syn");
+    world.send(Method::POST, "/v1/limits", other.clone()).await;
+    let answer = world.send(Method::PUT, "/v1/limits/1", other).await;
+    assert_problem(&answer, 409, "limit 2");
+
+    world.plane.fail(Some("full"));
+    let answer = world
+        .send(Method::PUT, "/v1/limits/1", LIMIT.replace("1000", "7"))
+        .await;
+    assert_problem(&answer, 409, "full");
+    let answer = world
+        .send(Method::POST, "/v1/limits", LIMIT.replace("udp", "icmp"))
+        .await;
+    assert_problem(&answer, 409, "full");
+    let items = world.get("/v1/limits").await.json();
+    assert_eq!(items["items"].as_array().unwrap().len(), 2);
+    assert_eq!(items["items"][0]["pps"], 1000);
+}
+
+#[tokio::test]
+async fn a_limit_goes_when_its_time_is_over_and_waits_while_its_vip_is_gone() {
+    let world = World::ready().await;
+    let short = LIMIT.replace("600", "1");
+    world
+        .send(Method::POST, "/v1/limits", short.replace("udp", "icmp"))
+        .await;
+    world.send(Method::POST, "/v1/limits", LIMIT).await;
+    assert_eq!(world.plane.limits().len(), 2);
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    assert_eq!(world.plane.limits().len(), 1);
+    assert_eq!(
+        world.get("/v1/limits").await.json()["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+
+    let renamed = CONFIG.replace("name = \"site\"", "name = \"other\"");
+    std::fs::write(world.config_file(), renamed).unwrap();
+    assert_eq!(world.send(Method::POST, "/v1/reload", "").await.status, 204);
+    assert!(world.plane.limits().is_empty());
+    std::fs::write(world.config_file(), CONFIG).unwrap();
+    assert_eq!(world.send(Method::POST, "/v1/reload", "").await.status, 204);
+    assert_eq!(world.plane.limits().len(), 1);
+}

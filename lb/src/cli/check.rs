@@ -1,0 +1,72 @@
+//! `sluice check`.
+
+use std::{path::Path, process::ExitCode};
+
+use serde::Serialize;
+
+use super::{Failed, output::Output};
+use crate::{
+    config::{self, ConfigErrors},
+    net,
+};
+
+#[derive(Serialize)]
+struct Report {
+    ok: bool,
+    config_hash: Option<String>,
+    errors: Vec<ErrorItem>,
+}
+
+#[derive(Serialize)]
+struct ErrorItem {
+    file: String,
+    line: usize,
+    column: usize,
+    message: String,
+}
+
+/// Says whether a config would be taken.
+pub(super) fn check(file: &Path, output: Output) -> Result<ExitCode, Failed> {
+    let checked = config::load(file).and_then(|config| {
+        config::check_interfaces(&config, |name| net::if_index(name).is_ok()).map(|()| config)
+    });
+    match checked {
+        Ok(config) => {
+            let report = Report {
+                ok: true,
+                config_hash: Some(format!("{:016x}", config::hash(&config))),
+                errors: Vec::new(),
+            };
+            output.show(&report, |_| {
+                let (vips, pools) = (config.vips.len(), config.pools.len());
+                format!("{}: good; VIPs: {vips}, pools: {pools}", file.display())
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(errors @ ConfigErrors::Invalid { .. }) if output.json => {
+            let report = Report {
+                ok: false,
+                config_hash: None,
+                errors: errors.errors().iter().map(item).collect(),
+            };
+            output.show(&report, |_| String::new())?;
+            Ok(ExitCode::FAILURE)
+        }
+        Err(ConfigErrors::Unreadable { file, source }) => {
+            Err(ConfigErrors::Unreadable { file, source }.into())
+        }
+        Err(errors) => {
+            eprintln!("{errors}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn item(error: &config::ConfigError) -> ErrorItem {
+    ErrorItem {
+        file: error.file.clone(),
+        line: error.position.line,
+        column: error.position.column,
+        message: error.message.clone(),
+    }
+}

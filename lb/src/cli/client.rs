@@ -1,0 +1,136 @@
+//! Speaks HTTP with the daemon over its Unix socket.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use axum::body::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use crate::api::Problem;
+
+/// Where the daemon listens unless a config or a flag says otherwise.
+const DEFAULT_SOCKET: &str = "/run/sluice/sluice.sock";
+
+/// A daemon that may run.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    socket: PathBuf,
+}
+
+/// Why a request brought no answer that is of use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    #[error(
+        "the daemon is not running: nobody listens on {}; start it with `sluice run`, or name its socket with --socket",
+        socket.display()
+    )]
+    NotRunning { socket: PathBuf },
+    #[error("no permission to use {}; try as root, or as a member of its group", socket.display())]
+    Denied { socket: PathBuf },
+    #[error("cannot connect to {}", socket.display())]
+    Connect { socket: PathBuf, source: io::Error },
+    #[error("the daemon did not answer")]
+    NoAnswer(#[from] hyper::Error),
+    #[error("{}", .0.detail)]
+    Refused(Box<Problem>),
+    #[error("the answer makes no sense; is the daemon of another version?")]
+    Answer(#[from] serde_json::Error),
+}
+
+impl Client {
+    pub(super) fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let answer = self.send(Method::GET, path, Bytes::new()).await?;
+        Ok(serde_json::from_slice(&answer)?)
+    }
+
+    /// For what is answered without a body.
+    pub(super) async fn tell(&self, method: Method, path: &str) -> Result<(), ClientError> {
+        self.send(method, path, Bytes::new()).await.map(drop)
+    }
+
+    pub(super) async fn send_json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body)?;
+        let answer = self.send(method, path, body.into()).await?;
+        Ok(serde_json::from_slice(&answer)?)
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let stream = self.connect().await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "sluice")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .expect("paths are encoded, headers are constants");
+        let driver = tokio::spawn(connection);
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        driver.abort();
+        if status.is_success() {
+            return Ok(body);
+        }
+        Err(ClientError::Refused(serde_json::from_slice(&body)?))
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let socket = self.socket.clone();
+        match UnixStream::connect(&socket).await {
+            Ok(stream) => Ok(stream),
+            Err(error) => Err(match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    ClientError::NotRunning { socket }
+                }
+                io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
+                _ => ClientError::Connect {
+                    socket,
+                    source: error,
+                },
+            }),
+        }
+    }
+}
+
+/// The flag, or what the config file says, or the default.
+///
+/// Only this one key is looked at: the daemon may run with an older config while the file has errors.
+pub(super) fn socket(flag: Option<PathBuf>, config_file: &Path) -> PathBuf {
+    flag.or_else(|| path_in(config_file, "api", "socket"))
+        .unwrap_or_else(|| DEFAULT_SOCKET.into())
+}
+
+/// A path in a config file that may be wrong otherwise.
+pub(super) fn path_in(config_file: &Path, table: &str, key: &str) -> Option<PathBuf> {
+    let text = fs::read_to_string(config_file).ok()?;
+    let file: toml::Table = text.parse().ok()?;
+    let path = file.get(table)?.get(key)?.as_str()?;
+    Some(path.into())
+}
+
+/// A part of a path, so that it cannot be taken for more than one.
+pub(super) fn encoded(part: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' | b'/' => {
+            char::from(byte).to_string()
+        }
+        _ => format!("%{byte:02X}"),
+    };
+    part.bytes().map(encode).collect()
+}

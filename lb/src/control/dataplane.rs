@@ -1,0 +1,88 @@
+//! What the control loop asks of a data plane.
+
+use std::{collections::BTreeMap, error::Error};
+
+use sluice_ebpf::abi::{Count, DropReason, FlowStats, VipStats};
+
+use crate::{
+    config::Mode,
+    dataplane::{BackendKey, Desired, ExactCounters},
+    limits::LimitSpec,
+};
+
+/// Why the data plane did not do what it was asked for.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// The data plane in the kernel; in tests, one in memory.
+pub trait Dataplane {
+    /// Makes it hold `desired`, whatever it held before. Returns what this took, a line for each step.
+    fn apply(&mut self, desired: &Desired) -> Result<Vec<String>, Failure>;
+
+    /// All figures, read from the maps now.
+    fn figures(&self) -> Result<Figures, Failure>;
+
+    /// Where it is attached now.
+    fn attachments(&self) -> Vec<Attachment>;
+
+    /// Attaches to exactly these interfaces; those that stay are not touched.
+    fn set_interfaces(&mut self, names: &[String]) -> Result<(), Failure>;
+
+    /// Of the program that is attached.
+    fn program_id(&self) -> Option<u32>;
+
+    /// Whether limits for this VIP can be set.
+    fn has_vip(&self, name: &str) -> bool;
+
+    /// Makes it hold exactly these limits, and tells the number of each. Called once, before any other change of limits.
+    fn adopt_limits(&mut self, specs: &[LimitSpec]) -> Vec<Result<u32, Failure>>;
+
+    /// Adds a limit, and tells its number. It acts on the next packet.
+    fn insert_limit(&mut self, spec: &LimitSpec) -> Result<u32, Failure>;
+
+    /// Makes a limit be another, and tells its number then.
+    fn replace_limit(&mut self, number: u32, spec: &LimitSpec) -> Result<u32, Failure>;
+
+    fn remove_limit(&mut self, number: u32) -> Result<(), Failure>;
+
+    fn limit_counters(&self, number: u32) -> Option<ExactCounters>;
+}
+
+/// An interface whose packets the program sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    pub interface: String,
+    /// `native` or `generic`.
+    pub mode: &'static str,
+}
+
+/// What the maps count. Everything is by name; what has no name any more is left out.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    pub vips: BTreeMap<String, VipStats>,
+    /// Only those that are not zero.
+    pub drops: Vec<DropFigure>,
+    pub backends: BTreeMap<BackendKey, Count>,
+    pub flow_stats: FlowStats,
+    pub flows: FlowFigures,
+    /// By VIP: equal on load balancers that choose alike.
+    pub checksums: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropFigure {
+    /// `None`: of packets that were for no VIP.
+    pub vip: Option<String>,
+    pub reason: DropReason,
+    /// `Monitor`: what would have been dropped.
+    pub mode: Mode,
+    pub count: Count,
+}
+
+/// Live entries of the flow table.
+#[derive(Clone, Debug, Default)]
+pub struct FlowFigures {
+    pub backends: BTreeMap<BackendKey, u64>,
+    pub proven: u64,
+    pub unproven: u64,
+    pub capacity: u64,
+}

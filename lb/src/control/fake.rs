@@ -1,0 +1,160 @@
+//! A data plane in memory, for tests of what stands above it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use sluice_ebpf::abi::{Count, DropReason, VipStats};
+
+use super::{Attachment, Dataplane, DropFigure, Failure, Figures};
+use crate::{
+    config::Mode,
+    dataplane::{Desired, ExactCounters},
+    limits::LimitSpec,
+};
+
+/// Shares what it holds with the test.
+#[derive(Clone, Default)]
+pub(crate) struct Fake(Arc<Mutex<Held>>);
+
+#[derive(Default)]
+struct Held {
+    desired: Desired,
+    interfaces: Vec<String>,
+    fails: Option<&'static str>,
+    limits: BTreeMap<u32, LimitSpec>,
+    last_limit: u32,
+}
+
+impl Fake {
+    pub(crate) fn held(&self) -> Desired {
+        self.0.lock().unwrap().desired.clone()
+    }
+
+    pub(crate) fn limits(&self) -> Vec<LimitSpec> {
+        self.0.lock().unwrap().limits.values().cloned().collect()
+    }
+
+    /// From now on nothing can be applied, until this is called with `None`.
+    pub(crate) fn fail(&self, with: Option<&'static str>) {
+        self.0.lock().unwrap().fails = with;
+    }
+}
+
+impl Dataplane for Fake {
+    fn apply(&mut self, desired: &Desired) -> Result<Vec<String>, Failure> {
+        let mut held = self.0.lock().unwrap();
+        if let Some(error) = held.fails {
+            return Err(error.into());
+        }
+        held.desired = desired.clone();
+        Ok(Vec::new())
+    }
+
+    /// Every VIP and backend has some of everything.
+    fn figures(&self) -> Result<Figures, Failure> {
+        let held = self.0.lock().unwrap();
+        if let Some(error) = held.fails {
+            return Err(error.into());
+        }
+        let mut figures = Figures::default();
+        let count = |packets| Count {
+            packets,
+            bytes: packets * 100,
+        };
+        for name in held.desired.vips.keys() {
+            let stats = VipStats {
+                pass: count(1),
+                tx: count(20),
+                redirect: count(300),
+                out_of_state: 4,
+                inserts: 5,
+            };
+            figures.vips.insert(name.clone(), stats);
+            figures.checksums.insert(name.clone(), 0xfeed);
+            for (reason, mode, packets) in [
+                (DropReason::NoBackend, Mode::Enforce, 6),
+                (DropReason::LimitHost, Mode::Enforce, 7),
+                (DropReason::LimitHost, Mode::Monitor, 8),
+            ] {
+                figures.drops.push(DropFigure {
+                    vip: Some(name.clone()),
+                    reason,
+                    mode,
+                    count: count(packets),
+                });
+            }
+        }
+        for key in held.desired.backends.keys() {
+            figures.backends.insert(key.clone(), count(50));
+            figures.flows.backends.insert(key.clone(), 5);
+            figures.flows.proven += 3;
+            figures.flows.unproven += 2;
+        }
+        figures.flows.capacity = 1 << 20;
+        figures.flow_stats.evicted_idle = 9;
+        Ok(figures)
+    }
+
+    fn attachments(&self) -> Vec<Attachment> {
+        let held = self.0.lock().unwrap();
+        let attach = |interface: &String| Attachment {
+            interface: interface.clone(),
+            mode: "native",
+        };
+        held.interfaces.iter().map(attach).collect()
+    }
+
+    fn set_interfaces(&mut self, names: &[String]) -> Result<(), Failure> {
+        self.0.lock().unwrap().interfaces = names.to_vec();
+        Ok(())
+    }
+
+    fn program_id(&self) -> Option<u32> {
+        Some(7)
+    }
+
+    fn has_vip(&self, name: &str) -> bool {
+        self.0.lock().unwrap().desired.vips.contains_key(name)
+    }
+
+    fn adopt_limits(&mut self, specs: &[LimitSpec]) -> Vec<Result<u32, Failure>> {
+        specs.iter().map(|spec| self.insert_limit(spec)).collect()
+    }
+
+    fn insert_limit(&mut self, spec: &LimitSpec) -> Result<u32, Failure> {
+        let mut held = self.0.lock().unwrap();
+        if let Some(error) = held.fails {
+            return Err(error.into());
+        }
+        held.last_limit += 1;
+        let number = held.last_limit;
+        held.limits.insert(number, spec.clone());
+        Ok(number)
+    }
+
+    fn replace_limit(&mut self, number: u32, spec: &LimitSpec) -> Result<u32, Failure> {
+        let mut held = self.0.lock().unwrap();
+        if let Some(error) = held.fails {
+            return Err(error.into());
+        }
+        held.limits.insert(number, spec.clone()).unwrap();
+        Ok(number)
+    }
+
+    fn remove_limit(&mut self, number: u32) -> Result<(), Failure> {
+        self.0.lock().unwrap().limits.remove(&number).unwrap();
+        Ok(())
+    }
+
+    fn limit_counters(&self, number: u32) -> Option<ExactCounters> {
+        self.0.lock().unwrap().limits.get(&number)?;
+        Some(ExactCounters {
+            passed_packets: 10,
+            passed_bytes: 1000,
+            dropped_packets: 3,
+            dropped_bytes: 300,
+        })
+    }
+}

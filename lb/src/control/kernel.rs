@@ -1,0 +1,292 @@
+//! The data plane in the kernel, as the control loop asks for it.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use sluice_ebpf::{
+    abi::{ANY_VIP, Settings, maps},
+    exact::V6_WAYS,
+};
+
+use super::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
+use crate::{
+    config::{self, Config},
+    dataplane::{
+        Attached, Cells, Census, Desired, ExactCounters, ExactLimit, ExactLimits, ExactTables,
+        LoadError, Mode, Need, Opened, Plane, TableKey,
+    },
+    limits::LimitSpec,
+    sys::Mapped,
+};
+
+/// A plane, its exact limits, and what is remembered of both.
+pub(super) struct Kernel {
+    plane: Plane,
+    config: config::Dataplane,
+    attached: Vec<Attached>,
+    program_id: Option<u32>,
+    /// `None` until limits are adopted.
+    exact: Option<ExactLimits>,
+    /// Lookup tables by VIP.
+    tables: BTreeMap<String, TableKey>,
+    census: RefCell<Option<Counted>>,
+}
+
+/// A census, when it was taken, and how long that took.
+struct Counted {
+    census: Census,
+    at: Instant,
+    took: Duration,
+}
+
+/// A census of a large flow table is used again for this many times as long as it took: counting never takes more than
+/// a twentieth of the time, however often it is asked for.
+const CENSUS_REUSE: u32 = 20;
+
+impl Kernel {
+    /// Loads the data plane, or takes over the one that is there.
+    pub(super) fn open(
+        config: &Config,
+        secret: Option<[u8; 32]>,
+    ) -> Result<(Self, Opened), LoadError> {
+        let (mut plane, opened) = Plane::open(&config.dataplane, need(config), secret)?;
+        let program_id = plane.run_stats().ok().map(|stats| stats.program_id);
+        let kernel = Self {
+            plane,
+            config: config.dataplane.clone(),
+            attached: opened.interfaces.clone(),
+            program_id,
+            exact: None,
+            tables: BTreeMap::new(),
+            census: RefCell::new(None),
+        };
+        Ok((kernel, opened))
+    }
+
+    fn census(&self) -> FlowFigures {
+        let mut counted = self.census.borrow_mut();
+        let fresh = |counted: &Counted| counted.at.elapsed() < counted.took * CENSUS_REUSE;
+        let counted = match counted.take() {
+            Some(known) if fresh(&known) => counted.insert(known),
+            _ => {
+                let at = Instant::now();
+                let census = self.plane.flows_per_backend();
+                let took = at.elapsed();
+                counted.insert(Counted { census, at, took })
+            }
+        };
+        FlowFigures {
+            backends: counted.census.by_backend.clone(),
+            proven: counted.census.proven,
+            unproven: counted.census.unproven,
+            capacity: counted.census.capacity,
+        }
+    }
+
+    fn exact_limit(&self, spec: &LimitSpec) -> Result<ExactLimit, Failure> {
+        let vip = match &spec.vip {
+            None => ANY_VIP,
+            Some(name) => self
+                .plane
+                .vip_number(name)
+                .ok_or_else(|| format!("there is no VIP {name}"))?,
+        };
+        Ok(spec.exact(vip, self.plane.hz()))
+    }
+
+    fn exact(&mut self) -> Result<&mut ExactLimits, Failure> {
+        self.exact
+            .as_mut()
+            .ok_or_else(|| "the limits that are there were not taken over".into())
+    }
+
+    fn exact_tables(&self) -> Result<ExactTables, LoadError> {
+        Ok(ExactTables {
+            settings: Box::new(SettingsWords(self.plane.map(maps::SETTINGS)?)),
+            v4: Box::new(self.plane.map::<u32>(maps::EXACT_V4)?),
+            blocks: Box::new(self.plane.map::<u32>(maps::EXACT_V4_BLOCKS)?),
+            v6_filter: Box::new(self.plane.map::<u32>(maps::EXACT_V6_LENGTHS)?),
+            v6: Box::new(self.plane.map::<[u64; V6_WAYS]>(maps::EXACT_V6)?),
+            limits: Box::new(self.plane.map::<[u64; LIMIT_WORDS]>(maps::LIMITS)?),
+        })
+    }
+}
+
+impl Dataplane for Kernel {
+    fn apply(&mut self, desired: &Desired) -> Result<Vec<String>, Failure> {
+        let steps = self.plane.apply(desired)?;
+        self.tables = desired
+            .vips
+            .iter()
+            .map(|(name, vip)| (name.clone(), vip.table.clone()))
+            .collect();
+        Ok(steps.iter().map(ToString::to_string).collect())
+    }
+
+    fn figures(&self) -> Result<Figures, Failure> {
+        let drops = self.plane.drops()?.into_iter().map(|drop| DropFigure {
+            vip: Some(drop.vip).filter(|vip| !vip.is_empty()),
+            reason: drop.reason,
+            mode: drop.mode,
+            count: drop.count,
+        });
+        let checksums = self.plane.table_checksums();
+        Ok(Figures {
+            vips: self.plane.vip_stats()?,
+            drops: drops.collect(),
+            backends: self.plane.backend_stats()?,
+            flow_stats: self.plane.flow_stats()?,
+            flows: self.census(),
+            checksums: self
+                .tables
+                .iter()
+                .filter_map(|(vip, table)| Some((vip.clone(), *checksums.get(table)?)))
+                .collect(),
+        })
+    }
+
+    fn attachments(&self) -> Vec<Attachment> {
+        let attachment = |attached: &Attached| Attachment {
+            interface: attached.name.clone(),
+            mode: match attached.mode {
+                Mode::Native => "native",
+                Mode::Generic => "generic",
+            },
+        };
+        self.attached.iter().map(attachment).collect()
+    }
+
+    fn set_interfaces(&mut self, names: &[String]) -> Result<(), Failure> {
+        self.config.interfaces = names.to_vec();
+        let (attached, warnings) = self.plane.attach(&self.config)?;
+        self.attached = attached;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(())
+    }
+
+    fn program_id(&self) -> Option<u32> {
+        self.program_id
+    }
+
+    fn has_vip(&self, name: &str) -> bool {
+        self.plane.vip_number(name).is_some()
+    }
+
+    fn adopt_limits(&mut self, specs: &[LimitSpec]) -> Vec<Result<u32, Failure>> {
+        let failed = |error: &Failure| {
+            let why = super::chain(&**error);
+            specs.iter().map(|_| Err(why.clone().into())).collect()
+        };
+        let tables = match self.exact_tables() {
+            Ok(tables) => tables,
+            Err(error) => return failed(&error.into()),
+        };
+        let wanted: Result<Vec<_>, _> = specs.iter().map(|spec| self.exact_limit(spec)).collect();
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(error) => return failed(&error),
+        };
+        let local_key = self.plane.settings().local_key;
+        let (exact, adoption) = ExactLimits::adopt(tables, local_key, &wanted);
+        if adoption.rebuilt {
+            tracing::warn!("the tables of limits contradicted themselves, and were made anew");
+        }
+        self.exact = Some(exact);
+        let results = adoption.indices.into_iter();
+        results.map(|result| Ok(result?)).collect()
+    }
+
+    fn insert_limit(&mut self, spec: &LimitSpec) -> Result<u32, Failure> {
+        let limit = self.exact_limit(spec)?;
+        Ok(self.exact()?.insert(limit)?)
+    }
+
+    fn replace_limit(&mut self, number: u32, spec: &LimitSpec) -> Result<u32, Failure> {
+        let limit = self.exact_limit(spec)?;
+        Ok(self.exact()?.replace(number, limit)?)
+    }
+
+    fn remove_limit(&mut self, number: u32) -> Result<(), Failure> {
+        self.exact()?.remove(number)?;
+        Ok(())
+    }
+
+    fn limit_counters(&self, number: u32) -> Option<ExactCounters> {
+        self.exact.as_ref()?.read(number)
+    }
+}
+
+/// What the config needs of maps whose sizes are chosen for it.
+fn need(config: &Config) -> Need {
+    let tables: BTreeMap<_, u32> = config
+        .vips
+        .iter()
+        .filter_map(|vip| {
+            let pool = config.pools.iter().find(|pool| pool.name == vip.pool)?;
+            Some(((&pool.name, vip.forward), pool.slots))
+        })
+        .collect();
+    Need {
+        vips: u32::try_from(config.vips.len()).unwrap_or(u32::MAX),
+        slots: tables
+            .values()
+            .fold(0, |sum, slots| sum.saturating_add(*slots)),
+    }
+}
+
+const LIMIT_WORDS: usize = size_of::<sluice_ebpf::abi::Limit>() / 8;
+
+impl Cells<u32> for Mapped<u32> {
+    fn len(&self) -> usize {
+        Self::len(self) as usize
+    }
+
+    fn get(&self, at: usize) -> u32 {
+        self.read(index(at))
+    }
+
+    fn set(&mut self, at: usize, value: u32) {
+        self.store_u32(index(at), 0, value);
+    }
+}
+
+impl<const WORDS: usize> Cells<u64> for Mapped<[u64; WORDS]> {
+    fn len(&self) -> usize {
+        Self::len(self) as usize * WORDS
+    }
+
+    fn get(&self, at: usize) -> u64 {
+        self.read(index(at / WORDS))[at % WORDS]
+    }
+
+    fn set(&mut self, at: usize, value: u64) {
+        self.store_u64(index(at / WORDS), at % WORDS * 8, value);
+    }
+}
+
+/// `SETTINGS`, as half words.
+struct SettingsWords(Mapped<Settings>);
+
+impl Cells<u32> for SettingsWords {
+    fn len(&self) -> usize {
+        size_of::<Settings>() / 4
+    }
+
+    fn get(&self, at: usize) -> u32 {
+        let settings = self.0.read(0);
+        bytemuck::pod_read_unaligned(&bytemuck::bytes_of(&settings)[at * 4..][..4])
+    }
+
+    fn set(&mut self, at: usize, value: u32) {
+        self.0.store_u32(0, at * 4, value);
+    }
+}
+
+fn index(at: usize) -> u32 {
+    u32::try_from(at).expect("arrays have fewer than 2^32 values")
+}

@@ -1,0 +1,141 @@
+//! The control loop: one task owns the state; others send it commands and read an immutable view.
+
+mod control_loop;
+mod daemon;
+
+mod dataplane;
+mod kernel;
+mod limits;
+mod sources;
+mod view;
+
+#[cfg(test)]
+pub(crate) mod fake;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    drains::BackendName,
+    limits::{LimitError, LimitSpec},
+};
+
+pub(crate) use control_loop::chain;
+pub use control_loop::{Control, Start};
+pub use daemon::{DaemonError, run};
+
+pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
+pub use limits::{LimitInForce, Novelty};
+pub use sources::Sources;
+pub use view::{Reload, View};
+
+/// Speaks to the control loop.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    view: Arc<ArcSwap<View>>,
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Conflict(String),
+    #[error("{message}")]
+    Invalid {
+        field: Option<String>,
+        message: String,
+    },
+    #[error("{0}")]
+    NotAvailable(String),
+    #[error("{0}")]
+    Failed(String),
+    #[error("the daemon is about to end")]
+    Ended,
+}
+
+/// Whether a backend shall be drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Draining {
+    Begin,
+    End,
+}
+
+impl From<LimitError> for Refused {
+    fn from(error: LimitError) -> Self {
+        Self::Invalid {
+            field: Some(error.field).filter(|field| !field.is_empty()),
+            message: error.message,
+        }
+    }
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Refused>>;
+
+#[derive(Debug)]
+enum Command {
+    Drain(BackendName, Draining, Reply<()>),
+    Reload(Reply<()>),
+    Figures(Reply<Figures>),
+    Limits(Reply<Vec<LimitInForce>>),
+    SetLimit(LimitSpec, Reply<(LimitInForce, Novelty)>),
+    ReplaceLimit(u64, LimitSpec, Reply<LimitInForce>),
+    RemoveLimit(u64, Reply<()>),
+}
+
+impl Handle {
+    /// The state as it was last published.
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Drains a backend, or ends that. The data plane has it when this returns.
+    pub async fn drain(&self, name: BackendName, draining: Draining) -> Result<(), Refused> {
+        self.ask(|reply| Command::Drain(name, draining, reply))
+            .await
+    }
+
+    /// Reads the config file again. Refused whole if anything in it is wrong.
+    pub async fn reload(&self) -> Result<(), Refused> {
+        self.ask(Command::Reload).await
+    }
+
+    /// All figures, read from the maps now.
+    pub async fn figures(&self) -> Result<Figures, Refused> {
+        self.ask(Command::Figures).await
+    }
+
+    /// Every limit set at run time.
+    pub async fn limits(&self) -> Result<Vec<LimitInForce>, Refused> {
+        self.ask(Command::Limits).await
+    }
+
+    /// Sets a limit; one for the same prefix, VIP and class is replaced. Packets meet it when this returns.
+    pub async fn set_limit(&self, spec: LimitSpec) -> Result<(LimitInForce, Novelty), Refused> {
+        self.ask(|reply| Command::SetLimit(spec, reply)).await
+    }
+
+    /// Makes a limit be another; it keeps its id.
+    pub async fn replace_limit(&self, id: u64, spec: LimitSpec) -> Result<LimitInForce, Refused> {
+        self.ask(|reply| Command::ReplaceLimit(id, spec, reply))
+            .await
+    }
+
+    /// No packet meets it any more when this returns.
+    pub async fn remove_limit(&self, id: u64) -> Result<(), Refused> {
+        self.ask(|reply| Command::RemoveLimit(id, reply)).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refused> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_closed| Refused::Ended)?;
+        answer.await.map_err(|_closed| Refused::Ended)?
+    }
+}

@@ -1,0 +1,119 @@
+//! Keeps the health checks and the resolver running: one that ends is said and started again.
+
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::sleep,
+};
+
+use crate::{
+    health::{Checker, Snapshot, State, Target, Transition},
+    net::{Resolutions, Resolver, Wanted},
+};
+
+/// What the control loop watches, and how it says what is to be watched.
+#[derive(Debug)]
+pub struct Sources {
+    pub health: watch::Receiver<Snapshot>,
+    pub targets: watch::Sender<Arc<Vec<Target>>>,
+    pub resolutions: watch::Receiver<Resolutions>,
+    pub wanted: watch::Sender<Wanted>,
+}
+
+impl Sources {
+    /// Starts both. They live as long as the runtime.
+    pub fn start() -> Self {
+        let (targets, targets_receiver) = watch::channel(Arc::default());
+        let (health_sender, health) = watch::channel(Snapshot::default());
+        supervised("health checks", move || {
+            check_health(targets_receiver.clone(), health_sender.clone())
+        });
+        let (wanted, wanted_receiver) = watch::channel(Wanted::default());
+        let (resolutions_sender, resolutions) = watch::channel(Resolutions::default());
+        supervised("resolver", move || {
+            resolve(wanted_receiver.clone(), resolutions_sender.clone())
+        });
+        Self {
+            health,
+            targets,
+            resolutions,
+            wanted,
+        }
+    }
+}
+
+/// Runs a task that shall never end, and starts it again a second after it does.
+pub(super) fn supervised<F>(
+    name: &'static str,
+    start: impl Fn() -> F + Send + 'static,
+) -> JoinHandle<()>
+where
+    F: Future<Output = Result<Infallible, String>> + Send + 'static,
+{
+    tokio::spawn(async move {
+        loop {
+            let error = match tokio::spawn(start()).await {
+                Ok(Err(error)) => error,
+                Err(error) => error.to_string(),
+            };
+            tracing::error!(task = name, %error, "a task ended; it is started again");
+            sleep(RESTART).await;
+        }
+    })
+}
+
+const RESTART: Duration = Duration::from_secs(1);
+const TRANSITIONS: usize = 1024;
+
+async fn check_health(
+    targets: watch::Receiver<Arc<Vec<Target>>>,
+    publish: watch::Sender<Snapshot>,
+) -> Result<Infallible, String> {
+    let (sender, mut transitions) = mpsc::channel(TRANSITIONS);
+    let checker = Checker::start(targets, sender);
+    let mut snapshot = checker.snapshot();
+    loop {
+        tokio::select! {
+            changed = snapshot.changed() => {
+                changed.map_err(|_closed| "the checks ended")?;
+                publish.send_replace(snapshot.borrow_and_update().clone());
+            }
+            transition = transitions.recv() => log(transition.ok_or("the checks ended")?),
+        }
+    }
+}
+
+async fn resolve(
+    wanted: watch::Receiver<Wanted>,
+    publish: watch::Sender<Resolutions>,
+) -> Result<Infallible, String> {
+    let resolver = Resolver::start(wanted).map_err(|error| error.to_string())?;
+    let mut resolutions = resolver.resolutions();
+    loop {
+        resolutions
+            .changed()
+            .await
+            .map_err(|_closed| "the resolver ended")?;
+        publish.send_replace(resolutions.borrow_and_update().clone());
+    }
+}
+
+fn log(transition: Transition) {
+    let Transition {
+        pool,
+        address,
+        state,
+        error,
+        ..
+    } = transition;
+    match state {
+        State::Down => {
+            let error = error.unwrap_or_default();
+            tracing::warn!(%pool, backend = %address, %error, "backend is down: its flows go elsewhere");
+        }
+        State::Up => tracing::info!(%pool, backend = %address, "backend is up"),
+        State::Unknown => {}
+    }
+}

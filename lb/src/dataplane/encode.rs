@@ -1,0 +1,241 @@
+//! From what is desired to the bytes that packets read.
+
+use std::net::IpAddr;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use sluice_ebpf::{
+    abi::{self, Address},
+    gcra,
+    hash::seeded,
+};
+
+use super::{BackendKey, BackendState};
+use crate::config::{Forward, HashInput, Mode, Policy, PrefixLengths, Protocol, Scope};
+
+/// An address as 16 bytes, IPv4 mapped.
+pub(crate) fn bytes(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// An address as packets carry it: two words in network byte order.
+pub(crate) fn words(address: IpAddr) -> [u64; 2] {
+    let number = u128::from_be_bytes(bytes(address));
+    split(number)
+}
+
+/// The two halves, in network byte order.
+#[expect(clippy::cast_possible_truncation, reason = "they are halves")]
+fn split(number: u128) -> [u64; 2] {
+    [((number >> 64) as u64).to_be(), (number as u64).to_be()]
+}
+
+/// What a backend is, for lookup tables: the same on every machine of a fleet.
+pub(crate) fn identity(address: IpAddr) -> u64 {
+    let [high, low] = words(address).map(u64::from_be);
+    seeded(high, low, 0x6261_636b_656e_6473)
+}
+
+pub(crate) fn backend(key: &BackendKey, state: &BackendState) -> abi::Backend {
+    let forward = match key.forward {
+        Forward::L2 => abi::Forward::L2,
+        Forward::Ipip => abi::Forward::Ipip,
+        Forward::Gue => abi::Forward::Gue,
+        Forward::Local => abi::Forward::Local,
+    };
+    let mut backend = abi::Backend {
+        forward: forward as u8,
+        flags: if state.forwards {
+            abi::BACKEND_FORWARDS
+        } else {
+            0
+        },
+        outer_destination: bytes(key.address),
+        family: if key.address.is_ipv4() { 4 } else { 6 },
+        mtu_bytes: u16::MAX,
+        ..abi::Backend::default()
+    };
+    if let Some(next_hop) = state.next_hop {
+        let (to, from) = backend.macs.split_at_mut(6);
+        to.copy_from_slice(&next_hop.destination_mac);
+        from.copy_from_slice(&next_hop.source_mac);
+        // Without an address of our own, a tunnel that needs one cannot be entered.
+        if key.forward != Forward::Gue || !next_hop.source.is_unspecified() {
+            backend.flags |= abi::BACKEND_RESOLVED;
+        }
+        backend.mtu_bytes = next_hop.mtu_bytes;
+        backend.outer_source = bytes(next_hop.source);
+        backend.ifindex = next_hop.ifindex;
+        backend.vlan = next_hop.vlan.unwrap_or(0);
+    }
+    backend
+}
+
+pub(crate) fn policy(policy: &Policy, hz: u32) -> abi::Policy {
+    let PrefixLengths {
+        host_v4,
+        network_v4,
+        host_v6,
+        network_v6,
+    } = policy.prefix_lengths;
+    let mut limiters = [[abi::Limiter::default(); abi::LIMITERS]; abi::CLASSES];
+    for limit in &policy.limits {
+        let first = match limit.per {
+            Scope::Host => 0,
+            Scope::Network => 2,
+        };
+        let of_class = &mut limiters[limit.class as usize];
+        let burst = u64::from(limit.burst);
+        if let Some(pps) = limit.pps {
+            of_class[first] = gcra::limiter(pps, burst, hz);
+        }
+        if let Some(bps) = limit.bps {
+            of_class[first + 1] = gcra::limiter(bps / 8, burst * FULL_PACKET_BYTES, hz);
+        }
+    }
+    abi::Policy {
+        host_mask_v6: split(mask(host_v6)),
+        network_mask_v6: split(mask(network_v6)),
+        host_mask_v4: mask_v4(host_v4).to_be(),
+        network_mask_v4: mask_v4(network_v4).to_be(),
+        pad: 0,
+        monitor: u32::from(policy.mode == Mode::Monitor),
+        limiters,
+    }
+}
+
+/// `Vip::flags`.
+pub(crate) fn vip_flags(hash: HashInput, policy: Option<&Policy>) -> u32 {
+    let hash = match hash {
+        HashInput::Flow => 0,
+        HashInput::Source => abi::VIP_HASH_SOURCE,
+    };
+    policy
+        .iter()
+        .flat_map(|policy| &policy.limits)
+        .fold(hash, |flags, limit| {
+            flags | 1 << (abi::VIP_CLASSES_SHIFT + limit.class as u32)
+        })
+}
+
+/// As in [`abi::Service`].
+pub(crate) fn protocol(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Any => 0,
+    }
+}
+
+/// Prefix and spread of outer IPv4 sources, as in [`abi::Settings`].
+pub(crate) fn tunnel_v4(source: Ipv4Net) -> (u32, u32) {
+    (
+        u32::from(source.network()),
+        spread(32 - source.prefix_len()),
+    )
+}
+
+/// Prefix and spread of outer IPv6 sources.
+pub(crate) fn tunnel_v6(source: Ipv6Net) -> (Address, u32) {
+    (source.network().octets(), spread(128 - source.prefix_len()))
+}
+
+/// Bytes that a limit in bits allows for each packet of its burst.
+const FULL_PACKET_BYTES: u64 = 1500;
+/// Bits of an outer source that a flow's hash fills.
+const SPREAD_BITS: u8 = 16;
+
+fn spread(room: u8) -> u32 {
+    (1 << room.min(SPREAD_BITS)) - 1
+}
+
+fn mask(length: u8) -> u128 {
+    u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0)
+}
+
+fn mask_v4(length: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Class, SourceLimit};
+
+    fn sources() -> Policy {
+        Policy {
+            name: "p".into(),
+            mode: Mode::Monitor,
+            prefix_lengths: PrefixLengths {
+                host_v4: 32,
+                network_v4: 20,
+                host_v6: 64,
+                network_v6: 45,
+            },
+            limits: vec![SourceLimit {
+                class: Class::Udp,
+                per: Scope::Network,
+                pps: None,
+                bps: Some(8_000_000),
+                burst: 10,
+            }],
+        }
+    }
+
+    /// As `kernel/limits.rs` cuts a source down to its host or network.
+    #[test]
+    fn masks_keep_the_prefix_of_a_source() {
+        let policy = policy(&sources(), 250);
+        let source = words("198.51.109.77".parse().unwrap());
+        let kept = (source[1] >> 32) & u64::from(policy.network_mask_v4);
+        assert_eq!(kept, words("198.51.96.0".parse().unwrap())[1] >> 32);
+        let kept = (source[1] >> 32) & u64::from(policy.host_mask_v4);
+        assert_eq!(kept, source[1] >> 32);
+
+        let source = words("2001:db8:1:2fff:3::4".parse().unwrap());
+        let kept = [
+            source[0] & policy.network_mask_v6[0],
+            source[1] & policy.network_mask_v6[1],
+        ];
+        assert_eq!(kept, words("2001:db8::".parse().unwrap()));
+        let kept = [
+            source[0] & policy.host_mask_v6[0],
+            source[1] & policy.host_mask_v6[1],
+        ];
+        assert_eq!(kept, words("2001:db8:1:2fff::".parse().unwrap()));
+    }
+
+    #[test]
+    fn limits_stand_where_packets_look_for_them() {
+        let policy = policy(&sources(), 250);
+        assert_eq!(policy.monitor, 1);
+        for (class, of_class) in policy.limiters.iter().enumerate() {
+            for (at, limiter) in of_class.iter().enumerate() {
+                let expected = if (class, at) == (Class::Udp as usize, 3) {
+                    gcra::limiter(1_000_000, 15_000, 250)
+                } else {
+                    abi::Limiter::default()
+                };
+                assert_eq!(*limiter, expected, "class {class}, limiter {at}");
+            }
+        }
+        let flags = vip_flags(HashInput::Source, Some(&sources()));
+        assert_eq!(flags, abi::VIP_HASH_SOURCE | 1 << (8 + Class::Udp as u32));
+    }
+
+    #[test]
+    fn tunnel_sources_are_spread_over_what_the_prefix_leaves() {
+        assert_eq!(
+            tunnel_v4("172.16.0.0/16".parse().unwrap()),
+            (0xac10_0000, 0xffff)
+        );
+        assert_eq!(
+            tunnel_v4("172.16.9.1/32".parse().unwrap()),
+            (0xac10_0901, 0)
+        );
+        assert_eq!(tunnel_v6("100::/64".parse().unwrap()).1, 0xffff);
+        assert_eq!(tunnel_v6("100::/120".parse().unwrap()).1, 0xff);
+    }
+}

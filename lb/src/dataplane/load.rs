@@ -1,0 +1,289 @@
+//! The program and its maps, made in the sizes that the config asks for.
+
+use std::{collections::BTreeMap, error::Error, io, path::Path, time::Duration};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapInfo, MapType},
+    programs::Xdp,
+};
+use nix::time::{ClockId, clock_getres, clock_gettime};
+use sluice_ebpf::{
+    abi::{
+        AddressEntry, Backend, CLASSES, Count, DROP_REASONS, FlowStats, LIMITERS, Limit, Policy,
+        SKETCH_ROWS, SLOTS_PER_WORD, Service, Settings, Vip, VipStats, maps,
+    },
+    exact, flow,
+};
+
+use super::error::{LoadError, MapKind, Shape};
+use crate::{config::Dataplane, objects};
+
+/// What the config needs, where the sizes of maps are chosen for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    pub vips: u32,
+    /// Slots of all lookup tables in use at a time.
+    pub slots: u32,
+}
+
+/// Sizes of what the config sizes.
+#[derive(Clone, Debug)]
+pub(crate) struct Sizes {
+    pub flow_buckets: u32,
+    /// Slots of all tables.
+    pub slots: u32,
+    pub sketch_cells: u32,
+    pub limits: u32,
+    pub exact_v4_blocks: u32,
+    pub exact_v6_buckets: u32,
+    /// VIP numbers, 0 included; a power of two.
+    pub vips: u32,
+    /// Seconds of silence.
+    flow_idle: Duration,
+}
+
+/// Number of policies, 0 included.
+pub(crate) const POLICIES: u32 = 256;
+/// Number of backends.
+pub(crate) const BACKENDS: u32 = 1 << 16;
+const FRAGMENT_BUCKETS: u32 = 2048;
+const LEAST_VIPS: u32 = 2048;
+const LEAST_SLOTS: u32 = 1 << 20;
+/// The name of the XDP program in the object.
+const PROGRAM: &str = "sluice";
+
+#[expect(clippy::cast_possible_truncation, reason = "constants below 2^32")]
+impl Sizes {
+    pub(crate) fn new(config: &Dataplane, need: Need) -> Self {
+        let exact = config.exact_limits.max(1).next_power_of_two();
+        let slots = match config.lookup_slots {
+            // Old tables stay for a while beside the new ones, and regions leave gaps.
+            0 => (need.slots.saturating_mul(5) / 2)
+                .min(1 << 31)
+                .next_power_of_two()
+                .max(LEAST_SLOTS),
+            slots => slots,
+        };
+        Self {
+            flow_buckets: config.flows / flow::WAYS as u32,
+            slots,
+            sketch_cells: config.sketch_cells,
+            limits: config.exact_limits + 1,
+            exact_v4_blocks: exact,
+            exact_v6_buckets: exact,
+            vips: (need.vips * 2).next_power_of_two().max(LEAST_VIPS),
+            flow_idle: config.flow_idle,
+        }
+    }
+
+    /// Sizes that were chosen for the config are kept as they are pinned, as long as the config fits.
+    pub(crate) fn keep(
+        &mut self,
+        config: &Dataplane,
+        need: Need,
+        pinned: &BTreeMap<&'static str, Shape>,
+    ) {
+        if let Some(shape) = pinned.get(maps::SLOTS)
+            && config.lookup_slots == 0
+            && shape.entries.saturating_mul(SLOTS_PER_WORD as u32) >= need.slots
+        {
+            self.slots = shape.entries.saturating_mul(SLOTS_PER_WORD as u32);
+        }
+        if let Some(shape) = pinned.get(maps::VIPS)
+            && shape.entries.is_power_of_two()
+            && shape.entries >= (need.vips + 1).max(LEAST_VIPS)
+        {
+            self.vips = shape.entries;
+        }
+    }
+
+    /// Entries of one generation's addresses; as many services. At most half are used.
+    pub(crate) fn index_entries(&self) -> u32 {
+        self.vips * 2
+    }
+
+    /// Entries of one generation's displacements of addresses; as many of services.
+    pub(crate) fn displacements(&self) -> u32 {
+        self.vips / 2
+    }
+
+    /// Every pinned map, as these sizes make it.
+    pub(crate) fn shapes(&self) -> Vec<(&'static str, Shape)> {
+        let array =
+            |name, value_bytes: usize, entries| (name, MapKind::Array, value_bytes, entries);
+        let per_cpu =
+            |name, value_bytes: usize, entries| (name, MapKind::PerCpuArray, value_bytes, entries);
+        let bucket = size_of::<[u64; flow::WAYS]>();
+        [
+            array(maps::SETTINGS, size_of::<Settings>(), 1),
+            array(maps::DISPLACEMENTS, 4, self.displacements() * 4),
+            array(
+                maps::ADDRESSES,
+                size_of::<AddressEntry>(),
+                self.index_entries() * 2,
+            ),
+            array(
+                maps::SERVICES,
+                size_of::<Service>(),
+                self.index_entries() * 2,
+            ),
+            array(maps::VIPS, size_of::<Vip>(), self.vips),
+            array(maps::POLICIES, size_of::<Policy>(), POLICIES),
+            array(
+                maps::SLOTS,
+                2 * SLOTS_PER_WORD,
+                self.slots.div_ceil(SLOTS_PER_WORD as u32),
+            ),
+            array(maps::BACKENDS, size_of::<Backend>(), BACKENDS),
+            array(maps::FLOWS, bucket, self.flow_buckets),
+            array(maps::FRAGMENTS, bucket, FRAGMENT_BUCKETS),
+            per_cpu(maps::GATES, 8 * LIMITERS, self.vips * CLASSES as u32),
+            array(maps::SKETCH, 8, self.sketch_cells * SKETCH_ROWS as u32),
+            array(maps::EXACT_V4, 8, exact::V4_ENTRIES / 2),
+            array(
+                maps::EXACT_V4_BLOCKS,
+                8,
+                self.exact_v4_blocks * exact::BLOCK_ENTRIES / 2,
+            ),
+            array(maps::EXACT_V6_LENGTHS, 4, exact::V6_FILTER_ENTRIES),
+            array(maps::EXACT_V6, 8 * exact::V6_WAYS, self.exact_v6_buckets),
+            array(maps::LIMITS, size_of::<Limit>(), self.limits),
+            per_cpu(maps::VIP_STATS, size_of::<VipStats>(), self.vips),
+            per_cpu(maps::BACKEND_STATS, size_of::<Count>(), BACKENDS),
+            per_cpu(
+                maps::DROPS,
+                size_of::<Count>(),
+                self.vips * DROP_REASONS * 2,
+            ),
+            per_cpu(maps::FLOW_STATS, size_of::<FlowStats>(), 1),
+        ]
+        .into_iter()
+        .map(|(name, kind, value_bytes, entries)| {
+            let value_bytes = u32::try_from(value_bytes).unwrap_or(u32::MAX);
+            (
+                name,
+                Shape {
+                    kind,
+                    value_bytes,
+                    entries,
+                },
+            )
+        })
+        .collect()
+    }
+}
+
+/// Whether a program forwards packets, or tells what would become of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Twin {
+    Forwarding,
+    Explaining,
+}
+
+/// Loads the program over the maps pinned in `pins`, and makes and pins those that are not.
+pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadError> {
+    let hz = hz()?;
+    let shift = flow::age_shift(hz);
+    let idle = sizes.flow_idle.as_secs().saturating_mul(u64::from(hz)) >> shift;
+    // Ages wrap: one must be seen to be old before it seems young again.
+    let most = (1u64 << flow::AGE_BITS) * 15 / 16;
+    let idle = u16::try_from(idle.clamp(1, most)).unwrap_or(u16::MAX);
+    let explain = u8::from(twin == Twin::Explaining);
+    let shift = u8::try_from(shift).unwrap_or(0);
+    let flow_mask = sizes.flow_buckets - 1;
+    let sketch_mask = sizes.sketch_cells - 1;
+    let displacements = sizes.displacements();
+    let entries = sizes.index_entries();
+    let exact_v6_mask = sizes.exact_v6_buckets - 1;
+
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("EXPLAIN", &explain, true)
+        .override_global("AGE_SHIFT", &shift, true)
+        .override_global("FLOW_MASK", &flow_mask, true)
+        .override_global("FLOW_IDLE", &idle, true)
+        .override_global("SKETCH_MASK", &sketch_mask, true)
+        .override_global("DISPLACEMENT_ENTRIES", &displacements, true)
+        .override_global("ADDRESS_ENTRIES", &entries, true)
+        .override_global("SERVICE_ENTRIES", &entries, true)
+        .override_global("EXACT_V6_MASK", &exact_v6_mask, true);
+    for (name, shape) in sizes.shapes() {
+        loader
+            .map_max_entries(name, shape.entries)
+            .map_pin_path(name, pins.join(name));
+    }
+    let mut object = loader
+        .load(objects::BALANCER)
+        .map_err(|error| refused(error, |error| LoadError::Maps(Box::new(error))))?;
+    program(&mut object)?
+        .load()
+        .map_err(|error| refused(error, |error| LoadError::Program(Box::new(error))))?;
+    Ok(object)
+}
+
+/// The XDP program of a loaded object.
+pub(crate) fn program(object: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
+    object
+        .program_mut(PROGRAM)
+        .ok_or(aya::programs::ProgramError::UnexpectedProgramType)
+        .and_then(TryInto::try_into)
+        .map_err(|error| LoadError::Program(Box::new(error)))
+}
+
+/// The shape of a pinned map.
+pub(crate) fn shape(info: &MapInfo) -> Shape {
+    let kind = match info.map_type() {
+        Ok(MapType::Array) => MapKind::Array,
+        Ok(MapType::PerCpuArray) => MapKind::PerCpuArray,
+        _ => MapKind::Other,
+    };
+    Shape {
+        kind,
+        value_bytes: info.value_size(),
+        entries: info.max_entries(),
+    }
+}
+
+/// Ticks of the kernel's clock in a second.
+pub(crate) fn hz() -> Result<u32, LoadError> {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_err(|error| LoadError::Clock(error.into()))?;
+    let tick_ns = Duration::from(tick).as_nanos().max(1);
+    let hz = (1_000_000_000 + tick_ns / 2) / tick_ns;
+    u32::try_from(hz).map_err(|error| LoadError::Clock(io::Error::other(error)))
+}
+
+/// The kernel's `jiffies` as they are now, give or take one.
+pub(crate) fn jiffies_now(hz: u32) -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from);
+    // They start five minutes before their lower half overflows, so that what can't bear that shows early.
+    let start = (1u64 << 32) - 300 * u64::from(hz);
+    let ticks = now.as_nanos() * u128::from(hz) / 1_000_000_000;
+    start + u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
+/// Tells apart what the kernel does not permit from what it cannot do.
+fn refused<E: Error + Send + Sync + 'static>(
+    error: E,
+    otherwise: impl FnOnce(E) -> LoadError,
+) -> LoadError {
+    if is_denied(&error) {
+        LoadError::NotPermitted {
+            source: Box::new(error),
+        }
+    } else {
+        otherwise(error)
+    }
+}
+
+fn is_denied(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.kind() == io::ErrorKind::PermissionDenied;
+        }
+        cause = error.source();
+    }
+    false
+}

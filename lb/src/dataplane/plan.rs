@@ -1,0 +1,262 @@
+//! From what the data plane holds to what it shall hold: the steps between, in an order that harms no packet.
+
+use std::{collections::BTreeMap, fmt};
+
+use ipnet::IpNet;
+use sluice_ebpf::abi::{self, BACKEND_FORWARDS, BACKEND_RESOLVED};
+
+use super::{BackendKey, Desired, Table, TableKey, encode, error::ApplyError};
+
+/// What the maps hold, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Image {
+    pub policies: BTreeMap<String, abi::Policy>,
+    pub backends: BTreeMap<BackendKey, abi::Backend>,
+    pub tables: BTreeMap<TableKey, Table>,
+    /// `None`: it is there, but how is not known.
+    pub vips: BTreeMap<String, Option<VipImage>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct VipImage {
+    pub place: Place,
+    pub mtu_bytes: u16,
+    pub flags: u32,
+    pub policy: Option<String>,
+    pub table: TableKey,
+}
+
+/// Which packets are for a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub prefix: IpNet,
+    pub protocol: u8,
+    pub port: u16,
+}
+
+/// A change to the data plane. Each leaves it consistent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    PutPolicy(String),
+    PutBackend(BackendKey),
+    PutTable(TableKey),
+    PutVip(String),
+    /// Packets find exactly the VIPs that are desired from here on.
+    FlipIndex,
+    RemoveVip(String),
+    RemoveTable(TableKey),
+    RemoveBackend(BackendKey),
+    RemovePolicy(String),
+}
+
+impl Image {
+    pub(crate) fn of(desired: &Desired, hz: u32) -> Result<Self, ApplyError> {
+        let mut image = Self {
+            policies: desired
+                .policies
+                .iter()
+                .map(|(name, policy)| (name.clone(), encode::policy(policy, hz)))
+                .collect(),
+            backends: desired
+                .backends
+                .iter()
+                .map(|(key, state)| (key.clone(), encode::backend(key, state)))
+                .collect(),
+            tables: desired.tables.clone(),
+            vips: BTreeMap::new(),
+        };
+        for (name, vip) in &desired.vips {
+            let dangling = || ApplyError::Dangling { vip: name.clone() };
+            let policy = match &vip.policy {
+                Some(policy) => Some(desired.policies.get(policy).ok_or_else(dangling)?),
+                None => None,
+            };
+            let table = desired.tables.get(&vip.table).ok_or_else(dangling)?;
+            if !table
+                .weights
+                .keys()
+                .all(|key| desired.backends.contains_key(key))
+            {
+                return Err(dangling());
+            }
+            let place = Place {
+                prefix: vip.prefix,
+                protocol: encode::protocol(vip.protocol),
+                port: vip.port.unwrap_or(0),
+            };
+            image.vips.insert(
+                name.clone(),
+                Some(VipImage {
+                    place,
+                    mtu_bytes: vip.mtu_bytes.unwrap_or(u16::MAX),
+                    flags: encode::vip_flags(vip.hash, policy),
+                    policy: vip.policy.clone(),
+                    table: vip.table.clone(),
+                }),
+            );
+        }
+        Ok(image)
+    }
+
+    fn place(&self, name: &str) -> Option<Place> {
+        Some(self.vips.get(name)?.as_ref()?.place)
+    }
+}
+
+/// The steps from `actual` to `wanted`; none if they are equal.
+pub(crate) fn plan(actual: &Image, wanted: &Image) -> Vec<Step> {
+    let mut steps = Vec::new();
+    steps.extend(changed(&actual.policies, &wanted.policies).map(Step::PutPolicy));
+    // One that takes packets no more does so when no table leads there.
+    let (lesser, better): (Vec<BackendKey>, Vec<_>) = changed(&actual.backends, &wanted.backends)
+        .partition(|key| {
+            actual.backends.get(key).is_some_and(|was| {
+                was.flags & !wanted.backends[key].flags & (BACKEND_FORWARDS | BACKEND_RESOLVED) != 0
+            })
+        });
+    steps.extend(better.into_iter().map(Step::PutBackend));
+    let tables: Vec<TableKey> = changed(&actual.tables, &wanted.tables).collect();
+    let vips = wanted.vips.iter().filter(|&(name, vip)| {
+        actual.vips.get(name) != Some(vip)
+            || vip.as_ref().is_some_and(|vip| tables.contains(&vip.table))
+    });
+    let put_vips: Vec<Step> = vips.map(|(name, _)| Step::PutVip(name.clone())).collect();
+    steps.extend(tables.into_iter().map(Step::PutTable));
+    steps.extend(put_vips);
+    steps.extend(lesser.into_iter().map(Step::PutBackend));
+    let mut names = actual.vips.keys().chain(wanted.vips.keys());
+    if names.any(|name| actual.place(name) != wanted.place(name) || actual.place(name).is_none()) {
+        steps.push(Step::FlipIndex);
+    }
+    steps.extend(gone(&actual.vips, &wanted.vips).map(Step::RemoveVip));
+    steps.extend(gone(&actual.tables, &wanted.tables).map(Step::RemoveTable));
+    steps.extend(gone(&actual.backends, &wanted.backends).map(Step::RemoveBackend));
+    steps.extend(gone(&actual.policies, &wanted.policies).map(Step::RemovePolicy));
+    steps
+}
+
+fn changed<K: Ord + Clone, V: PartialEq>(
+    actual: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+) -> impl Iterator<Item = K> {
+    wanted
+        .iter()
+        .filter(|&(key, value)| actual.get(key) != Some(value))
+        .map(|(key, _)| key.clone())
+}
+
+fn gone<K: Ord + Clone, V>(
+    actual: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+) -> impl Iterator<Item = K> {
+    actual
+        .keys()
+        .filter(|key| !wanted.contains_key(key))
+        .cloned()
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PutPolicy(name) => write!(f, "put policy {name}"),
+            Self::PutBackend(key) => write!(f, "put backend {} of pool {}", key.address, key.pool),
+            Self::PutTable(key) => write!(f, "put lookup table of pool {}", key.pool),
+            Self::PutVip(name) => write!(f, "put VIP {name}"),
+            Self::FlipIndex => f.write_str("switch the VIP index"),
+            Self::RemoveVip(name) => write!(f, "remove VIP {name}"),
+            Self::RemoveTable(key) => write!(f, "remove lookup table of pool {}", key.pool),
+            Self::RemoveBackend(key) => {
+                write!(f, "remove backend {} of pool {}", key.address, key.pool)
+            }
+            Self::RemovePolicy(name) => write!(f, "remove policy {name}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Forward;
+
+    fn key(last: u8) -> BackendKey {
+        BackendKey {
+            pool: "web".into(),
+            address: [10, 0, 0, last].into(),
+            forward: Forward::L2,
+        }
+    }
+
+    fn image(backends: &[(u8, u8)], port: u16) -> Image {
+        let backend = |flags| abi::Backend {
+            flags,
+            ..abi::Backend::default()
+        };
+        let table = TableKey {
+            pool: "web".into(),
+            forward: Forward::L2,
+        };
+        let takes_new = backends
+            .iter()
+            .filter(|&&(_, flags)| flags == BACKEND_FORWARDS | BACKEND_RESOLVED);
+        let vip = VipImage {
+            place: Place {
+                prefix: "192.0.2.1/32".parse().unwrap(),
+                protocol: 6,
+                port,
+            },
+            mtu_bytes: u16::MAX,
+            flags: 0,
+            policy: None,
+            table: table.clone(),
+        };
+        Image {
+            policies: BTreeMap::new(),
+            backends: backends
+                .iter()
+                .map(|&(last, flags)| (key(last), backend(flags)))
+                .collect(),
+            tables: BTreeMap::from([(
+                table,
+                Table {
+                    slots: 251,
+                    weights: takes_new.map(|&(last, _)| (key(last), 1)).collect(),
+                },
+            )]),
+            vips: BTreeMap::from([("www".to_owned(), Some(vip))]),
+        }
+    }
+
+    #[test]
+    fn equal_states_need_no_step() {
+        let image = image(&[(1, 3)], 443);
+        assert_eq!(plan(&image, &image), []);
+    }
+
+    #[test]
+    fn a_backend_that_fails_leaves_the_tables_first() {
+        let steps = plan(
+            &image(&[(1, 3), (2, 3)], 443),
+            &image(&[(1, 3), (2, 0)], 443),
+        );
+        let [Step::PutTable(_), Step::PutVip(_), Step::PutBackend(failed)] = &steps[..] else {
+            panic!("{steps:?}");
+        };
+        assert_eq!(*failed, key(2));
+    }
+
+    #[test]
+    fn what_goes_goes_last() {
+        let steps = plan(&image(&[(1, 3)], 443), &image(&[(2, 3)], 80));
+        let [
+            Step::PutBackend(new),
+            Step::PutTable(_),
+            Step::PutVip(_),
+            Step::FlipIndex,
+            Step::RemoveBackend(old),
+        ] = &steps[..]
+        else {
+            panic!("{steps:?}");
+        };
+        assert_eq!((new, old), (&key(2), &key(1)));
+    }
+}

@@ -1,0 +1,669 @@
+//! The loaded data plane: opened or adopted at start, then made to hold what is desired, step by step.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::Read,
+    mem::offset_of,
+    path::Path,
+};
+
+use aya::{Ebpf, maps::Map, util::online_cpus};
+use bytemuck::{Pod, Zeroable};
+use sluice_ebpf::{
+    abi::{self, Generation, HANDSHAKE_TICKS, Settings, maps},
+    flow::{self, Flow, WAYS},
+};
+
+use super::{
+    Attached, BackendKey, Desired, TableKey, encode,
+    error::{ApplyError, LoadError},
+    index::{self, Indexed, Room},
+    load::{self, Need, POLICIES, Sizes, Twin, jiffies_now},
+    pins::{Pinned, Pins},
+    plan::{Image, Step, VipImage, plan},
+    registry::{Region, Registry},
+    slots::{Slots, build_all},
+    stats::Counters,
+};
+use crate::{config::Dataplane, sys::Mapped};
+
+/// Handles to everything that is loaded. Dropping it leaves the data plane at work.
+pub struct Plane {
+    pub(super) object: Ebpf,
+    pins: Pins,
+    hz: u32,
+    pub(super) settings: Mapped<Settings>,
+    arrays: Arrays,
+    pub(super) flows: Mapped<[u64; WAYS]>,
+    pub(super) counters: Counters,
+    pub(super) registry: Registry,
+    slots: Slots,
+    room: Room,
+    actual: Image,
+    checksums: BTreeMap<TableKey, u64>,
+}
+
+/// Arrays that only the daemon writes.
+#[derive(Debug)]
+struct Arrays {
+    displacements: Mapped<u32>,
+    addresses: Mapped<abi::AddressEntry>,
+    services: Mapped<abi::Service>,
+    vips: Mapped<abi::Vip>,
+    policies: Mapped<abi::Policy>,
+    backends: Mapped<abi::Backend>,
+}
+
+/// How the data plane was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// It was at work already, and still has its flows.
+    pub adopted: bool,
+    pub interfaces: Vec<Attached>,
+    /// For the operator, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Seconds after which nothing uses what was replaced.
+const LINGER_SECONDS: u64 = 30;
+
+impl Plane {
+    /// Loads the data plane, or takes over the one that is pinned, and attaches it to the config's interfaces.
+    ///
+    /// `secret` keys the choice of backends; without one, each machine makes up its own. On an error everything is as
+    /// it was.
+    pub fn open(
+        config: &Dataplane,
+        need: Need,
+        secret: Option<[u8; 32]>,
+    ) -> Result<(Self, Opened), LoadError> {
+        let hz = load::hz()?;
+        let mut sizes = Sizes::new(config, need);
+        let pins = Pins::open(&config.pin_dir)?;
+        let pinned = pins.read(sizes.shapes().iter().map(|&(name, _)| name))?;
+        let adopted = !pinned.shapes.is_empty() || !pinned.links.is_empty();
+        // A start that was cut short leaves maps, but no links: nothing is lost with them.
+        let adopted = adopted && !(pinned.links.is_empty() && is_partial(&sizes, &pinned));
+        if adopted {
+            sizes.keep(config, need, &pinned.shapes);
+            check(&sizes, &pins, &pinned)?;
+        } else {
+            pins.clear()?;
+        }
+        let mut warnings = Vec::new();
+        let opened = Self::take(
+            config,
+            &sizes,
+            pins.clone(),
+            hz,
+            secret,
+            adopted,
+            &mut warnings,
+        )
+        .and_then(|mut plane| {
+            let (interfaces, told) = plane.attach(config)?;
+            warnings.extend(told);
+            Ok((plane, interfaces))
+        });
+        match opened {
+            Ok((plane, interfaces)) => Ok((
+                plane,
+                Opened {
+                    adopted,
+                    interfaces,
+                    warnings,
+                },
+            )),
+            Err(error) => {
+                if !adopted {
+                    pins.clear()?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Attaches to exactly the config's interfaces. The ones that stay lose no packet. The second value warns.
+    pub fn attach(
+        &mut self,
+        config: &Dataplane,
+    ) -> Result<(Vec<Attached>, Vec<String>), LoadError> {
+        let program = load::program(&mut self.object)?;
+        self.pins.attach(program, &config.interfaces, config.mode)
+    }
+
+    /// Makes the data plane hold `desired`, and returns the steps that this took.
+    ///
+    /// Starts from what it holds, so it can be called again at any time, also after an error.
+    pub fn apply(&mut self, desired: &Desired) -> Result<Vec<Step>, ApplyError> {
+        self.apply_at(desired, self.jiffies_now())
+    }
+
+    /// As [`Plane::apply`], at a time of the caller's choice: what was replaced is freed half a minute later.
+    pub fn apply_at(&mut self, desired: &Desired, now: u64) -> Result<Vec<Step>, ApplyError> {
+        self.free(now);
+        let wanted = Image::of(desired, self.hz)?;
+        let steps = plan(&self.actual, &wanted);
+        self.number(&wanted)?;
+        self.put_tables(&steps, &wanted, now)?;
+        for step in &steps {
+            self.take_step(step, &wanted, now)?;
+        }
+        let unused = self
+            .registry
+            .tables
+            .keys()
+            .filter(|key| !wanted.tables.contains_key(key));
+        for key in unused.cloned().collect::<Vec<_>>() {
+            self.remove_table(&key, now);
+        }
+        self.registry.save()?;
+        Ok(steps)
+    }
+
+    /// The kernel's `jiffies` as they are now, give or take one.
+    #[must_use]
+    pub fn jiffies_now(&self) -> u64 {
+        jiffies_now(self.hz)
+    }
+
+    /// Ticks of the kernel's clock in a second.
+    #[must_use]
+    pub fn hz(&self) -> u32 {
+        self.hz
+    }
+
+    /// What can change at run time.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        self.settings.read(0)
+    }
+
+    /// Tells packets which exact limits exist: `EXACT_*` bits of [`abi`], and the IPv6 prefix lengths by their bit.
+    pub fn set_exact(&self, bits: u32, v6_lengths: [u8; abi::MAX_EXACT_LENGTHS]) {
+        let [low, high]: [u64; 2] = bytemuck::cast(v6_lengths);
+        let lengths = offset_of!(Settings, exact_v6_lengths);
+        self.settings.store_u64(0, lengths, low);
+        self.settings.store_u64(0, lengths + 8, high);
+        self.settings
+            .store_u32(0, offset_of!(Settings, exact), bits);
+    }
+
+    /// An array of the data plane, by its name, in our memory. For arrays that can be mapped.
+    pub fn map<T: Pod>(&self, name: &'static str) -> Result<Mapped<T>, LoadError> {
+        mapped(&self.object, name)
+    }
+
+    /// Checksums of the lookup tables: equal on two machines if they choose alike.
+    #[must_use]
+    pub fn table_checksums(&self) -> &BTreeMap<TableKey, u64> {
+        &self.checksums
+    }
+
+    /// Slots in use by lookup tables, and all there are.
+    #[must_use]
+    pub fn slots_used(&self) -> (u64, u32) {
+        let used = self
+            .registry
+            .tables
+            .values()
+            .map(|region| u64::from(region.slots))
+            .sum();
+        (used, self.slots.len())
+    }
+
+    /// The number of a VIP in the data plane.
+    #[must_use]
+    pub fn vip_number(&self, name: &str) -> Option<u16> {
+        self.registry.vips.get(name).copied()
+    }
+
+    fn take(
+        config: &Dataplane,
+        sizes: &Sizes,
+        pins: Pins,
+        hz: u32,
+        secret: Option<[u8; 32]>,
+        adopted: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, LoadError> {
+        let mut object = load::load(sizes, &pins.directory, Twin::Forwarding)?;
+        let ids = map_ids(&object)?;
+        let now = jiffies_now(hz);
+        let found = adopted
+            .then(|| Registry::read(&config.state_dir, &ids, now))
+            .flatten();
+        let lost = adopted && found.is_none();
+        let registry = found.unwrap_or_else(|| Registry::new(&config.state_dir, ids));
+        let arrays = Arrays {
+            displacements: mapped(&object, maps::DISPLACEMENTS)?,
+            addresses: mapped(&object, maps::ADDRESSES)?,
+            services: mapped(&object, maps::SERVICES)?,
+            vips: mapped(&object, maps::VIPS)?,
+            policies: mapped(&object, maps::POLICIES)?,
+            backends: mapped(&object, maps::BACKENDS)?,
+        };
+        let mut plane = Self {
+            settings: mapped(&object, maps::SETTINGS)?,
+            flows: mapped(&object, maps::FLOWS)?,
+            slots: Slots::new(mapped(&object, maps::SLOTS)?),
+            counters: Counters::new(&mut object)?,
+            object,
+            pins,
+            hz,
+            arrays,
+            registry,
+            room: Room {
+                entries: sizes.index_entries(),
+                displacements: sizes.displacements(),
+            },
+            actual: Image::default(),
+            checksums: BTreeMap::new(),
+        };
+        if lost {
+            warnings.push(format!(
+                "{} does not tell the numbers of what is loaded: the flow table is cleared, and flows may move to other backends",
+                config.state_dir.display()
+            ));
+            plane.forget();
+        }
+        plane.set_up(config, secret, adopted, warnings)?;
+        plane.actual = plane.held();
+        Ok(plane)
+    }
+
+    /// Writes the settings that come from the config.
+    fn set_up(
+        &self,
+        config: &Dataplane,
+        secret: Option<[u8; 32]>,
+        adopted: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), LoadError> {
+        let mut settings = self.settings.read(0);
+        let old_key = settings.flow_key;
+        if !adopted {
+            settings.local_key = random_key()?;
+        }
+        match secret {
+            Some(secret) => settings.flow_key = key(secret),
+            None if !adopted => settings.flow_key = random_key()?,
+            None => {}
+        }
+        if adopted && settings.flow_key != old_key {
+            warnings.push("the secret changed: flows may move to other backends".to_owned());
+        }
+        (settings.tunnel_source_v4, settings.tunnel_spread_v4) =
+            encode::tunnel_v4(config.tunnel_source_v4);
+        (settings.tunnel_source_v6, settings.tunnel_spread_v6) =
+            encode::tunnel_v6(config.tunnel_source_v6);
+        let cpus = online_cpus().map_err(|(_, error)| LoadError::Cpus(error))?;
+        settings.cpus = u32::try_from(cpus.len()).unwrap_or(u32::MAX);
+        self.settings.write(0, &settings);
+        Ok(())
+    }
+
+    /// Makes an adopted data plane whose numbers mean nothing to us an empty one.
+    fn forget(&self) {
+        let mut settings = self.settings.read(0);
+        settings.generations = [Generation::default(); 2];
+        self.settings.write(0, &settings);
+        clear(&self.arrays.vips);
+        clear(&self.arrays.backends);
+        clear(&self.flows);
+    }
+
+    /// What the maps hold, as far as the numbers tell.
+    fn held(&self) -> Image {
+        let read = |(name, &number): (&String, &u16)| {
+            (name.clone(), self.arrays.policies.read(u32::from(number)))
+        };
+        Image {
+            policies: self.registry.policies.iter().map(read).collect(),
+            backends: self
+                .registry
+                .backends
+                .iter()
+                .map(|(key, &number)| (key.clone(), self.arrays.backends.read(u32::from(number))))
+                .collect(),
+            tables: BTreeMap::new(),
+            vips: self
+                .registry
+                .vips
+                .keys()
+                .map(|name| (name.clone(), None))
+                .collect(),
+        }
+    }
+
+    /// Frees what nothing uses any more.
+    fn free(&mut self, now: u64) {
+        self.slots.free(now);
+        let due = self.registry.due(now);
+        if !due.is_empty() {
+            self.scrub(&due);
+            self.registry.free(&due);
+        }
+    }
+
+    /// Takes these backends out of the flow table.
+    fn scrub(&self, backends: &BTreeSet<u16>) {
+        for bucket in 0..self.flows.len() {
+            for (way, word) in self.flows.read(bucket).into_iter().enumerate() {
+                let flow = Flow(word);
+                if !flow.is_empty() && backends.contains(&flow.backend()) {
+                    // If a packet was quicker, the flow is another by now, or soon is.
+                    self.flows.replace_u64(bucket, way * 8, word, 0);
+                }
+            }
+        }
+    }
+
+    /// Gives numbers to all that is wanted, and makes them last before a packet can meet them.
+    fn number(&mut self, wanted: &Image) -> Result<(), ApplyError> {
+        for name in wanted.policies.keys() {
+            self.registry.policy(name, POLICIES)?;
+        }
+        for key in wanted.backends.keys() {
+            let (number, new) = self.registry.backend(key)?;
+            if new {
+                self.counters.reset_backend(number)?;
+            }
+        }
+        for name in wanted.vips.keys() {
+            let (number, new) = self.registry.vip(name, self.arrays.vips.len())?;
+            if new {
+                self.arrays
+                    .vips
+                    .write(u32::from(number), &abi::Vip::zeroed());
+                self.counters.reset_vip(number)?;
+            }
+        }
+        self.registry.save()
+    }
+
+    /// Builds what tables the steps put, on all CPUs, and writes those that are not there yet into free regions.
+    fn put_tables(&mut self, steps: &[Step], wanted: &Image, now: u64) -> Result<(), ApplyError> {
+        let keys = steps.iter().filter_map(|step| match step {
+            Step::PutTable(key) => Some(key),
+            _ => None,
+        });
+        let tables: Vec<_> = keys.map(|key| (key, &wanted.tables[key])).collect();
+        for (&(key, _), built) in tables
+            .iter()
+            .zip(build_all(&tables, &self.registry.backends))
+        {
+            let old = self.registry.tables.get(key).copied();
+            if let Some(old) = old
+                && self.slots.holds(old, &built.slots)
+            {
+                self.checksums.insert(key.clone(), built.checksum);
+                continue;
+            }
+            let linger = now + LINGER_SECONDS * u64::from(self.hz);
+            let vips = (1..self.arrays.vips.len()).flat_map(|number| {
+                let vip = self.arrays.vips.read(number);
+                [
+                    Region::from_word(vip.table),
+                    Region::from_word(vip.previous_table),
+                ]
+            });
+            let used = vips.chain(self.registry.tables.values().copied());
+            let region = self.slots.put(used, &built.slots)?;
+            self.registry.put_table(key.clone(), region);
+            self.checksums.insert(key.clone(), built.checksum);
+            if let Some(old) = old {
+                self.slots.retire(old, linger);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_table(&mut self, key: &TableKey, now: u64) {
+        if let Some(region) = self.registry.remove_table(key) {
+            let linger = now + LINGER_SECONDS * u64::from(self.hz);
+            self.slots.retire(region, linger);
+        }
+        self.checksums.remove(key);
+    }
+
+    fn take_step(&mut self, step: &Step, wanted: &Image, now: u64) -> Result<(), ApplyError> {
+        match step {
+            Step::PutPolicy(name) => {
+                let policy = wanted.policies[name];
+                let number = self.registry.policies[name];
+                self.arrays.policies.write(u32::from(number), &policy);
+                self.actual.policies.insert(name.clone(), policy);
+            }
+            Step::PutBackend(key) => {
+                let backend = wanted.backends[key];
+                self.arrays
+                    .backends
+                    .write(u32::from(self.registry.backends[key]), &backend);
+                self.actual.backends.insert(key.clone(), backend);
+            }
+            Step::PutTable(key) => {
+                let table = wanted.tables[key].clone();
+                self.actual.tables.insert(key.clone(), table);
+            }
+            Step::PutVip(name) => {
+                if let Some(vip) = &wanted.vips[name] {
+                    self.put_vip(name, vip, now);
+                }
+                // The index still leads elsewhere, or nowhere, until it flips.
+            }
+            Step::FlipIndex => {
+                self.flip(wanted)?;
+                self.actual.vips.extend(wanted.vips.clone());
+            }
+            Step::RemoveVip(name) => {
+                if let Some(number) = self.registry.remove_vip(name) {
+                    self.arrays
+                        .vips
+                        .write(u32::from(number), &abi::Vip::zeroed());
+                }
+                self.actual.vips.remove(name);
+            }
+            Step::RemoveTable(key) => {
+                self.remove_table(key, now);
+                self.actual.tables.remove(key);
+            }
+            Step::RemoveBackend(key) => {
+                let linger = now + LINGER_SECONDS * u64::from(self.hz);
+                if let Some(number) = self.registry.remove_backend(key, linger) {
+                    let nothing = abi::Backend::zeroed();
+                    self.arrays.backends.write(u32::from(number), &nothing);
+                }
+                self.actual.backends.remove(key);
+            }
+            Step::RemovePolicy(name) => {
+                if let Some(number) = self.registry.remove_policy(name) {
+                    let nothing = abi::Policy::zeroed();
+                    self.arrays.policies.write(u32::from(number), &nothing);
+                }
+                self.actual.policies.remove(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_vip(&mut self, name: &str, image: &VipImage, now: u64) {
+        let number = u32::from(self.registry.vips[name]);
+        let old = self.arrays.vips.read(number);
+        let policy = image
+            .policy
+            .as_ref()
+            .map_or(0, |policy| self.registry.policies[policy]);
+        let vip = abi::Vip {
+            policy,
+            mtu_bytes: image.mtu_bytes,
+            flags: image.flags,
+            ..old
+        };
+        // One word holds these three; packets write another.
+        let word: [u64; 8] = bytemuck::cast(vip);
+        let offset = offset_of!(abi::Vip, policy);
+        self.arrays.vips.store_u64(number, offset, word[offset / 8]);
+        let table = self.registry.tables[&image.table].word();
+        if old.table != table {
+            let store = |offset, value| self.arrays.vips.store_u64(number, offset, value);
+            // Building the tables took its time.
+            let now = now.max(self.jiffies_now());
+            let window = u64::from(HANDSHAKE_TICKS) << flow::age_shift(self.hz);
+            // A second switch within the window: handshakes of the table before the first may still be under way, and
+            // those of the one between left a mark where it differs.
+            if old.previous_table == 0 || now.wrapping_sub(old.switched) >= window {
+                store(offset_of!(abi::Vip, previous_table), old.table);
+            }
+            store(offset_of!(abi::Vip, switched), now);
+            store(offset_of!(abi::Vip, table), table);
+        }
+        if let Some(Some(actual)) = self.actual.vips.get_mut(name) {
+            // Where it is found changes with the index only.
+            *actual = VipImage {
+                place: actual.place,
+                ..image.clone()
+            };
+        }
+    }
+
+    /// Writes the index that packets do not use, then makes them use it.
+    fn flip(&self, wanted: &Image) -> Result<(), ApplyError> {
+        let vips: Vec<Indexed> = wanted
+            .vips
+            .iter()
+            .filter_map(|(name, vip)| Some((name, vip.as_ref()?)))
+            .map(|(name, vip)| Indexed {
+                prefix: vip.place.prefix,
+                protocol: vip.place.protocol,
+                port: vip.place.port,
+                vip: self.registry.vips[name],
+            })
+            .collect();
+        let index = index::build(&vips, self.room)?;
+        let next = (self.settings.read(0).active + 1) % abi::GENERATIONS;
+        let Room {
+            entries,
+            displacements,
+        } = self.room;
+        let arrays = &self.arrays;
+        arrays
+            .addresses
+            .write_range(next * entries, index.addresses);
+        arrays.services.write_range(next * entries, index.services);
+        arrays
+            .displacements
+            .write_range(next * displacements, index.address_displacements);
+        let services = (next + abi::GENERATIONS) * displacements;
+        arrays
+            .displacements
+            .write_range(services, index.service_displacements);
+        let at = offset_of!(Settings, generations) + next as usize * size_of::<Generation>();
+        let words: [u64; 6] = bytemuck::cast(index.generation);
+        for (n, word) in words.into_iter().enumerate() {
+            self.settings.store_u64(0, at + n * 8, word);
+        }
+        self.settings
+            .store_u32(0, offset_of!(Settings, active), next);
+        Ok(())
+    }
+
+    /// The backend that a number stands for.
+    pub(super) fn backend_names(&self) -> BTreeMap<u16, &BackendKey> {
+        self.registry
+            .backends
+            .iter()
+            .map(|(key, &number)| (number, key))
+            .collect()
+    }
+}
+
+/// An array of a loaded object in our memory.
+pub(super) fn mapped<T: Pod>(object: &Ebpf, name: &'static str) -> Result<Mapped<T>, LoadError> {
+    let failed =
+        |source: Box<dyn std::error::Error + Send + Sync>| LoadError::Map { map: name, source };
+    let Some(Map::Array(map)) = object.map(name) else {
+        return Err(failed("the program has no such array".into()));
+    };
+    let info = map.info().map_err(|error| failed(error.into()))?;
+    if info.value_size() as usize != size_of::<T>() {
+        return Err(failed("its values have another size".into()));
+    }
+    Mapped::new(map.fd(), info.max_entries()).map_err(|error| failed(error.into()))
+}
+
+/// The kernel's ids of the maps that numbers are about.
+fn map_ids(object: &Ebpf) -> Result<Vec<u32>, LoadError> {
+    [
+        maps::VIPS,
+        maps::POLICIES,
+        maps::BACKENDS,
+        maps::SLOTS,
+        maps::FLOWS,
+    ]
+    .into_iter()
+    .map(|name| {
+        let Some(Map::Array(map)) = object.map(name) else {
+            return Err(LoadError::Map {
+                map: name,
+                source: "the program has no such array".into(),
+            });
+        };
+        let info = map.info().map_err(|error| LoadError::Map {
+            map: name,
+            source: error.into(),
+        })?;
+        Ok(info.id())
+    })
+    .collect()
+}
+
+fn is_partial(sizes: &Sizes, pinned: &Pinned) -> bool {
+    sizes
+        .shapes()
+        .iter()
+        .any(|(name, _)| !pinned.shapes.contains_key(name))
+}
+
+/// Whether what is pinned is what we would make.
+pub(super) fn check(sizes: &Sizes, pins: &Pins, pinned: &Pinned) -> Result<(), LoadError> {
+    for (map, expected) in sizes.shapes() {
+        match pinned.shapes.get(map) {
+            None => {
+                return Err(LoadError::MapMissing {
+                    map,
+                    path: pins.directory.clone(),
+                });
+            }
+            Some(&actual) if actual != expected => {
+                return Err(LoadError::Shape {
+                    map,
+                    actual,
+                    expected,
+                });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn clear<T: Pod>(array: &Mapped<T>) {
+    for index in 0..array.len() {
+        array.write(index, &T::zeroed());
+    }
+}
+
+fn random_key() -> Result<[u64; 4], LoadError> {
+    let mut bytes = [0; 32];
+    File::open(Path::new("/dev/urandom"))
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(LoadError::Random)?;
+    Ok(key(bytes))
+}
+
+fn key(bytes: [u8; 32]) -> [u64; 4] {
+    let words: [[u8; 8]; 4] = bytemuck::cast(bytes);
+    words.map(u64::from_le_bytes)
+}

@@ -1,0 +1,248 @@
+//! What packets counted, summed over CPUs.
+
+use std::collections::BTreeMap;
+
+use aya::{
+    Ebpf, Pod,
+    maps::{MapData, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
+};
+use sluice_ebpf::{
+    abi::{CLASSES, Count, DROP_REASONS, DropReason, FlowStats, LIMITERS, NO_VIP, VipStats, maps},
+    flow::{Flow, WAYS},
+};
+
+use super::{
+    BackendKey,
+    error::{LoadError, ReadError},
+    load,
+    plane::Plane,
+};
+use crate::config::Mode;
+
+/// Per-CPU counters.
+pub(crate) struct Counters {
+    vips: PerCpu<[u64; 8]>,
+    backends: PerCpu<[u64; 2]>,
+    drops: PerCpu<[u64; 2]>,
+    flows: PerCpu<[u64; 4]>,
+    gates: PerCpu<[u64; LIMITERS]>,
+    cpus: usize,
+}
+
+/// Packets that were dropped, or (in mode [`Mode::Monitor`]) would have been.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drops {
+    /// Empty if the packet was for no VIP.
+    pub vip: String,
+    pub reason: DropReason,
+    pub mode: Mode,
+    pub count: Count,
+}
+
+/// What the flow table holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    pub proven: u64,
+    pub unproven: u64,
+    pub capacity: u64,
+    /// Flows of both states.
+    pub by_backend: BTreeMap<BackendKey, u64>,
+}
+
+/// How long the program ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunStats {
+    /// Changes whenever a program is loaded.
+    pub program_id: u32,
+    /// Zero unless `sysctl kernel.bpf_stats_enabled=1`.
+    pub runs: u64,
+    pub run_time_ns: u64,
+}
+
+impl Plane {
+    /// What became of each VIP's packets. The empty name stands for packets that are for no VIP.
+    pub fn vip_stats(&self) -> Result<BTreeMap<String, VipStats>, ReadError> {
+        self.vip_numbers()
+            .map(|(name, number)| {
+                let sum = self.counters.vips.sum(u32::from(number))?;
+                Ok((name.to_owned(), bytemuck::cast(sum)))
+            })
+            .collect()
+    }
+
+    /// Drops by VIP, reason and mode; those that never happened are left out.
+    pub fn drops(&self) -> Result<Vec<Drops>, ReadError> {
+        let mut drops = Vec::new();
+        for (name, number) in self.vip_numbers() {
+            for &reason in DropReason::ALL {
+                for mode in [Mode::Enforce, Mode::Monitor] {
+                    let index = drop_index(number, reason, mode);
+                    let count: Count = bytemuck::cast(self.counters.drops.sum(index)?);
+                    if count.packets != 0 {
+                        drops.push(Drops {
+                            vip: name.to_owned(),
+                            reason,
+                            mode,
+                            count,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(drops)
+    }
+
+    /// What was sent to each backend.
+    pub fn backend_stats(&self) -> Result<BTreeMap<BackendKey, Count>, ReadError> {
+        self.registry
+            .backends
+            .iter()
+            .map(|(key, &number)| {
+                let sum = self.counters.backends.sum(u32::from(number))?;
+                Ok((key.clone(), bytemuck::cast(sum)))
+            })
+            .collect()
+    }
+
+    pub fn flow_stats(&self) -> Result<FlowStats, ReadError> {
+        Ok(bytemuck::cast(self.counters.flows.sum(0)?))
+    }
+
+    /// Counts the flow table's entries. Reads all of it: about 10 ms for a million flows.
+    #[must_use]
+    pub fn flows_per_backend(&self) -> Census {
+        let names = self.backend_names();
+        let mut census = Census {
+            capacity: u64::from(self.flows.len()) * WAYS as u64,
+            ..Census::default()
+        };
+        let mut counts: BTreeMap<u16, u64> = BTreeMap::new();
+        for bucket in 0..self.flows.len() {
+            for flow in self.flows.read(bucket).map(Flow) {
+                if flow.is_empty() {
+                    continue;
+                }
+                if flow.is_proven() {
+                    census.proven += 1;
+                } else {
+                    census.unproven += 1;
+                }
+                *counts.entry(flow.backend()).or_default() += 1;
+            }
+        }
+        for (number, count) in counts {
+            if let Some(&key) = names.get(&number) {
+                census.by_backend.insert(key.clone(), count);
+            }
+        }
+        census
+    }
+
+    /// The program's id, and how long it ran.
+    pub fn run_stats(&mut self) -> Result<RunStats, LoadError> {
+        let info = load::program(&mut self.object)?
+            .info()
+            .map_err(|error| LoadError::Program(Box::new(error)))?;
+        Ok(RunStats {
+            program_id: info.id(),
+            runs: info.run_count(),
+            run_time_ns: u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX),
+        })
+    }
+
+    fn vip_numbers(&self) -> impl Iterator<Item = (&str, u16)> {
+        let vips = self
+            .registry
+            .vips
+            .iter()
+            .map(|(name, &number)| (name.as_str(), number));
+        std::iter::once(("", NO_VIP)).chain(vips)
+    }
+}
+
+impl Counters {
+    /// Takes the maps out of `object`.
+    pub(crate) fn new(object: &mut Ebpf) -> Result<Self, LoadError> {
+        Ok(Self {
+            vips: PerCpu::new(object, maps::VIP_STATS)?,
+            backends: PerCpu::new(object, maps::BACKEND_STATS)?,
+            drops: PerCpu::new(object, maps::DROPS)?,
+            flows: PerCpu::new(object, maps::FLOW_STATS)?,
+            gates: PerCpu::new(object, maps::GATES)?,
+            cpus: nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))?,
+        })
+    }
+
+    /// A number that is given anew starts from zero.
+    #[expect(clippy::cast_possible_truncation, reason = "a constant below 2^32")]
+    pub(crate) fn reset_vip(&mut self, number: u16) -> Result<(), ReadError> {
+        let cpus = self.cpus;
+        self.vips.reset(u32::from(number), cpus)?;
+        for &reason in DropReason::ALL {
+            for mode in [Mode::Enforce, Mode::Monitor] {
+                self.drops.reset(drop_index(number, reason, mode), cpus)?;
+            }
+        }
+        let first = u32::from(number) * CLASSES as u32;
+        (first..first + CLASSES as u32).try_for_each(|gate| self.gates.reset(gate, cpus))
+    }
+
+    pub(crate) fn reset_backend(&mut self, number: u16) -> Result<(), ReadError> {
+        self.backends.reset(u32::from(number), self.cpus)
+    }
+}
+
+fn drop_index(vip: u16, reason: DropReason, mode: Mode) -> u32 {
+    let mode = match mode {
+        Mode::Enforce => 0,
+        Mode::Monitor => 1,
+    };
+    (u32::from(vip) * DROP_REASONS + reason as u32) * 2 + mode
+}
+
+struct PerCpu<V: Pod> {
+    name: &'static str,
+    array: PerCpuArray<MapData, V>,
+}
+
+impl<const WORDS: usize> PerCpu<[u64; WORDS]> {
+    fn new(object: &mut Ebpf, map: &'static str) -> Result<Self, LoadError> {
+        let array = object
+            .take_map(map)
+            .ok_or_else(|| LoadError::Map {
+                map,
+                source: "the program has no such map".into(),
+            })?
+            .try_into()
+            .map_err(|error: aya::maps::MapError| LoadError::Map {
+                map,
+                source: error.into(),
+            })?;
+        Ok(Self { name: map, array })
+    }
+
+    fn sum(&self, index: u32) -> Result<[u64; WORDS], ReadError> {
+        let values = self.array.get(&index, 0).map_err(|source| ReadError {
+            map: self.name,
+            source,
+        })?;
+        let mut sum = [0u64; WORDS];
+        for value in values.iter() {
+            for (sum, word) in sum.iter_mut().zip(value) {
+                *sum = sum.wrapping_add(*word);
+            }
+        }
+        Ok(sum)
+    }
+
+    fn reset(&mut self, index: u32, cpus: usize) -> Result<(), ReadError> {
+        let failed = |source| ReadError {
+            map: self.name,
+            source,
+        };
+        let zeros = PerCpuValues::try_from(vec![[0; WORDS]; cpus])
+            .map_err(|error| failed(aya::maps::MapError::IoError(error)))?;
+        self.array.set(index, zeros, 0).map_err(failed)
+    }
+}

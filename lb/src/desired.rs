@@ -1,0 +1,340 @@
+//! What the data plane shall hold, as a pure function of config, health, next hops and drains.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use crate::{
+    config::{Backend, Config, Forward, Pool},
+    dataplane::{BackendKey, BackendState, Desired, Table, TableKey, Vip},
+    drains::{BackendName, Drains},
+    health::{self, Target},
+    net::{NextHop, Resolution, Resolutions},
+};
+
+/// All that decides what the data plane shall hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    pub config: &'a Config,
+    pub health: &'a health::Snapshot,
+    pub resolutions: &'a Resolutions,
+    pub drains: &'a Drains,
+}
+
+/// What the data plane shall hold.
+///
+/// A backend takes new flows if it is up, can be reached, is not draining and has a weight. It keeps those that it has
+/// until it is down; a backend whose health is not known yet is not down.
+pub fn desired(inputs: Inputs<'_>) -> Desired {
+    let config = inputs.config;
+    let pools: BTreeMap<&str, &Pool> = config
+        .pools
+        .iter()
+        .map(|pool| (pool.name.as_str(), pool))
+        .collect();
+    let mut desired = Desired {
+        policies: config
+            .policies
+            .iter()
+            .map(|policy| (policy.name.clone(), policy.clone()))
+            .collect(),
+        ..Desired::default()
+    };
+    for vip in &config.vips {
+        let table = TableKey {
+            pool: vip.pool.clone(),
+            forward: vip.forward,
+        };
+        if !desired.tables.contains_key(&table)
+            && let Some(pool) = pools.get(vip.pool.as_str())
+        {
+            let made = add_pool(&mut desired.backends, pool, vip.forward, inputs);
+            desired.tables.insert(table.clone(), made);
+        }
+        desired.vips.insert(
+            vip.name.clone(),
+            Vip {
+                prefix: vip.prefix,
+                protocol: vip.protocol,
+                port: vip.port,
+                table,
+                mtu_bytes: vip.mtu_bytes,
+                hash: vip.hash,
+                policy: vip.policy.clone(),
+            },
+        );
+    }
+    desired
+}
+
+/// Addresses whose next hops are needed.
+pub fn wanted_next_hops(config: &Config) -> BTreeSet<IpAddr> {
+    let mut wanted = BTreeSet::new();
+    for vip in &config.vips {
+        let Some(pool) = config.pools.iter().find(|pool| pool.name == vip.pool) else {
+            continue;
+        };
+        let remote = pool
+            .backends
+            .iter()
+            .filter(|backend| way(backend, vip.forward) != Forward::Local);
+        wanted.extend(remote.map(|backend| backend.address));
+    }
+    wanted
+}
+
+/// What is to be health-checked.
+pub fn targets(config: &Config) -> Vec<Target> {
+    let targets = config.pools.iter().flat_map(|pool| {
+        pool.backends.iter().map(|backend| Target {
+            pool: pool.name.clone(),
+            address: backend.address,
+            health: pool.health.clone(),
+        })
+    });
+    targets.collect()
+}
+
+/// How packets of a VIP reach a backend: its own way, or else the VIP's.
+pub fn way(backend: &Backend, of_vip: Forward) -> Forward {
+    backend.forward.unwrap_or(of_vip)
+}
+
+fn add_pool(
+    backends: &mut BTreeMap<BackendKey, BackendState>,
+    pool: &Pool,
+    of_vip: Forward,
+    inputs: Inputs<'_>,
+) -> Table {
+    let mut weights = BTreeMap::new();
+    for backend in &pool.backends {
+        let key = BackendKey {
+            pool: pool.name.clone(),
+            address: backend.address,
+            forward: way(backend, of_vip),
+        };
+        let health = inputs
+            .health
+            .get(&(pool.name.clone(), backend.address))
+            .map_or(health::State::Unknown, |status| status.state);
+        let next_hop = next_hop(&key, inputs.resolutions);
+        let reachable = next_hop.is_some() || key.forward == Forward::Local;
+        let draining = inputs.drains.contains(&BackendName {
+            pool: pool.name.clone(),
+            address: backend.address,
+        });
+        if health == health::State::Up && reachable && !draining && backend.weight > 0 {
+            weights.insert(key.clone(), backend.weight);
+        }
+        let state = BackendState {
+            forwards: health != health::State::Down,
+            next_hop,
+        };
+        backends.insert(key, state);
+    }
+    Table {
+        slots: pool.slots,
+        weights,
+    }
+}
+
+fn next_hop(key: &BackendKey, resolutions: &Resolutions) -> Option<NextHop> {
+    match resolutions.get(&key.address) {
+        Some(Resolution::Resolved(next_hop)) if key.forward != Forward::Local => Some(*next_hop),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::SystemTime};
+
+    use crate::{
+        config,
+        health::{State, Status},
+        net::Reason,
+    };
+
+    use super::*;
+
+    const CONFIG: &str = r#"
+[pop]
+name = "ams"
+id = 1
+[dataplane]
+interfaces = ["eth0"]
+[[pool]]
+name = "web"
+health = { kind = "tcp", port = 80 }
+backend = [
+    { address = "10.0.0.1" },
+    { address = "10.0.0.2", weight = 5, forward = "gue" },
+    { address = "10.0.0.3", weight = 0 },
+    { address = "10.0.0.4", forward = "local" },
+]
+[[vip]]
+name = "v4"
+address = "192.0.2.10"
+protocol = "tcp"
+pool = "web"
+forward = "ipip"
+[[vip]]
+name = "v6"
+address = "2001:db8::10"
+protocol = "tcp"
+pool = "web"
+forward = "ipip"
+"#;
+
+    struct World {
+        config: Config,
+        health: health::Snapshot,
+        resolutions: Resolutions,
+        drains: Drains,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let config = config::parse(CONFIG, "sluice.toml").unwrap();
+            let mut world = Self {
+                resolutions: Resolutions::default(),
+                health: health::Snapshot::default(),
+                drains: Drains::new(),
+                config,
+            };
+            for n in 1..=4 {
+                world.health(n, State::Up);
+                world.resolution(n, Resolution::Resolved(hop()));
+            }
+            world
+        }
+
+        fn health(&mut self, n: u8, state: State) {
+            let status = Status {
+                state,
+                error: None,
+                since: SystemTime::UNIX_EPOCH,
+            };
+            Arc::make_mut(&mut self.health).insert(("web".into(), address(n)), status);
+        }
+
+        fn resolution(&mut self, n: u8, resolution: Resolution) {
+            Arc::make_mut(&mut self.resolutions).insert(address(n), resolution);
+        }
+
+        fn desired(&self) -> Desired {
+            desired(Inputs {
+                config: &self.config,
+                health: &self.health,
+                resolutions: &self.resolutions,
+                drains: &self.drains,
+            })
+        }
+
+        fn weights(&self) -> Vec<(u8, u16)> {
+            let desired = self.desired();
+            assert_eq!(
+                desired.tables.len(),
+                1,
+                "VIPs of a pool and way share a table"
+            );
+            let table = desired.tables.into_values().next().unwrap();
+            let mut weights: Vec<_> = table
+                .weights
+                .into_iter()
+                .map(|(key, weight)| (last_octet(key.address), weight))
+                .collect();
+            weights.sort_unstable();
+            weights
+        }
+
+        fn state(&self, n: u8) -> BackendState {
+            let mut backends = self.desired().backends.into_iter();
+            backends
+                .find(|(key, _)| key.address == address(n))
+                .unwrap()
+                .1
+        }
+    }
+
+    fn address(n: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, n])
+    }
+
+    fn last_octet(address: IpAddr) -> u8 {
+        match address {
+            IpAddr::V4(v4) => v4.octets()[3],
+            IpAddr::V6(_) => 0,
+        }
+    }
+
+    fn hop() -> NextHop {
+        NextHop {
+            ifindex: 2,
+            vlan: None,
+            source_mac: [2; 6],
+            destination_mac: [4; 6],
+            mtu_bytes: 1500,
+            source: IpAddr::from([10, 0, 0, 254]),
+        }
+    }
+
+    #[test]
+    fn backends_that_are_up_and_reachable_get_their_weight() {
+        let world = World::new();
+        assert_eq!(world.weights(), [(1, 1), (2, 5), (4, 1)]);
+        let ways: Vec<_> = world
+            .desired()
+            .backends
+            .into_iter()
+            .map(|(key, state)| (last_octet(key.address), key.forward, state.next_hop))
+            .collect();
+        let expected = [
+            (1, Forward::Ipip, Some(hop())),
+            (2, Forward::Gue, Some(hop())),
+            (3, Forward::Ipip, Some(hop())),
+            (4, Forward::Local, None),
+        ];
+        assert_eq!(ways, expected);
+        assert!((1..=4).all(|n| world.state(n).forwards));
+    }
+
+    #[test]
+    fn a_down_backend_gets_nothing() {
+        let mut world = World::new();
+        world.health(1, State::Down);
+        assert_eq!(world.weights(), [(2, 5), (4, 1)]);
+        assert!(!world.state(1).forwards);
+    }
+
+    #[test]
+    fn an_unknown_or_draining_backend_keeps_its_flows_and_gets_no_new_ones() {
+        let mut world = World::new();
+        world.health(1, State::Unknown);
+        world.drains.insert("web/10.0.0.2".parse().unwrap());
+        assert_eq!(world.weights(), [(4, 1)]);
+        assert!(world.state(1).forwards && world.state(2).forwards);
+
+        world.health(2, State::Down);
+        assert!(
+            !world.state(2).forwards,
+            "draining does not make up for down"
+        );
+    }
+
+    #[test]
+    fn an_unresolved_backend_gets_no_new_flows() {
+        let mut world = World::new();
+        world.resolution(1, Resolution::Unresolved(Reason::NoRoute));
+        world.resolution(4, Resolution::Unresolved(Reason::Local));
+        assert_eq!(world.weights(), [(2, 5), (4, 1)]);
+        assert_eq!(world.state(1).next_hop, None);
+    }
+
+    #[test]
+    fn next_hops_are_wanted_of_what_is_not_local() {
+        let wanted = wanted_next_hops(&World::new().config);
+        assert_eq!(wanted, BTreeSet::from([address(1), address(2), address(3)]));
+    }
+}

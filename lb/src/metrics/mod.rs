@@ -1,0 +1,179 @@
+//! Metrics for Prometheus, made from the maps' figures when they are asked for.
+
+pub mod names;
+
+use std::collections::BTreeMap;
+
+use prometheus::{
+    TextEncoder,
+    proto::{Counter, Gauge, LabelPair, MetricFamily},
+};
+
+use names::{Kind, Metric};
+
+use crate::{
+    api::is_up,
+    config::Mode,
+    control::{Figures, LimitInForce, View},
+};
+
+/// Of [`text`].
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// All metrics, as text.
+pub fn text(
+    view: &View,
+    figures: &Figures,
+    limits: &[LimitInForce],
+) -> Result<String, prometheus::Error> {
+    let mut page = Page::default();
+    vips(&mut page, figures);
+    backends(&mut page, view, figures);
+    flows(&mut page, figures);
+    for limit in limits {
+        let (id, counters) = (limit.record.id.to_string(), limit.counters);
+        let matched = counters.passed_packets + counters.dropped_packets;
+        page.add(names::LIMIT_MATCHED_PACKETS, &[&id], matched);
+        page.add(
+            names::LIMIT_DROPPED_PACKETS,
+            &[&id],
+            counters.dropped_packets,
+        );
+    }
+    daemon(&mut page, view);
+    TextEncoder::new().encode_to_string(&page.families)
+}
+
+/// Metric families so far, in the order in which they were begun.
+#[derive(Default)]
+struct Page {
+    families: Vec<MetricFamily>,
+    positions: BTreeMap<&'static str, usize>,
+}
+
+impl Page {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "Prometheus knows only floats; they are exact up to 2^53"
+    )]
+    fn add(&mut self, metric: Metric, labels: &[&str], value: u64) {
+        debug_assert_eq!(labels.len(), metric.labels.len());
+        let position = *self.positions.entry(metric.name).or_insert_with(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(metric.name.into());
+            family.set_help(metric.help.into());
+            family.set_field_type(metric.kind.of_prometheus());
+            self.families.push(family);
+            self.families.len() - 1
+        });
+        let pairs = metric.labels.iter().zip(labels).map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).into());
+            pair.set_value((*value).into());
+            pair
+        });
+        let mut sample = prometheus::proto::Metric::from_label(pairs.collect());
+        match metric.kind {
+            Kind::Counter => {
+                let mut counter = Counter::default();
+                counter.set_value(value as f64);
+                sample.set_counter(counter);
+            }
+            Kind::Gauge => {
+                let mut gauge = Gauge::default();
+                gauge.set_value(value as f64);
+                sample.set_gauge(gauge);
+            }
+        }
+        self.families[position].mut_metric().push(sample);
+    }
+}
+
+fn vips(page: &mut Page, figures: &Figures) {
+    for (vip, stats) in &figures.vips {
+        for (verdict, count) in [
+            ("pass", stats.pass),
+            ("tx", stats.tx),
+            ("redirect", stats.redirect),
+        ] {
+            page.add(names::PACKETS, &[vip, verdict], count.packets);
+            page.add(names::BYTES, &[vip, verdict], count.bytes);
+        }
+        page.add(names::FLOW_OUT_OF_STATE, &[vip], stats.out_of_state);
+    }
+    for drop in &figures.drops {
+        let labels = [drop.vip.as_deref().unwrap_or_default(), drop.reason.word()];
+        match drop.mode {
+            Mode::Enforce => {
+                page.add(names::DROPPED_PACKETS, &labels, drop.count.packets);
+                page.add(names::DROPPED_BYTES, &labels, drop.count.bytes);
+            }
+            Mode::Monitor => page.add(names::MONITORED_PACKETS, &labels, drop.count.packets),
+        }
+    }
+    for (vip, checksum) in &figures.checksums {
+        page.add(names::TABLE_CHECKSUM, &[vip], exact(*checksum));
+    }
+}
+
+fn backends(page: &mut Page, view: &View, figures: &Figures) {
+    for pool in &view.config.pools {
+        for backend in &pool.backends {
+            let address = backend.address.to_string();
+            let labels = [pool.name.as_str(), &address];
+            let ways = |key: &&crate::dataplane::BackendKey| {
+                key.pool == pool.name && key.address == backend.address
+            };
+            let counts = view.desired.backends.keys().filter(ways);
+            let (mut packets, mut bytes, mut flows) = (0, 0, 0);
+            for key in counts {
+                let count = figures.backends.get(key).copied().unwrap_or_default();
+                packets += count.packets;
+                bytes += count.bytes;
+                flows += figures.flows.backends.get(key).copied().unwrap_or_default();
+            }
+            page.add(names::BACKEND_PACKETS, &labels, packets);
+            page.add(names::BACKEND_BYTES, &labels, bytes);
+            page.add(names::BACKEND_FLOWS, &labels, flows);
+            let up = is_up(view, &pool.name, backend.address);
+            page.add(names::BACKEND_UP, &labels, up.into());
+            page.add(names::BACKEND_WEIGHT, &labels, backend.weight.into());
+        }
+    }
+}
+
+fn flows(page: &mut Page, figures: &Figures) {
+    let stats = figures.flow_stats;
+    page.add(names::FLOW_TABLE_CAPACITY, &[], figures.flows.capacity);
+    page.add(names::FLOW_TABLE_ENTRIES, &["proven"], figures.flows.proven);
+    page.add(
+        names::FLOW_TABLE_ENTRIES,
+        &["unproven"],
+        figures.flows.unproven,
+    );
+    let inserts = figures.vips.values().map(|stats| stats.inserts).sum();
+    page.add(names::FLOW_INSERTS, &[], inserts);
+    for (state, evicted) in [
+        ("expired", stats.evicted_expired),
+        ("unproven", stats.evicted_unproven),
+        ("idle", stats.evicted_idle),
+    ] {
+        page.add(names::FLOW_EVICTIONS, &[state], evicted);
+    }
+}
+
+fn daemon(page: &mut Page, view: &View) {
+    let ok = view.last_reload.error.is_none();
+    page.add(names::CONFIG_LAST_RELOAD_SUCCESS, &[], ok.into());
+    page.add(names::CONFIG_HASH, &[], exact(view.config_hash));
+    page.add(names::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1);
+    for attachment in &view.attachments {
+        let labels = [attachment.interface.as_str(), attachment.mode];
+        page.add(names::DATAPLANE_INFO, &labels, 1);
+    }
+}
+
+/// As much of a checksum as a float holds exactly.
+fn exact(checksum: u64) -> u64 {
+    checksum >> 16
+}

@@ -1,0 +1,88 @@
+//! Every metric: its name, kind, meaning and labels. The exporter and the reference read them here.
+
+use prometheus::proto::MetricType;
+
+/// One metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub help: &'static str,
+    pub labels: &'static [&'static str],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+}
+
+impl Kind {
+    pub(super) fn of_prometheus(self) -> MetricType {
+        match self {
+            Self::Counter => MetricType::COUNTER,
+            Self::Gauge => MetricType::GAUGE,
+        }
+    }
+}
+
+macro_rules! metrics {
+    ($($constant:ident = $kind:ident $name:literal $labels:tt $help:literal;)*) => {
+        $(pub const $constant: Metric = Metric {
+            name: $name,
+            kind: Kind::$kind,
+            help: $help,
+            labels: &$labels,
+        };)*
+
+        /// All of them.
+        pub const ALL: &[Metric] = &[$($constant),*];
+    };
+}
+
+metrics! {
+    PACKETS = Counter "sluice_packets_total" ["vip", "verdict"]
+        "Packets to a VIP by what became of them, drops aside.";
+    BYTES = Counter "sluice_bytes_total" ["vip", "verdict"]
+        "Bytes of these packets, from the IP header on, as they came in.";
+    DROPPED_PACKETS = Counter "sluice_dropped_packets_total" ["vip", "reason"]
+        "Packets that XDP dropped. Packets handed to the host are not among them. Without a VIP: for none.";
+    DROPPED_BYTES = Counter "sluice_dropped_bytes_total" ["vip", "reason"]
+        "Bytes of these packets, from the IP header on.";
+    MONITORED_PACKETS = Counter "sluice_monitored_packets_total" ["vip", "reason"]
+        "Packets that would have been dropped if what they met did not only count.";
+    BACKEND_PACKETS = Counter "sluice_backend_packets_total" ["pool", "backend"]
+        "Packets sent to a backend.";
+    BACKEND_BYTES = Counter "sluice_backend_bytes_total" ["pool", "backend"]
+        "Bytes of these packets, from the IP header on, without outer headers.";
+    BACKEND_UP = Gauge "sluice_backend_up" ["pool", "backend"]
+        "1 if health checks say that the backend is up.";
+    BACKEND_FLOWS = Gauge "sluice_backend_flows" ["pool", "backend"]
+        "Live flows of a backend.";
+    BACKEND_WEIGHT = Gauge "sluice_backend_weight" ["pool", "backend"]
+        "A backend's share of new flows, as configured.";
+    FLOW_TABLE_CAPACITY = Gauge "sluice_flow_table_capacity" []
+        "Flows that are remembered at a time.";
+    FLOW_TABLE_ENTRIES = Gauge "sluice_flow_table_entries" ["state"]
+        "Live flows that are remembered.";
+    FLOW_INSERTS = Counter "sluice_flow_inserts_total" []
+        "Flows that entered the flow table.";
+    FLOW_EVICTIONS = Counter "sluice_flow_evictions_total" ["state"]
+        "Flows that made room for others, by what they were.";
+    FLOW_OUT_OF_STATE = Counter "sluice_flow_out_of_state_total" ["vip"]
+        "TCP packets that were neither SYN nor of a known flow.";
+    LIMIT_MATCHED_PACKETS = Counter "sluice_limit_matched_packets_total" ["limit"]
+        "Packets that met a limit set at run time.";
+    LIMIT_DROPPED_PACKETS = Counter "sluice_limit_dropped_packets_total" ["limit"]
+        "Packets over that limit. With mode monitor they were not dropped.";
+    TABLE_CHECKSUM = Gauge "sluice_table_checksum" ["vip"]
+        "Upper 48 bits of the checksum of a VIP's lookup table. Load balancers with equal ones choose the same backends.";
+    CONFIG_LAST_RELOAD_SUCCESS = Gauge "sluice_config_last_reload_success" []
+        "1 if the config was taken when it was last read.";
+    CONFIG_HASH = Gauge "sluice_config_hash" []
+        "Upper 48 bits of the hash of the config in force.";
+    BUILD_INFO = Gauge "sluice_build_info" ["version"]
+        "Always 1.";
+    DATAPLANE_INFO = Gauge "sluice_dataplane_info" ["interface", "mode"]
+        "Always 1: an interface whose packets the program sees, and how. Generic mode is slower.";
+}

@@ -1,0 +1,208 @@
+//! The one place with `unsafe` in the daemon: arrays of the kernel mapped into our memory, and what crates lack.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    marker::PhantomData,
+    num::NonZeroUsize,
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Flag of a BPF array that can be mapped into memory.
+pub const MMAPABLE: u32 = 1 << 10;
+
+/// An array that the kernel's programs and we share, one 8-byte word after the other.
+///
+/// Every access is a relaxed atomic one of a whole word: no word is ever seen half written, and two words may be seen
+/// in any order unless [`Mapped::store_u64`] writes the last of them.
+#[derive(Debug)]
+pub struct Mapped<T> {
+    words: NonNull<AtomicU64>,
+    len: u32,
+    value: PhantomData<fn() -> T>,
+}
+
+// SAFETY: the memory stays mapped until drop, and is only used by atomic operations.
+unsafe impl<T> Send for Mapped<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Mapped<T> {}
+
+impl<T: AnyBitPattern + NoUninit + Zeroable> Mapped<T> {
+    /// The kernel rounds the size of each value up to whole words.
+    const WORDS: usize = size_of::<T>().div_ceil(8);
+
+    /// Maps all of an array of `len` values that was made with [`MMAPABLE`].
+    pub fn new(array: impl AsFd, len: u32) -> nix::Result<Self> {
+        let bytes = NonZeroUsize::new(len as usize * Self::WORDS * 8).ok_or(nix::Error::EINVAL)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+        let memory = unsafe {
+            mmap(
+                None,
+                bytes,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+                array,
+                0,
+            )
+        }?;
+        Ok(Self {
+            words: memory.cast(),
+            len,
+            value: PhantomData,
+        })
+    }
+
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The value at `index`.
+    ///
+    /// # Panics
+    /// If `index` is not below the length.
+    #[must_use]
+    pub fn read(&self, index: u32) -> T {
+        let mut value = T::zeroed();
+        for (to, word) in bytemuck::bytes_of_mut(&mut value)
+            .chunks_mut(8)
+            .zip(self.entry(index))
+        {
+            let bytes = word.load(Ordering::Relaxed).to_ne_bytes();
+            to.copy_from_slice(&bytes[..to.len()]);
+        }
+        value
+    }
+
+    /// Writes the value at `index`, word by word.
+    ///
+    /// # Panics
+    /// If `index` is not below the length.
+    pub fn write(&self, index: u32, value: &T) {
+        for (from, word) in bytemuck::bytes_of(value).chunks(8).zip(self.entry(index)) {
+            let mut bytes = [0; 8];
+            bytes[..from.len()].copy_from_slice(from);
+            word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+        }
+    }
+
+    /// Writes values from `first` on.
+    ///
+    /// # Panics
+    /// If they don't fit.
+    pub fn write_range(&self, first: u32, values: impl IntoIterator<Item = T>) {
+        for (index, value) in (first..).zip(values) {
+            self.write(index, &value);
+        }
+    }
+
+    /// Writes one word of the value at `index` at once, after all that was written before.
+    ///
+    /// # Panics
+    /// If there is no such word.
+    pub fn store_u64(&self, index: u32, offset_bytes: usize, value: u64) {
+        self.entry(index)[offset_bytes / 8].store(value, Ordering::Release);
+    }
+
+    /// Writes half a word of the value at `index` at once, after all that was written before.
+    ///
+    /// # Panics
+    /// If there is no such word.
+    pub fn store_u32(&self, index: u32, offset_bytes: usize, value: u32) {
+        let word = &self.entry(index)[offset_bytes / 8];
+        let half = offset_bytes % 8;
+        let replace = |old: u64| {
+            let mut bytes = old.to_ne_bytes();
+            bytes[half..half + 4].copy_from_slice(&value.to_ne_bytes());
+            Some(u64::from_ne_bytes(bytes))
+        };
+        let _old = word.fetch_update(Ordering::Release, Ordering::Relaxed, replace);
+    }
+
+    /// Replaces a word of the value at `index` if it still is `old`.
+    ///
+    /// # Panics
+    /// If there is no such word.
+    pub fn replace_u64(&self, index: u32, offset_bytes: usize, old: u64, new: u64) -> bool {
+        self.entry(index)[offset_bytes / 8]
+            .compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    fn entry(&self, index: u32) -> &[AtomicU64] {
+        let first = index as usize * Self::WORDS;
+        &self.words()[first..first + Self::WORDS]
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: that many words are mapped for as long as `self` lives; mappings are aligned to pages.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len as usize * Self::WORDS) }
+    }
+}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        let bytes = self.len as usize * size_of::<T>().div_ceil(8) * 8;
+        // SAFETY: what `new` mapped; no reference outlives `self`.
+        let _unmapped = unsafe { munmap(self.words.cast(), bytes) };
+    }
+}
+
+/// The interface that a pinned link is attached to; `None` if that is gone.
+pub fn link_ifindex(pin: &Path) -> io::Result<Option<u32>> {
+    let link = open_pin(pin)?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd()))?;
+    let ifindex = info
+        .lines()
+        .find_map(|line| line.strip_prefix("ifindex:"))
+        .and_then(|number| number.trim().parse().ok());
+    Ok(ifindex.filter(|&ifindex| ifindex != 0))
+}
+
+/// Takes a pinned link's program off its interface at once; without this, the kernel does so some time after the last
+/// handle is gone.
+pub fn detach_link(pin: &Path) -> io::Result<()> {
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    let link = open_pin(pin)?;
+    let fd = u64::try_from(link.as_raw_fd()).map_err(io::Error::other)?;
+    bpf(BPF_LINK_DETACH, [fd.to_le(), 0]).map(drop)
+}
+
+fn open_pin(pin: &Path) -> io::Result<OwnedFd> {
+    const BPF_OBJ_GET: libc::c_long = 7;
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let fd = bpf(BPF_OBJ_GET, [path.as_ptr() as u64, 0])?;
+    // SAFETY: the kernel just gave it to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A `bpf` system call whose attributes are two words. Pointers in them must be valid until it returns.
+fn bpf(command: libc::c_long, attributes: [u64; 2]) -> io::Result<libc::c_int> {
+    // SAFETY: the kernel reads no more than the attributes and what they point to.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    libc::c_int::try_from(result).map_err(io::Error::other)
+}

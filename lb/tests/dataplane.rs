@@ -1,0 +1,409 @@
+//! The data plane in a real kernel: loaded, attached, taken over, refused, unloaded. Needs root and a BPF file system.
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use etherparse::PacketBuilder;
+use nix::sched::{CloneFlags, unshare};
+use sluice::{
+    config::{Dataplane, Forward, HashInput, Protocol, XdpMode},
+    dataplane::{
+        Action, ApplyError, BackendKey, BackendState, Desired, Explainer, LoadError, Mode, Need,
+        Opened, Plane, Step, Table, TableKey, Vip, unload,
+    },
+    net::{NextHop, if_index},
+};
+use sluice_ebpf::flow::{Flow, State};
+
+const OUR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 1, 0];
+const VIP: [u8; 4] = [192, 0, 2, 10];
+const CLIENT: [u8; 4] = [198, 51, 100, 7];
+const NEED: Need = Need {
+    vips: 1,
+    slots: 251,
+};
+const LOOPBACK: u32 = 1;
+
+#[test]
+fn a_syn_goes_to_its_backend_and_a_new_daemon_takes_over() {
+    Site::run(|site| {
+        let config = site.config();
+        let (mut plane, opened) = open(&config);
+        assert!(!opened.adopted);
+        assert_eq!(opened.interfaces.len(), 1);
+        assert_eq!(opened.interfaces[0].name, "wire.0");
+        assert_eq!(opened.interfaces[0].mode, Mode::Native);
+        assert_eq!(site.programs("wire.0"), 1);
+
+        let desired = desired(&[1, 2, 3]);
+        let steps = plane.apply(&desired).unwrap();
+        assert!(steps.contains(&Step::FlipIndex), "{steps:?}");
+        assert_eq!(plane.apply(&desired).unwrap(), []);
+
+        let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
+        let before = explainer.explain(&syn(443), LOOPBACK).unwrap();
+        assert_eq!(
+            before.action,
+            Action::Tx,
+            "{:?}",
+            before.steps().collect::<Vec<_>>()
+        );
+        assert_eq!(before.frame[..5], BACKEND_MAC[..5]);
+        assert!(
+            (1..=3).contains(&before.frame[5]),
+            "one of the three backends"
+        );
+        assert_eq!(before.frame[6..12], OUR_MAC);
+        assert_eq!(before.frame[12..], syn(443)[12..]);
+        let other = explainer.explain(&syn(80), LOOPBACK).unwrap();
+        assert_eq!(other.action, Action::Pass, "no VIP on this port");
+
+        let program = plane.run_stats().unwrap().program_id;
+        let checksums = plane.table_checksums().clone();
+        drop((plane, explainer));
+        assert_eq!(site.programs("wire.0"), 1, "it works on without its daemon");
+
+        let (mut plane, opened) = open(&config);
+        assert!(opened.adopted);
+        assert_eq!(opened.warnings, Vec::<String>::new());
+        assert_ne!(plane.run_stats().unwrap().program_id, program);
+        let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
+        let held = explainer.explain(&syn(443), LOOPBACK).unwrap();
+        assert_eq!(held.frame, before.frame, "before anything is applied");
+        plane.apply(&desired).unwrap();
+        assert_eq!(plane.apply(&desired).unwrap(), []);
+        assert_eq!(*plane.table_checksums(), checksums);
+        let after = explainer.explain(&syn(443), LOOPBACK).unwrap();
+        assert_eq!(after.frame, before.frame);
+        assert_eq!(after.trace.backend, before.trace.backend);
+    });
+}
+
+#[test]
+fn changes_reach_packets() {
+    Site::run(|site| {
+        let config = site.config();
+        let (mut plane, _) = open(&config);
+        let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
+        for backends in [&[1u8, 2, 3][..], &[2], &[2, 4], &[5]] {
+            plane.apply(&desired(backends)).unwrap();
+            let explained = explainer.explain(&syn(443), LOOPBACK).unwrap();
+            assert_eq!(explained.action, Action::Tx, "{backends:?}");
+            assert!(backends.contains(&explained.frame[5]), "{backends:?}");
+        }
+        let mut nobody = desired(&[5]);
+        for table in nobody.tables.values_mut() {
+            table.weights.clear();
+        }
+        plane.apply(&nobody).unwrap();
+        let explained = explainer.explain(&syn(443), LOOPBACK).unwrap();
+        assert_eq!(explained.action, Action::Drop);
+
+        let steps = plane.apply(&Desired::default()).unwrap();
+        assert!(steps.contains(&Step::RemoveVip("www".into())), "{steps:?}");
+        let explained = explainer.explain(&syn(443), LOOPBACK).unwrap();
+        assert_eq!(explained.action, Action::Pass);
+        assert!(
+            plane.drops().unwrap().is_empty(),
+            "explaining counts nothing"
+        );
+        assert_eq!(plane.vip_stats().unwrap()[""].tx.packets, 0);
+    });
+}
+
+#[test]
+fn a_number_is_used_again_when_no_flow_has_it() {
+    Site::run(|site| {
+        let config = site.config();
+        let (mut plane, _) = open(&config);
+        let start = plane.jiffies_now();
+        let later = |seconds: u64| start + seconds * u64::from(plane.hz());
+        let (soon, long_after) = (later(29), later(31));
+        plane.apply_at(&desired(&[1, 2]), start).unwrap();
+        let flows = plane.map::<[u64; 8]>("FLOWS").unwrap();
+        let flow = |backend| Flow::new(7, backend, State::Proven, 1).0;
+        flows.write(3, &[flow(0), flow(1), 0, 0, 0, 0, 0, flow(0)]);
+
+        plane.apply_at(&desired(&[2]), start).unwrap();
+        plane.apply_at(&desired(&[2, 3]), soon).unwrap();
+        assert_eq!(flows.read(3)[0], flow(0), "nobody else's number yet");
+        assert_eq!(plane.flows_per_backend().proven, 3);
+        plane.apply_at(&desired(&[2, 3, 4]), long_after).unwrap();
+        assert_eq!(flows.read(3), [0, flow(1), 0, 0, 0, 0, 0, 0]);
+        let census = plane.flows_per_backend();
+        assert_eq!((census.proven, census.by_backend.len()), (1, 1));
+        let (backend, _) = census.by_backend.first_key_value().unwrap();
+        assert_eq!(backend.address, IpAddr::from([10, 0, 0, 2]));
+    });
+}
+
+#[test]
+fn tables_that_are_replaced_make_room_later() {
+    Site::run(|site| {
+        let config = Dataplane {
+            lookup_slots: 3 * 251,
+            ..site.config()
+        };
+        let (mut plane, _) = open(&config);
+        let start = plane.jiffies_now();
+        let linger = 31 * u64::from(plane.hz());
+        plane.apply_at(&desired(&[1]), start).unwrap();
+        plane.apply_at(&desired(&[2]), start).unwrap();
+        plane.apply_at(&desired(&[3]), start).unwrap();
+        match plane.apply_at(&desired(&[4]), start) {
+            Err(ApplyError::Slots { slots: 753 }) => {}
+            other => panic!("{other:?}"),
+        }
+        let steps = plane.apply_at(&desired(&[4]), start + linger).unwrap();
+        assert!(!steps.is_empty());
+        let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
+        assert_eq!(explainer.explain(&syn(443), LOOPBACK).unwrap().frame[5], 4);
+    });
+}
+
+#[test]
+fn lost_numbers_are_told_and_flows_forgotten() {
+    Site::run(|site| {
+        let config = site.config();
+        let (mut plane, _) = open(&config);
+        plane.apply(&desired(&[1, 2])).unwrap();
+        drop(plane);
+        fs::remove_file(config.state_dir.join("numbers.json")).unwrap();
+        let (mut plane, opened) = open(&config);
+        assert!(opened.adopted);
+        assert_eq!(opened.warnings.len(), 1, "{:?}", opened.warnings);
+        plane.apply(&desired(&[1])).unwrap();
+        let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
+        assert_eq!(explainer.explain(&syn(443), LOOPBACK).unwrap().frame[5], 1);
+    });
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_left_alone() {
+    Site::run(|site| {
+        let config = site.config();
+        drop(open(&config));
+        let larger = Dataplane {
+            flows: config.flows * 2,
+            ..config.clone()
+        };
+        match Plane::open(&larger, NEED, None).map(|_| ()) {
+            Err(LoadError::Shape { map: "FLOWS", .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(site.programs("wire.0"), 1);
+
+        let ours = config.pin_dir.join("v1");
+        let theirs = config.pin_dir.join("v99");
+        fs::create_dir(&theirs).unwrap();
+        fs::rename(ours.join("FLOWS"), theirs.join("FLOWS")).unwrap();
+        match Plane::open(&config, NEED, None).map(|_| ()) {
+            Err(error @ LoadError::OtherVersion { .. }) => {
+                assert!(error.to_string().contains("sluice unload"), "{error}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(site.programs("wire.0"), 1);
+
+        unload(&config.pin_dir).unwrap();
+        assert_eq!(site.programs("wire.0"), 0);
+        assert!(!config.pin_dir.exists());
+        assert_eq!(unload(&config.pin_dir).unwrap(), Vec::<PathBuf>::new());
+    });
+}
+
+#[test]
+fn interfaces_come_and_go() {
+    Site::run(|site| {
+        let mut config = site.config();
+        drop(open(&config));
+        config.interfaces = vec!["wire.0".into(), "wire1".into()];
+        let (mut plane, opened) = open(&config);
+        assert_eq!(opened.interfaces.len(), 2);
+        assert_eq!((site.programs("wire.0"), site.programs("wire1")), (1, 1));
+        config.interfaces.remove(0);
+        plane.attach(&config).unwrap();
+        assert_eq!((site.programs("wire.0"), site.programs("wire1")), (0, 1));
+        config.mode = XdpMode::Generic;
+        let (attached, warnings) = plane.attach(&config).unwrap();
+        assert_eq!(attached[0].mode, Mode::Generic);
+        assert_eq!(warnings, Vec::<String>::new(), "as it was asked for");
+
+        config.interfaces = vec!["nowhere".into()];
+        match plane.attach(&config) {
+            Err(LoadError::NoInterface { interface }) => assert_eq!(interface, "nowhere"),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn pins_need_their_file_system() {
+    Site::run(|site| {
+        let mut config = site.config();
+        config.pin_dir = site.state.path().join("pins");
+        match Plane::open(&config, NEED, None).map(|_| ()) {
+            Err(LoadError::NoBpffs { path }) => assert_eq!(path, config.pin_dir),
+            other => panic!("{other:?}"),
+        }
+        assert!(!config.pin_dir.exists());
+    });
+}
+
+fn open(config: &Dataplane) -> (Plane, Opened) {
+    Plane::open(config, NEED, None).unwrap_or_else(|error| panic!("{}", chain(&error)))
+}
+
+fn chain(mut error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    while let Some(source) = error.source() {
+        text += &format!(": {source}");
+        error = source;
+    }
+    text
+}
+
+/// One VIP, 192.0.2.10 TCP 443, whose backends are next to us.
+fn desired(backends: &[u8]) -> Desired {
+    let key = |last: u8| BackendKey {
+        pool: "web".into(),
+        address: IpAddr::from([10, 0, 0, last]),
+        forward: Forward::L2,
+    };
+    let state = |last: u8| BackendState {
+        forwards: true,
+        next_hop: Some(NextHop {
+            ifindex: LOOPBACK,
+            vlan: None,
+            source_mac: OUR_MAC,
+            destination_mac: [2, 0, 0, 0, 1, last],
+            mtu_bytes: 1500,
+            source: IpAddr::from([10, 0, 0, 254]),
+        }),
+    };
+    let table = TableKey {
+        pool: "web".into(),
+        forward: Forward::L2,
+    };
+    let vip = Vip {
+        prefix: IpAddr::from(VIP).into(),
+        protocol: Protocol::Tcp,
+        port: Some(443),
+        table: table.clone(),
+        mtu_bytes: None,
+        hash: HashInput::Flow,
+        policy: None,
+    };
+    Desired {
+        backends: backends
+            .iter()
+            .map(|&last| (key(last), state(last)))
+            .collect(),
+        tables: BTreeMap::from([(
+            table,
+            Table {
+                slots: 251,
+                weights: backends.iter().map(|&last| (key(last), 1)).collect(),
+            },
+        )]),
+        vips: BTreeMap::from([("www".to_owned(), vip)]),
+        policies: BTreeMap::new(),
+    }
+}
+
+fn syn(port: u16) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2, 0, 0, 0, 0, 9], OUR_MAC)
+        .ipv4(CLIENT, VIP, 64)
+        .tcp(40_000, port, 1, 64_000)
+        .syn()
+        .write(&mut frame, &[])
+        .unwrap();
+    frame
+}
+
+/// Two cables in a network namespace of this thread's own, and pins of their own.
+struct Site {
+    pin_dir: PathBuf,
+    state: tempfile::TempDir,
+}
+
+impl Site {
+    /// Runs a test in a new site, on a thread that ends with it and takes the namespace along.
+    fn run(test: impl FnOnce(&Self) + Send + 'static) {
+        let outcome = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let site = Self::new();
+            for command in [
+                "link set lo up",
+                "link add wire.0 type veth peer name wire1",
+                "link set wire.0 up",
+                "link set wire1 up",
+            ] {
+                ip(command);
+            }
+            assert_eq!(if_index("lo").unwrap(), LOOPBACK);
+            test(&site);
+        })
+        .join();
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("sluice-test-{}-{number}", std::process::id());
+        Self {
+            pin_dir: Path::new("/sys/fs/bpf").join(name),
+            state: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// Small, so that it loads quickly.
+    fn config(&self) -> Dataplane {
+        Dataplane {
+            interfaces: vec!["wire.0".into()],
+            mode: XdpMode::Auto,
+            flows: 1 << 10,
+            flow_idle: Duration::from_secs(900),
+            exact_limits: 16,
+            lookup_slots: 4096,
+            sketch_cells: 1 << 10,
+            tunnel_source_v4: "172.16.0.0/16".parse().unwrap(),
+            tunnel_source_v6: "100::/64".parse().unwrap(),
+            pin_dir: self.pin_dir.clone(),
+            state_dir: self.state.path().join("state"),
+        }
+    }
+
+    /// XDP programs on an interface.
+    fn programs(&self, interface: &str) -> usize {
+        ip(&format!("link show dev {interface}"))
+            .matches("prog/xdp")
+            .count()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _removed = unload(&self.pin_dir);
+    }
+}
+
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}

@@ -1,0 +1,112 @@
+//! Many VIPs and backends: how long a reload takes, and what the daemon needs for them.
+
+use std::{
+    fmt::Write,
+    fs,
+    time::{Duration, Instant},
+};
+
+use sluice_tests::{Lab, Node};
+
+/// Tests run in a debug build on a shared machine; the release build's figures are in the performance page.
+const DEBUG_SLOWER: u32 = if cfg!(debug_assertions) { 6 } else { 1 };
+
+/// `vips` VIPs over `pools` pools of `backends` backends each, none of them checked.
+fn many(node: &Node, vips: usize, pools: usize, backends: usize) -> String {
+    let standard = node.config_text(&empty());
+    let mut text = standard;
+    for pool in 0..pools {
+        let _ = write!(
+            text,
+            "\n[[pool]]\nname = \"pool{pool}\"\nhealth = {{ kind = \"none\" }}\n"
+        );
+        for backend in 0..backends {
+            let number = pool * backends + backend;
+            let _ = write!(
+                text,
+                "[[pool.backend]]\naddress = \"10.{}.{}.{}\"\n",
+                100 + number / 62_500,
+                number / 250 % 250,
+                number % 250 + 1
+            );
+        }
+    }
+    for vip in 0..vips {
+        let _ = write!(
+            text,
+            "\n[[vip]]\nname = \"vip{vip}\"\naddress = \"203.0.{}.{}\"\nprotocol = \"tcp\"\nport = {}\npool = \"pool{}\"\nforward = \"ipip\"\n",
+            113 + vip / 250,
+            vip % 250 + 1,
+            1 + vip % 60_000,
+            vip % pools
+        );
+    }
+    text
+}
+
+/// No pools, no VIPs: the rest of the file.
+fn empty() -> sluice_tests::Config {
+    sluice_tests::Config {
+        pools: Vec::new(),
+        vips: Vec::new(),
+        extra: String::new(),
+        dataplane: String::new(),
+    }
+}
+
+fn resident_mib(pid: u32) -> (u64, u64) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon runs");
+    let field = |name: &str| {
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(name))
+            .expect("a field of status");
+        let kib: u64 = line
+            .split_whitespace()
+            .nth(1)
+            .expect("a number")
+            .parse()
+            .expect("a number");
+        kib / 1024
+    };
+    (field("RssAnon:"), field("VmRSS:"))
+}
+
+#[test]
+fn a_thousand_vips_and_four_thousand_backends_need_little_memory() {
+    let lab = Lab::new().alone().build();
+    let node = lab.node();
+    node.write_config(&many(node, 1000, 40, 100));
+    node.daemon().start();
+    sluice_tests::eventually("all VIPs stand", || {
+        node.sluice("status --json").json()["vips"] == 1000
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    let pid = node.daemon().pid().expect("the daemon runs");
+    let (anonymous, resident) = resident_mib(pid);
+    println!(
+        "daemon with 1,000 VIPs, 4,000 backends: {anonymous} MiB of its own, {resident} MiB with mapped tables"
+    );
+    assert!(anonymous < 60, "{anonymous} MiB");
+}
+
+#[test]
+fn a_reload_of_a_thousand_vips_is_quick() {
+    let lab = Lab::new().alone().build();
+    let node = lab.node();
+    node.write_config(&many(node, 1000, 1, 100));
+    node.daemon().start();
+    sluice_tests::eventually("all VIPs stand", || {
+        node.sluice("status --json").json()["vips"] == 1000
+    });
+    let mut took = Vec::new();
+    for backends in [99, 100, 98] {
+        node.write_config(&many(node, 1000, 1, backends));
+        let start = Instant::now();
+        node.daemon().reload().succeeds();
+        took.push(start.elapsed());
+    }
+    println!("reload of 1,000 VIPs x 100 backends: {took:?}");
+    let slowest = took.iter().max().expect("three reloads");
+    assert!(*slowest < Duration::from_secs(1) * DEBUG_SLOWER, "{took:?}");
+}
