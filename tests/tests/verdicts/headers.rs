@@ -172,8 +172,7 @@ fn tcp_of_every_kind_and_udp() {
         ("FIN", FIN | ACK, ""),
         ("RST", RST, ""),
         ("RST and ACK", RST | ACK, ""),
-        ("no flag", 0, ""),
-        ("every flag", 0xff, ""),
+        ("urgent", ACK | 0x20, "data"),
     ];
     for family in Family::BOTH {
         for (host, number) in WAYS {

@@ -97,25 +97,34 @@ fn place_v4(rig: &mut Rig, network: u32, length: u8, number: u32) {
     rig.set_settings(|settings| settings.exact |= EXACT_V4 | EXACT_ESTABLISHED);
     let index = v4_index(network);
     if length <= 24 {
-        rig.put_raw(maps::EXACT_V4, index, number);
+        put_half(rig, maps::EXACT_V4, index, number);
         return;
     }
     // A block inherits the limit that covers it.
-    let covering: u32 = rig.get_raw(maps::EXACT_V4, index);
+    let pair: [u32; 2] = rig.get_raw(maps::EXACT_V4, index / 2);
+    let covering = pair[index as usize & 1];
+    let first = BLOCK * exact::BLOCK_ENTRIES;
     if covering & exact::BLOCK == 0 {
         for at in 0..exact::BLOCK_ENTRIES {
-            rig.put_raw(
-                maps::EXACT_V4_BLOCKS,
-                BLOCK * exact::BLOCK_ENTRIES + at,
-                covering,
-            );
+            put_half(rig, maps::EXACT_V4_BLOCKS, first + at, covering);
         }
-        rig.put_raw(maps::EXACT_V4, index, exact::BLOCK | BLOCK);
+        put_half(rig, maps::EXACT_V4, index, exact::BLOCK | BLOCK);
     }
     for at in 0..1 << (32 - length) {
-        let entry = BLOCK * exact::BLOCK_ENTRIES + (network & 0xff) + at;
-        rig.put_raw(maps::EXACT_V4_BLOCKS, entry, number);
+        put_half(
+            rig,
+            maps::EXACT_V4_BLOCKS,
+            first + (network & 0xff) + at,
+            number,
+        );
     }
+}
+
+/// Entries of the IPv4 table lie in pairs.
+fn put_half(rig: &mut Rig, map: &str, index: u32, entry: u32) {
+    let mut pair: [u32; 2] = rig.get_raw(map, index / 2);
+    pair[index as usize & 1] = entry;
+    rig.put_raw(map, index / 2, pair);
 }
 
 fn place_v6(rig: &mut Rig, prefix: [u64; 2], length: u8, number: u32) {

@@ -4,7 +4,7 @@ use sluice_ebpf::abi::DropReason;
 
 use crate::{
     limits::{Exact, exhaust, limit_exactly, limit_sources},
-    packet::{ACK, Family, Packet, client, vip},
+    packet::{ACK, FIN, Family, Packet, RST, SYN, client, vip},
     rig::{Action, Counted, Rig},
     table::{Expect, Row, check_all},
     world,
@@ -61,6 +61,10 @@ fn rows(rig: &mut Rig, reason: DropReason, family: Family) -> Vec<Row> {
             let kind = if family == Family::V4 { 3 } else { 1 };
             vec![packet(family, world::L2).icmp(kind, 1, [0; 4], &[7; 60])]
         }
+        DropReason::TcpFlags => [0, 0xc0, SYN | FIN, SYN | RST, SYN | FIN | ACK, 0x3f]
+            .into_iter()
+            .map(|flags| packet(family, world::L2).tcp((45_500, 80), flags, b""))
+            .collect(),
         DropReason::LimitExact => {
             // Somebody who sends nothing else.
             let plain = Packet::new(client(family, 150, 7), vip(family, world::L2));
@@ -137,6 +141,20 @@ fn malformed(family: Family) -> Vec<Row> {
             cut(plain.clone().udp((45_400, 53), b""), 7),
             drop,
         ),
+        Row::new(
+            "UDP's length of 7",
+            plain.clone().udp((45_400, 53), b"query"),
+            drop,
+        )
+        .patch(|ip| ip[transport + 5] = 7),
+        Row::new(
+            "UDP's length past the packet",
+            plain.clone().udp((45_400, 53), b"query"),
+            drop,
+        )
+        .patch(|ip| ip[transport + 5] = 14),
+        Row::new("TCP's options past the packet", tcp.clone(), drop)
+            .patch(|ip| ip[transport + 12] = 0x70),
         Row::new(
             "a short ICMP header",
             cut(plain.clone().echo_request(1, b""), 7),

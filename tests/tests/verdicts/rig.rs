@@ -14,8 +14,8 @@ use nix::{
 };
 use sluice::objects;
 use sluice_ebpf::abi::{
-    AddressEntry, Backend, DROP_REASONS, DropReason, Limit, NO_VIP, Policy, Service as Entry,
-    Settings, Vip, maps,
+    AddressEntry, Backend, DROP_REASONS, DropReason, Limit, NO_BACKEND, NO_VIP, Policy,
+    SLOTS_PER_WORD, Service as Entry, Settings, Vip, maps,
 };
 
 use crate::{
@@ -63,7 +63,7 @@ impl Rig {
             .override_global("FLOW_MASK", &(FLOW_BUCKETS - 1), true)
             .map_max_entries(maps::SKETCH, SKETCH_CELLS * 4)
             .map_max_entries(maps::FLOWS, FLOW_BUCKETS)
-            .map_max_entries(maps::EXACT_V4_BLOCKS, 256 * 256)
+            .map_max_entries(maps::EXACT_V4_BLOCKS, 256 * 256 / 2)
             .map_max_entries(maps::LIMITS, 1024)
             .map_max_entries(maps::SLOTS, 65_536)
             .load(objects::BALANCER)
@@ -125,10 +125,12 @@ impl Rig {
 
     /// Writes one of a VIP's two lookup tables.
     pub(crate) fn set_table(&mut self, vip: u16, half: u32, backends: &[u16]) {
-        for slot in 0..SLOTS {
-            if let Some(backend) = backends.iter().cycle().nth(slot as usize) {
-                self.put_raw(maps::SLOTS, first_slot(vip, half) + slot, *backend);
-            }
+        let mut slots = backends.iter().copied().cycle();
+        let per_word = u32::try_from(SLOTS_PER_WORD).expect("a few");
+        for word in 0..SLOTS / per_word {
+            let value: [u16; SLOTS_PER_WORD] =
+                std::array::from_fn(|_| slots.next().unwrap_or(NO_BACKEND));
+            self.put_raw(maps::SLOTS, first_slot(vip, half) / per_word + word, value);
         }
     }
 
