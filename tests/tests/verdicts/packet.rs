@@ -249,9 +249,8 @@ impl Packet {
         let words = u8::try_from(header_bytes / 4).expect("at most 60 bytes");
         let length = u16::try_from(header_bytes + self.payload.len()).expect("fits a packet");
         let id = u16::try_from(self.fragment.id).expect("16 bits in IPv4");
-        let fragment = self.fragment.offset / 8
-            | u16::from(self.fragment.more) << 13
-            | u16::from(self.dont_fragment) << 14;
+        let bits = u16::from(self.fragment.more) << 13 | u16::from(self.dont_fragment) << 14;
+        let fragment = self.fragment.offset / 8 + bits;
         let mut packet = vec![0x40 | words, self.class];
         packet.extend([length, id, fragment].map(u16::to_be_bytes).concat());
         packet.extend([self.ttl, self.protocol, 0, 0]);

@@ -166,12 +166,12 @@ fn check_counters(rig: &Rig, row: &Row, ran: &Ran, counted: &[(Counted, u64, u64
     let Some((first, _, _)) = counted.first() else {
         bail!("not counted");
     };
-    let vip = match *first {
-        Counted::Dropped(vip, _)
-        | Counted::Passed(vip)
-        | Counted::Transmitted(vip)
-        | Counted::Redirected(vip) => vip,
-        _ => bail!("counted {counted:?}"),
+    let (Counted::Dropped(vip, _)
+    | Counted::Passed(vip)
+    | Counted::Transmitted(vip)
+    | Counted::Redirected(vip)) = *first
+    else {
+        bail!("counted {counted:?}");
     };
     let left = match ran.action {
         Action::Pass => Counted::Passed(vip),

@@ -192,7 +192,7 @@ pub(crate) fn backends() -> Vec<Backend> {
     set(backend::GUE6, Forward::Gue, 6, |_| {});
     set(backend::LOCAL, Forward::Local, 4, |_| {});
     set(backend::REDIRECT, Forward::L2, 4, |b| {
-        b.ifindex = OTHER_INTERFACE
+        b.ifindex = OTHER_INTERFACE;
     });
     set(backend::L2_VLAN, Forward::L2, 4, |b| b.vlan = 42);
     set(backend::IPIP4_VLAN, Forward::Ipip, 4, |b| b.vlan = 4094);
@@ -201,10 +201,10 @@ pub(crate) fn backends() -> Vec<Backend> {
         b.ifindex = OTHER_INTERFACE;
     });
     set(backend::UNRESOLVED, Forward::Ipip, 4, |b| {
-        b.flags = BACKEND_FORWARDS
+        b.flags = BACKEND_FORWARDS;
     });
     set(backend::DOWN, Forward::Ipip, 4, |b| {
-        b.flags = BACKEND_RESOLVED
+        b.flags = BACKEND_RESOLVED;
     });
     for number in backend::MANY {
         set(number, Forward::Ipip, 4, |_| {});
