@@ -11,7 +11,6 @@ use ipnet::IpNet;
 use crate::{DNS_V4, DNS_V6, WEB_V4, WEB_V6, addresses::nth};
 
 const ETHERNET_BYTES: usize = 14;
-const FRAGMENT_ID: u16 = 4711;
 
 pub type Mac = [u8; 6];
 
@@ -114,6 +113,8 @@ impl Frames {
         } else {
             packet.split_at(40)
         };
+        // Its source port tells a datagram from the others of its sender, as its id must.
+        let id = u16::from_be_bytes([payload[0], payload[1]]);
         let (first, second) = payload.split_at(first_bytes);
         [(first, 0, true), (second, first_bytes, false)].map(|(part, offset, more)| {
             let units = u16::try_from(offset / 8).expect("within a datagram");
@@ -121,15 +122,14 @@ impl Frames {
             let mut fragment = ethernet.to_vec();
             if headers.len() == 20 {
                 let (mut ip, _) = Ipv4Header::from_slice(headers).expect("a header that we built");
-                ip.identification = FRAGMENT_ID;
+                ip.identification = id;
                 (ip.dont_fragment, ip.more_fragments, ip.fragment_offset) = (false, more, offset);
                 ip.set_payload_len(part.len()).expect("a small part");
                 ip.header_checksum = ip.calc_header_checksum();
                 ip.write(&mut fragment).expect("a vector takes it");
             } else {
                 let (mut ip, _) = Ipv6Header::from_slice(headers).expect("a header that we built");
-                let header =
-                    Ipv6FragmentHeader::new(ip.next_header, offset, more, FRAGMENT_ID.into());
+                let header = Ipv6FragmentHeader::new(ip.next_header, offset, more, id.into());
                 ip.next_header = ip_number::IPV6_FRAG;
                 ip.set_payload_length(header.header_len() + part.len())
                     .expect("a small part");

@@ -110,9 +110,14 @@ fn a_limit_for_a_prefix_holds_a_flood_from_it() {
 
 #[test]
 fn a_flood_from_random_sources_breaks_nothing() {
-    let policy = r#"[{ class = "syn", per = "host", pps = 50, burst = 100 }]"#;
+    // No source sends twice, so only wide networks can be told from the good ones: 16 of them flood here.
+    let policy = r#"[{ class = "syn", per = "network", pps = 500, burst = 500 }]"#;
     let lab = lab()
-        .config(|config| config.policy("enforce", policy))
+        .config(|config| {
+            let mut config = config.policy("enforce", policy);
+            config.extra += "host_v4 = 8\nnetwork_v4 = 8\n";
+            config
+        })
         .start();
     let mut conns: Vec<Conn> = [WEB_V4, WEB_V6]
         .iter()

@@ -6,9 +6,9 @@ use sluice_tests::{Client, Conn, DNS_V4, Downloads, Lab, WEB_V4, WEB_V6, eventua
 
 const VIPS: [std::net::SocketAddr; 2] = [WEB_V4, WEB_V6];
 
-/// Runs 200 downloads meanwhile, and none may break.
-fn unharmed(client: &Client, meanwhile: impl FnOnce(&Downloads)) {
-    let downloads = Downloads::start(client, &VIPS, 200, Duration::from_secs(15));
+/// Runs 200 downloads of `lasting` seconds meanwhile, and none may break.
+fn unharmed(client: &Client, lasting: u64, meanwhile: impl FnOnce(&Downloads)) {
+    let downloads = Downloads::start(client, &VIPS, 200, Duration::from_secs(lasting));
     meanwhile(&downloads);
     assert!(
         downloads.unfinished() > 150,
@@ -25,7 +25,7 @@ fn downloads_survive_reloads_and_a_backend_added_and_drained() {
         .config(|config| config.without("b3"))
         .clients(2)
         .start();
-    unharmed(lab.client(0), |downloads| {
+    unharmed(lab.client(0), 20, |downloads| {
         lab.daemon().reload().succeeds();
         let mut all = lab.config();
         for pool in &mut all.pools {
@@ -69,7 +69,7 @@ fn downloads_survive_reloads_and_a_backend_added_and_drained() {
 #[test]
 fn downloads_survive_twenty_kills_of_the_daemon() {
     let lab = Lab::new().alone().start();
-    unharmed(lab.client(0), |_| {
+    unharmed(lab.client(0), 60, |_| {
         for _ in 0..20 {
             lab.daemon().kill9();
             lab.daemon().start();
@@ -91,7 +91,7 @@ fn a_new_start_replaces_the_program_under_live_downloads() {
             .unwrap_or_else(|| panic!("no program: {link}"));
         rest.split_whitespace().next().unwrap().to_owned()
     };
-    unharmed(lab.client(0), |_| {
+    unharmed(lab.client(0), 20, |_| {
         let before = program();
         lab.daemon().stop();
         assert_eq!(

@@ -15,11 +15,11 @@ use crate::{
 const BUCKET_MASK: u32 = 2047;
 /// Ticks that the first fragment may come after a later one.
 const REORDERED: u16 = 1;
-/// Receivers give up a datagram after some 30 s too (RFC 1122, 3.3.2); the oldest makes room.
+/// Fragments of a datagram come within moments, and a busy sender uses an id again within seconds; the oldest makes room.
 const LIFETIMES: Lifetimes = Lifetimes {
-    unproven: 30,
+    unproven: 4,
     prove_after: 0,
-    idle: 30,
+    idle: 4,
     yielding: 0,
 };
 

@@ -119,9 +119,9 @@ pub(super) fn socket(flag: Option<PathBuf>, config_file: &Path) -> PathBuf {
 /// A path in a config file that may be wrong otherwise.
 pub(super) fn path_in(config_file: &Path, table: &str, key: &str) -> Option<PathBuf> {
     let text = fs::read_to_string(config_file).ok()?;
-    let file: toml::Table = text.parse().ok()?;
-    let path = file.get(table)?.get(key)?.as_str()?;
-    Some(path.into())
+    let (file, _errors) = toml::de::DeTable::parse_recoverable(&text);
+    let path = file.get_ref().get(table)?.get_ref().get(key)?;
+    Some(path.get_ref().as_str()?.into())
 }
 
 /// A part of a path, so that it cannot be taken for more than one.

@@ -116,6 +116,8 @@ impl<P: Dataplane> Control<P> {
         let settle = sleep(SETTLE);
         tokio::pin!(settle);
         loop {
+            // Here, not where its sleep ends: whoever asks often would put that off for ever.
+            self.limits.expire(&mut self.plane);
             let expiry = self.limits.next_expiry_seconds();
             tokio::select! {
                 command = self.commands.recv() => match command {
@@ -131,9 +133,7 @@ impl<P: Dataplane> Control<P> {
                     self.settled = self.settled || self.knows_enough();
                     self.reconcile();
                 }
-                () = sleep(Duration::from_secs(expiry.unwrap_or_default())), if expiry.is_some() => {
-                    self.limits.expire(&mut self.plane);
-                }
+                () = sleep(Duration::from_secs(expiry.unwrap_or_default())), if expiry.is_some() => {}
                 _ = tick.tick() => self.reconcile(),
             }
         }

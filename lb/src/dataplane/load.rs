@@ -1,6 +1,14 @@
 //! The program and its maps, made in the sizes that the config asks for.
 
-use std::{collections::BTreeMap, error::Error, io, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fs::File,
+    io::{self, BufRead, BufReader},
+    path::Path,
+    sync::OnceLock,
+    time::Duration,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -254,13 +262,32 @@ pub(crate) fn hz() -> Result<u32, LoadError> {
     u32::try_from(hz).map_err(|error| LoadError::Clock(io::Error::other(error)))
 }
 
-/// The kernel's `jiffies` as they are now, give or take one.
+/// The kernel's `jiffies` as they are now, give or take a few.
 pub(crate) fn jiffies_now(hz: u32) -> u64 {
+    static START: OnceLock<u64> = OnceLock::new();
+    let ticks = monotonic_ticks(hz);
+    let start = START.get_or_init(|| match read_jiffies() {
+        Some(jiffies) => jiffies.wrapping_sub(ticks),
+        // They start five minutes before their lower half overflows, so that what can't bear that shows early. A
+        // machine that was suspended or moved is some ticks off.
+        None => (1u64 << 32) - 300 * u64::from(hz),
+    });
+    start.wrapping_add(ticks)
+}
+
+fn monotonic_ticks(hz: u32) -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from);
-    // They start five minutes before their lower half overflows, so that what can't bear that shows early.
-    let start = (1u64 << 32) - 300 * u64::from(hz);
-    let ticks = now.as_nanos() * u128::from(hz) / 1_000_000_000;
-    start + u64::try_from(ticks).unwrap_or(u64::MAX)
+    u64::try_from(now.as_nanos() * u128::from(hz) / 1_000_000_000).unwrap_or(u64::MAX)
+}
+
+/// What the kernel itself says, for root only.
+fn read_jiffies() -> Option<u64> {
+    let timers = File::open("/proc/timer_list").ok()?;
+    let line = BufReader::new(timers)
+        .lines()
+        .map_while(Result::ok)
+        .find(|line| line.starts_with("jiffies: "))?;
+    line.strip_prefix("jiffies: ")?.trim().parse().ok()
 }
 
 /// Tells apart what the kernel does not permit from what it cannot do.
