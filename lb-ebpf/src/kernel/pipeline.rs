@@ -135,15 +135,11 @@ fn balance(
         }
         Transport::Other => return Err(Verdict::Drop(DropReason::FragmentProtocol)),
     };
+    // An ICMP error that quotes a port of ours that is no VIP is about a flow of the host itself.
     let Some(index) = found else {
-        return match transport {
-            Transport::Icmp { .. } => Err(Verdict::Drop(DropReason::IcmpQuote)),
-            _ => {
-                *vip_index = NO_VIP;
-                count::note(Step::NotVipService);
-                Err(Verdict::Pass)
-            }
-        };
+        *vip_index = NO_VIP;
+        count::note(Step::NotVipService);
+        return Err(Verdict::Pass);
     };
     *vip_index = index;
     count::note(Step::Vip);
