@@ -3,6 +3,9 @@
 /// The load balancer and filter.
 pub static BALANCER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer.o"));
 
+/// Its twin, which tells what it would do.
+pub static EXPLAIN: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/explain.o"));
+
 /// Takes tunnel headers off at a backend.
 pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap.o"));
 

@@ -7,15 +7,15 @@
 use super::{
     again, atomic_add, compare_exchange, count, element,
     maps::{
-        EXACT_V4, EXACT_V4_BLOCKS, EXACT_V6, EXACT_V6_LENGTHS, EXACT_V6_MASK, GATES, LIMITS,
-        POLICIES, SKETCH, SKETCH_MASK, VIPS, explaining, settings,
+        EXACT_V4, EXACT_V4_BLOCKS, EXACT_V6, EXACT_V6_LENGTHS, EXACT_V6_MASK, GATES, GROUPS,
+        LIMITS, POLICIES, SKETCH, SKETCH_MASK, VIPS, explaining, settings,
     },
 };
 use crate::{
     abi::{
         ANY_VIP, CLASSES, Class, DropReason, EXACT_ESTABLISHED, EXACT_V4 as HAS_V4,
-        EXACT_V6 as HAS_V6, LIMIT_MONITOR, LIMITERS, Limit, Limiter, MAX_CHAIN, MAX_EXACT_LENGTHS,
-        Policy, SKETCH_ROWS, Settings, Step, VIP_CLASSES_SHIFT, Vip,
+        EXACT_V6 as HAS_V6, GROUP_SHIFT, LIMIT_MONITOR, LIMITERS, Limit, Limiter, MAX_CHAIN,
+        MAX_EXACT_LENGTHS, Policy, SKETCH_ROWS, Settings, Step, VIP_CLASSES_SHIFT, Vip,
     },
     exact,
     flow::tag,
@@ -62,15 +62,13 @@ pub fn admit(settings: &Settings, sender: &Sender, vip: &Vip) -> Result<(), Drop
         over = sluice_over_exact(high, low, what, sender.jiffies);
     }
     if over == 0 && policy {
-        let gates = sluice_over_gates(what, sender.jiffies);
-        if gates != 0 {
-            count::note(Step::LimitSource);
-            let what = what | u64::from(gates) << 9;
-            over = sluice_over_policy(high, low, what, sender.jiffies);
-            // All limits are asked before any is charged: a packet that one of them drops costs nothing at the others.
-            if over == 0 && !explaining() {
-                sluice_charge(high, low, what, sender.jiffies);
-            }
+        let asked = sluice_over_policy(high, low, what, sender.jiffies);
+        over = asked & REASON;
+        let let_in = asked >> OPEN_SHIFT;
+        // All limits are asked before any is charged: a packet that one of them drops costs nothing at the others.
+        if over == 0 && let_in != 0 && !explaining() {
+            let what = what | u64::from(let_in) << 9;
+            sluice_charge(high, low, what, sender.jiffies);
         }
     }
     if over == 0 {
@@ -99,21 +97,8 @@ pub extern "C" fn sluice_over_exact(high: u64, low: u64, what: u64, jiffies: u64
     verdict(check_exact(settings, &asked), vip, asked.class, jiffies)
 }
 
-/// The limiters (as bits) for which the VIP's whole traffic exceeds what one source may send.
-///
-/// Below that nobody can be over the limit, and the sketch's cache misses are saved. Each CPU has its share.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn sluice_over_gates(what: u64, jiffies: u64) -> u32 {
-    let Some((settings, vip, asked)) = asked(0, 0, what, jiffies) else {
-        return 0;
-    };
-    policy(vip).map_or(0, |policy| {
-        pass_gate(settings, &asked, limiters(policy, &asked))
-    })
-}
-
-/// Like [`sluice_over_exact`], for the policy's limits that the gates left open (bits 9 to 12 of `what`).
+/// Like [`sluice_over_exact`], for the policy's limits. From bit `OPEN_SHIFT` on the limiters (as bits) that are to be
+/// charged if the packet passes.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sluice_over_policy(high: u64, low: u64, what: u64, jiffies: u64) -> u32 {
@@ -121,13 +106,18 @@ pub extern "C" fn sluice_over_policy(high: u64, low: u64, what: u64, jiffies: u6
         return 0;
     };
     let Some(policy) = policy(vip) else { return 0 };
-    verdict(
-        check_sketch(settings, &asked, policy, gates(what)),
-        vip,
-        asked.class,
-        jiffies,
-    )
+    let mut open = pass_gates(settings, &asked, limiters(policy, &asked));
+    if open == 0 {
+        return 0;
+    }
+    count::note(Step::LimitSource);
+    let checked = check_sketch(settings, &asked, policy, &mut open);
+    verdict(checked, vip, asked.class, jiffies) | open << OPEN_SHIFT
 }
+
+/// Parts of what `sluice_over_policy` returns.
+const REASON: u32 = 0xff;
+const OPEN_SHIFT: u32 = 8;
 
 /// Charges a packet that passes to its source's cells.
 #[unsafe(no_mangle)]
@@ -137,13 +127,8 @@ pub extern "C" fn sluice_charge(high: u64, low: u64, what: u64, jiffies: u64) ->
         return 0;
     };
     let Some(policy) = policy(vip) else { return 0 };
-    charge_sketch(settings, &asked, policy, gates(what));
+    charge_sketch(settings, &asked, policy, (what >> 9) as u32 & 15);
     0
-}
-
-#[inline(always)]
-const fn gates(what: u64) -> u32 {
-    (what >> 9) as u32 & 15
 }
 
 #[inline(always)]
@@ -372,14 +357,17 @@ fn charge(tat: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
     true
 }
 
+/// The limiters (as bits) for which the VIP's whole traffic exceeds what one source may send.
+///
+/// Below that nobody can be over the limit, and the sketch's cache misses are saved. Each CPU has its share.
 #[inline(always)]
-fn pass_gate(settings: &Settings, sender: &Asked, limiters: &[Limiter; LIMITERS]) -> u32 {
+fn pass_gates(settings: &Settings, sender: &Asked, limiters: &[Limiter; LIMITERS]) -> u32 {
     let index = u32::from(sender.vip) * CLASSES as u32 + sender.class as u32;
     let Some(gates) = GATES.get_ptr_mut(index) else {
         return 0;
     };
     let now = gcra::time(sender.jiffies);
-    let mut over = 0;
+    let mut open = 0;
     for at in 0..LIMITERS {
         let at = hide(at) & (LIMITERS - 1);
         let limiter = limiter(again(limiters), at);
@@ -388,48 +376,91 @@ fn pass_gate(settings: &Settings, sender: &Asked, limiters: &[Limiter; LIMITERS]
         }
         // SAFETY: a word of a per-CPU map value; `at` is below the number of limiters.
         let gate = unsafe { gates.cast::<u64>().add(at) };
-        // SAFETY: as above.
-        let tat = unsafe { gate.read() };
-        let start = if tat.wrapping_sub(now) > limiter.allowance {
-            now
-        } else {
-            tat
-        };
-        let cost = limiter
-            .cost
-            .wrapping_mul(amount(sender, at))
-            .wrapping_mul(u64::from(settings.cpus));
-        let used = start.wrapping_add(cost).wrapping_sub(now);
-        let open = limiter.allowance >> GATE_SHIFT;
-        if !explaining() {
-            // SAFETY: as above.
-            unsafe { gate.write(now.wrapping_add(if used > 2 * open { 2 * open } else { used })) };
-        }
-        over |= u32::from(used > open) << at;
+        let cost = amount(sender, at).wrapping_mul(u64::from(settings.cpus));
+        open |= u32::from(opens(gate, now, limiter, cost)) << at;
     }
-    over
+    open
 }
 
-/// Numbers of a source's four cells.
-type Cells = [u32; SKETCH_ROWS];
+/// Counts a packet at a gate, and tells whether so much came that a single source could be over its limit.
+///
+/// It stays open while the flood lasts: its arrival time may run ahead by twice of what opens it.
+#[inline(always)]
+fn opens(gate: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
+    // SAFETY: callers give a word of a map value.
+    let tat = unsafe { gate.read_volatile() };
+    let ahead = tat.wrapping_sub(now);
+    let start = if ahead > limiter.allowance { 0 } else { ahead };
+    let used = start.wrapping_add(limiter.cost.wrapping_mul(amount));
+    let open = limiter.allowance >> GATE_SHIFT;
+    if !explaining() {
+        let kept = if used > 2 * open { 2 * open } else { used };
+        // SAFETY: as above.
+        unsafe { gate.write_volatile(now.wrapping_add(kept)) };
+    }
+    used > open
+}
 
+/// Two hashes of a source host or network, for one limiter of one VIP: they tell its group and its cells.
+#[derive(Clone, Copy)]
+struct Hashes(u64, u64);
+
+impl Hashes {
+    /// The source's gate, which it shares with many others: below it none of them can be over the limit.
+    ///
+    /// These gates fit the cache of a core where the sketch does not, and spread sources stay below them.
+    #[inline(always)]
+    fn group(self) -> Option<*mut u64> {
+        let mask = SKETCH_MASK.load() >> GROUP_SHIFT;
+        GROUPS.get_ptr_mut((self.1 >> 16) as u32 & mask)
+    }
+
+    #[inline(always)]
+    fn cells(self) -> [u32; SKETCH_ROWS] {
+        let mask = SKETCH_MASK.load();
+        let cell = |row: u32, hash: u64| row * (mask + 1) + (hash as u32 & mask);
+        let Self(first, second) = self;
+        [
+            cell(0, first),
+            cell(1, first >> 32),
+            cell(2, second),
+            cell(3, second >> 27),
+        ]
+    }
+}
+
+/// Takes out of `open` what the source's group need not ask, and asks the sketch for the rest.
 #[inline(always)]
 fn check_sketch(
     settings: &Settings,
     sender: &Asked,
     policy: &Policy,
-    over_gate: u32,
+    open: &mut u32,
 ) -> Result<(), DropReason> {
     let limiters = limiters(policy, sender);
     let now = gcra::time(sender.jiffies);
     for at in 0..LIMITERS {
         let at = hide(at) & (LIMITERS - 1);
-        if over_gate >> at & 1 == 0 {
+        if *open >> at & 1 == 0 {
             continue;
         }
-        let cells = find_cells(settings, sender, policy, at);
+        let hashes = hashes(settings, sender, policy, at);
         let limiter = limiter(again(limiters), at);
-        if gcra::admit(least(&cells, now), now, limiter, amount(sender, at)).is_none() {
+        let Some(group) = hashes.group() else {
+            return Ok(());
+        };
+        if !opens(group, now, limiter, amount(sender, at)) {
+            *open &= !(1 << at);
+            continue;
+        }
+        if gcra::admit(
+            least(&hashes.cells(), now),
+            now,
+            limiter,
+            amount(sender, at),
+        )
+        .is_none()
+        {
             let reason = if is_network(at) {
                 DropReason::LimitNetwork
             } else {
@@ -437,6 +468,7 @@ fn check_sketch(
             };
             if policy.monitor != 0 {
                 count::monitored(sender.vip, reason, sender.length);
+                *open = 0;
                 return Ok(());
             }
             return Err(reason);
@@ -446,15 +478,15 @@ fn check_sketch(
 }
 
 #[inline(always)]
-fn charge_sketch(settings: &Settings, sender: &Asked, policy: &Policy, over_gate: u32) {
+fn charge_sketch(settings: &Settings, sender: &Asked, policy: &Policy, open: u32) {
     let now = gcra::time(sender.jiffies);
     let limiters = limiters(policy, sender);
     for at in 0..LIMITERS {
         let at = hide(at) & (LIMITERS - 1);
-        if over_gate >> at & 1 == 0 {
+        if open >> at & 1 == 0 {
             continue;
         }
-        let cells = find_cells(settings, sender, policy, at);
+        let cells = hashes(settings, sender, policy, at).cells();
         let limiter = limiter(again(limiters), at);
         if let Some(after) = gcra::admit(least(&cells, now), now, limiter, amount(sender, at)) {
             raise(cells[0], after, now);
@@ -487,9 +519,8 @@ fn limiter(limiters: &[Limiter; LIMITERS], at: usize) -> &Limiter {
     unsafe { &*limiters.as_ptr().add(at) }
 }
 
-/// The cells of the sender's host or network, for one limiter of one VIP.
 #[inline(always)]
-fn find_cells(settings: &Settings, sender: &Asked, policy: &Policy, at: usize) -> Cells {
+fn hashes(settings: &Settings, sender: &Asked, policy: &Policy, at: usize) -> Hashes {
     let (settings, policy) = (again(settings), again(policy));
     let network = is_network(at);
     let source = sender.source;
@@ -513,20 +544,13 @@ fn find_cells(settings: &Settings, sender: &Asked, policy: &Policy, at: usize) -
     let first = hash::hash4(&settings.local_key, [high, low, what, seed]);
     let second = (first ^ settings.local_key[2]).wrapping_mul(settings.local_key[3] | 1);
     let second = second ^ second >> 32;
-    let mask = SKETCH_MASK.load();
-    let cell = |row: u32, hash: u64| row * (mask + 1) + (hash as u32 & mask);
-    [
-        cell(0, first),
-        cell(1, first >> 32),
-        cell(2, second),
-        cell(3, second >> 27),
-    ]
+    Hashes(first, second)
 }
 
 /// The earliest arrival time of four cells, but not before now: times in the past are all the same, and what is far
 /// ahead is of another clock.
 #[inline(always)]
-fn least(cells: &Cells, now: u64) -> u64 {
+fn least(cells: &[u32; SKETCH_ROWS], now: u64) -> u64 {
     let ahead = |row: usize| {
         let Some(cell) = SKETCH.get_ptr(cells[row]) else {
             return 0;

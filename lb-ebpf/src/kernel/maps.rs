@@ -72,6 +72,11 @@ pub static GATES: PerCpuArray<[u64; LIMITERS], 10240> = PerCpuArray::new();
 #[btf_map]
 pub static SKETCH: Array<u64, 4194304> = Array::new();
 
+/// Gates of groups of sources, an eighth of the cells of a row: a source is looked for in the sketch only while its group
+/// sends more than one source may. Its size is what a core's cache holds.
+#[btf_map]
+pub static GROUPS: Array<u64, 131072> = Array::new();
+
 /// Exact limits of IPv4 prefixes, by the first 24 bits: a limit's number, or a block.
 #[btf_map]
 pub static EXACT_V4: Array<[u32; 2], { exact::V4_ENTRIES as usize / 2 }, MMAPABLE> = Array::new();
@@ -114,9 +119,6 @@ pub static TRACE: Array<Trace, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static QUOTED: PerCpuArray<Tuple, 1> = PerCpuArray::new();
 
-/// Set in the twin that explains: it counts nothing and changes nothing but the frame.
-#[unsafe(no_mangle)]
-pub static EXPLAIN: Global<u8> = Global::new(0);
 /// Right shift of jiffies to an age, by the kernel's HZ.
 #[unsafe(no_mangle)]
 pub static AGE_SHIFT: Global<u8> = Global::new(8);
@@ -143,8 +145,8 @@ pub static EXACT_V6_MASK: Global<u32> = Global::new(32767);
 /// Whether this program explains instead of forwarding.
 #[inline(always)]
 #[must_use]
-pub fn explaining() -> bool {
-    EXPLAIN.load() != 0
+pub const fn explaining() -> bool {
+    crate::EXPLAINING
 }
 
 /// The settings. `None` cannot happen; the verifier wants it said.

@@ -2,6 +2,7 @@
 
 pub mod count;
 pub mod echo;
+pub mod entry;
 pub mod flows;
 pub mod forward;
 pub mod fragments;

@@ -18,8 +18,8 @@ use aya::{
 use nix::time::{ClockId, clock_getres, clock_gettime};
 use sluice_ebpf::{
     abi::{
-        AddressEntry, Backend, CLASSES, Count, DROP_REASONS, FlowStats, LIMITERS, Limit, Policy,
-        SKETCH_ROWS, SLOTS_PER_WORD, Service, Settings, Vip, VipStats, maps,
+        AddressEntry, Backend, CLASSES, Count, DROP_REASONS, FlowStats, GROUP_SHIFT, LIMITERS,
+        Limit, Policy, SKETCH_ROWS, SLOTS_PER_WORD, Service, Settings, Vip, VipStats, maps,
     },
     exact, flow,
 };
@@ -148,6 +148,7 @@ impl Sizes {
             array(maps::FRAGMENTS, bucket, FRAGMENT_BUCKETS),
             per_cpu(maps::GATES, 8 * LIMITERS, self.vips * CLASSES as u32),
             array(maps::SKETCH, 8, self.sketch_cells * SKETCH_ROWS as u32),
+            array(maps::GROUPS, 8, self.sketch_cells >> GROUP_SHIFT),
             array(maps::EXACT_V4, 8, exact::V4_ENTRIES / 2),
             array(
                 maps::EXACT_V4_BLOCKS,
@@ -197,7 +198,10 @@ pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadE
     // Ages wrap: one must be seen to be old before it seems young again.
     let most = (1u64 << flow::AGE_BITS) * 15 / 16;
     let idle = u16::try_from(idle.clamp(1, most)).unwrap_or(u16::MAX);
-    let explain = u8::from(twin == Twin::Explaining);
+    let twin = match twin {
+        Twin::Forwarding => objects::BALANCER,
+        Twin::Explaining => objects::EXPLAIN,
+    };
     let shift = u8::try_from(shift).unwrap_or(0);
     let flow_mask = sizes.flow_buckets - 1;
     let sketch_mask = sizes.sketch_cells - 1;
@@ -207,7 +211,6 @@ pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadE
 
     let mut loader = EbpfLoader::new();
     loader
-        .override_global("EXPLAIN", &explain, true)
         .override_global("AGE_SHIFT", &shift, true)
         .override_global("FLOW_MASK", &flow_mask, true)
         .override_global("FLOW_IDLE", &idle, true)
@@ -222,7 +225,7 @@ pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadE
             .map_pin_path(name, pins.join(name));
     }
     let mut object = loader
-        .load(objects::BALANCER)
+        .load(twin)
         .map_err(|error| refused(error, |error| LoadError::Maps(Box::new(error))))?;
     program(&mut object)?
         .load()

@@ -14,7 +14,7 @@ use sluice::objects::BALANCER;
 use sluice_ebpf::{
     abi::{
         AddressEntry, BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Class, DROP_REASONS, DropReason,
-        EXACT_V4, Forward, Generation, Limit, Limiter, Policy, Service, Settings,
+        EXACT_V4, Forward, Generation, Limit, Limiter, Policy, SLOTS_PER_WORD, Service, Settings,
         VIP_CLASSES_SHIFT, Vip, VipStats,
     },
     flow::{self, Flow, State, WAYS},
@@ -137,7 +137,7 @@ impl Balancer {
         let mut ebpf = EbpfLoader::new()
             .override_global("FLOW_MASK", &mask, true)
             .map_max_entries("FLOWS", table.buckets)
-            .map_max_entries("SLOTS", 1 << 20)
+            .map_max_entries("SLOTS", 1 << 18)
             .map_max_entries("EXACT_V4_BLOCKS", 1 << 8)
             .load(BALANCER)
             .context("cannot load the balancer (are you root?)")?;
@@ -196,9 +196,12 @@ impl Balancer {
             limits.set(number, bytemuck::cast::<_, [u64; 16]>(limit), 0)?;
         }
         let map = self.ebpf.map_mut("EXACT_V4").context("EXACT_V4")?;
-        let mut table = Array::<_, u32>::try_from(map)?;
+        let mut table = Array::<_, [u32; 2]>::try_from(map)?;
         for number in 1..=count {
-            table.set(number.wrapping_mul(0x0087_6543 | 1) & 0xff_ffff, number, 0)?;
+            let prefix = number.wrapping_mul(0x0087_6543 | 1) & 0xff_ffff;
+            let mut pair = table.get(&(prefix / 2), 0)?;
+            pair[prefix as usize % 2] = number;
+            table.set(prefix / 2, pair, 0)?;
         }
         Ok(())
     }
@@ -211,6 +214,14 @@ impl Balancer {
         let mut sketch = Array::<_, u64>::try_from(map)?;
         for cell in 0..sketch.len() {
             sketch.set(cell, value, 0)?;
+        }
+        // The gates before it are as open as a flood leaves them.
+        let allowance = strict()?.limiters[Class::Syn as usize][0].allowance;
+        let value = gcra::time(jiffies).wrapping_add(allowance / 2);
+        let map = self.ebpf.map_mut("GROUPS").context("GROUPS")?;
+        let mut groups = Array::<_, u64>::try_from(map)?;
+        for group in 0..groups.len() {
+            groups.set(group, value, 0)?;
         }
         Ok(())
     }
@@ -463,7 +474,7 @@ fn write_vips(ebpf: &mut Ebpf) -> Result<()> {
     let generation = generation();
     for target in Target::ALL {
         let number = target.number();
-        let first = u32::from(number) * SLOTS_EACH;
+        let first = u32::from(number) * SLOTS_EACH.next_multiple_of(SLOTS_PER_WORD as u32);
         let classes = match target.policy() {
             0 => 0,
             STRICT => 1 << Class::Syn as u32,
@@ -495,10 +506,13 @@ fn write_vips(ebpf: &mut Ebpf) -> Result<()> {
         write::<_, 8>(ebpf, "ADDRESSES", address_slot(&generation, target), entry)?;
 
         let map = ebpf.map_mut("SLOTS").context("SLOTS")?;
-        let mut slots = Array::<_, u16>::try_from(map)?;
-        for slot in 0..SLOTS_EACH {
-            let backend = u16::try_from(first_backend(target) + slot % BACKENDS_EACH)?;
-            slots.set(first + slot, backend, 0)?;
+        let mut slots = Array::<_, [u16; SLOTS_PER_WORD]>::try_from(map)?;
+        for slot in (0..SLOTS_EACH).step_by(SLOTS_PER_WORD) {
+            let mut word = [0; SLOTS_PER_WORD];
+            for (backend, slot) in word.iter_mut().zip(slot..) {
+                *backend = u16::try_from(first_backend(target) + slot % BACKENDS_EACH)?;
+            }
+            slots.set((first + slot) / SLOTS_PER_WORD as u32, word, 0)?;
         }
     }
     Ok(())
