@@ -103,7 +103,7 @@ pub struct Tuple {
 #[inline(always)]
 #[must_use]
 pub fn scale(hash: u64, size: u32) -> u32 {
-    ((hash & 0xffff_ffff) * size as u64 >> 32) as u32
+    (((hash & 0xffff_ffff) * size as u64) >> 32) as u32
 }
 
 #[cfg(test)]

@@ -4,6 +4,10 @@
 //! module of `bin/balancer.rs`: whatever a library exports, each of the programs that link it would carry.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the lower bits of hashes and header words are what is wanted"
+)]
 
 pub mod abi;
 pub mod checksum;

@@ -1,5 +1,10 @@
 //! The packet reader against an independent one (etherparse), over generated frames, cut and changed at will.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "halves of a word are what is wanted"
+)]
+
 use etherparse::{
     EtherType, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6FlowLabel,
     Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, NetSlice, SlicedPacket, TcpHeader,

@@ -82,7 +82,7 @@ fn a_thousand_vips_and_four_thousand_backends_need_little_memory() {
         node.sluice("status --json").json()["vips"] == 1000
     });
     std::thread::sleep(Duration::from_secs(3));
-    let pid = node.daemon().pid().expect("the daemon runs");
+    let pid = node.daemon().pid();
     let (anonymous, resident) = resident_mib(pid);
     println!(
         "daemon with 1,000 VIPs, 4,000 backends: {anonymous} MiB of its own, {resident} MiB with mapped tables"

@@ -11,6 +11,7 @@ use sluice_ebpf::abi::SLOTS_PER_WORD;
 
 use crate::sys::Mapped;
 
+#[expect(clippy::cast_possible_truncation, reason = "a few")]
 const PER_WORD: u32 = SLOTS_PER_WORD as u32;
 
 /// The slots of all tables.

@@ -304,6 +304,8 @@ impl Balancer {
 
 const BACKENDS_EACH: u32 = 4;
 const SLOTS_EACH: u32 = 65_537;
+#[expect(clippy::cast_possible_truncation, reason = "a few")]
+const PER_WORD: u32 = SLOTS_PER_WORD as u32;
 const LOOPBACK: u32 = 1;
 const STANDARD: u16 = 1;
 const STRICT: u16 = 2;
@@ -474,7 +476,7 @@ fn write_vips(ebpf: &mut Ebpf) -> Result<()> {
     let generation = generation();
     for target in Target::ALL {
         let number = target.number();
-        let first = u32::from(number) * SLOTS_EACH.next_multiple_of(SLOTS_PER_WORD as u32);
+        let first = u32::from(number) * SLOTS_EACH.next_multiple_of(PER_WORD);
         let classes = match target.policy() {
             0 => 0,
             STRICT => 1 << Class::Syn as u32,
@@ -512,7 +514,7 @@ fn write_vips(ebpf: &mut Ebpf) -> Result<()> {
             for (backend, slot) in word.iter_mut().zip(slot..) {
                 *backend = u16::try_from(first_backend(target) + slot % BACKENDS_EACH)?;
             }
-            slots.set((first + slot) / SLOTS_PER_WORD as u32, word, 0)?;
+            slots.set((first + slot) / PER_WORD, word, 0)?;
         }
     }
     Ok(())
