@@ -148,7 +148,7 @@ fn a_number_is_used_again_when_no_flow_has_it() {
 fn tables_that_are_replaced_make_room_later() {
     Site::run(|site| {
         let config = Dataplane {
-            lookup_slots: 3 * 251,
+            lookup_slots: 3 * 252,
             ..site.config()
         };
         let (mut plane, _) = open(&config);
@@ -158,7 +158,7 @@ fn tables_that_are_replaced_make_room_later() {
         plane.apply_at(&desired(&[2]), start).unwrap();
         plane.apply_at(&desired(&[3]), start).unwrap();
         match plane.apply_at(&desired(&[4]), start) {
-            Err(ApplyError::Slots { slots: 753 }) => {}
+            Err(ApplyError::Slots { slots: 756 }) => {}
             other => panic!("{other:?}"),
         }
         let steps = plane.apply_at(&desired(&[4]), start + linger).unwrap();
