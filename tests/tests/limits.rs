@@ -72,9 +72,10 @@ fn withstands(lab: &Lab, prefix: &str) {
         assert_eq!((outcome.whole, outcome.broken), (40, vec![]));
     });
     let dropped = lab.node().dropped("enforce") - before;
-    // What is missing was lost in the cable, or was within the limit.
+    // What is missing was lost in the cable, or was within the limit. What is too much are the resets with which the
+    // prefix's real hosts answer the answers to what was within it.
     assert!(
-        dropped > sent * 3 / 4 && dropped <= sent,
+        dropped > sent * 3 / 4 && dropped <= sent + sent / 100,
         "{dropped} of {sent} dropped"
     );
 }
