@@ -4,10 +4,7 @@
 //! IPv6: a filter by the first 32 bits tells which prefix lengths exist below; each is one bucket of a hash table.
 //! Either way the result is the most specific limit, which links to the less specific ones that cover it.
 
-use crate::{
-    abi::{MAX_EXACT_LENGTHS, Settings},
-    hash,
-};
+use crate::{abi::Settings, hash};
 
 /// Entries of the first level of the IPv4 table.
 pub const V4_ENTRIES: u32 = 1 << 24;
@@ -44,6 +41,3 @@ pub fn v6_hash(settings: &Settings, prefix: [u64; 2], length: u8) -> u64 {
         [prefix[0], prefix[1], length as u64, 0x76],
     ) | 1 << 32
 }
-
-/// Lengths that can be told apart.
-pub const LENGTHS: usize = MAX_EXACT_LENGTHS;

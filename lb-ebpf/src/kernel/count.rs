@@ -94,7 +94,7 @@ pub fn ended(vip: u16, verdict: Verdict, bytes: u32) {
     }
 }
 
-/// Counts a flow that entered the flow table, or TCP that belongs to none.
+/// Counts a flow that entered the flow table.
 #[inline(always)]
 pub fn inserted(vip: u16) {
     if let Some(stats) = VIP_STATS.get_ptr_mut(u32::from(vip)) {
