@@ -6,12 +6,14 @@
 use bytemuck::{Pod, Zeroable};
 
 /// Raised with every change to this file or to the meaning of a map.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Index of a VIP's counters for packets that are for no VIP. VIPs are numbered from 1.
 pub const NO_VIP: u16 = 0;
 /// A slot or flow without a backend. Backends are numbered from 0 to `NO_BACKEND - 1`.
-pub const NO_BACKEND: u16 = u16::MAX;
+pub const NO_BACKEND: u16 = SLOT_MOVED - 1;
+/// In a slot of a lookup table, beside the backend: flows of this slot may be at another one, from before it changed.
+pub const SLOT_MOVED: u16 = 1 << 15;
 /// Any VIP, in [`Limit::vip`].
 pub const ANY_VIP: u16 = u16::MAX;
 
@@ -147,6 +149,8 @@ pub struct Vip {
 
 /// `Vip::flags`: slots are chosen by source address only.
 pub const VIP_HASH_SOURCE: u32 = 1;
+/// `Vip::flags`: flows may be at backends of a table that the VIP had before.
+pub const VIP_MOVED: u32 = 2;
 /// `Vip::flags`: from this bit on, a bit for each class that the policy limits.
 pub const VIP_CLASSES_SHIFT: u32 = 8;
 

@@ -99,6 +99,14 @@ pub struct Tuple {
     pub v6: bool,
 }
 
+/// The slot that a flow's hash gives in a table of `slots`. Told by the flow's tag alone, so that who reads the flow table
+/// can tell it as well.
+#[inline(always)]
+#[must_use]
+pub fn slot(hash: u64, slots: u32) -> u32 {
+    scale(hash >> 32, slots)
+}
+
 /// `hash` scaled to `0..size` without division (Lemire, "Fast random integer generation", 2019).
 #[inline(always)]
 #[must_use]

@@ -51,7 +51,7 @@ pub static SLOTS: Array<[u16; SLOTS_PER_WORD], 2097152, MMAPABLE> = Array::new()
 
 /// Backends by number. Written by the daemon.
 #[btf_map]
-pub static BACKENDS: Array<Backend, 65536, MMAPABLE> = Array::new();
+pub static BACKENDS: Array<Backend, 32768, MMAPABLE> = Array::new();
 
 /// Where each flow went first, so that it stays there while backends change.
 ///
@@ -102,7 +102,7 @@ pub static LIMITS: Array<Limit, 131072, MMAPABLE> = Array::new();
 pub static VIP_STATS: PerCpuArray<VipStats, 2048> = PerCpuArray::new();
 
 #[btf_map]
-pub static BACKEND_STATS: PerCpuArray<Count, 65536> = PerCpuArray::new();
+pub static BACKEND_STATS: PerCpuArray<Count, 32768> = PerCpuArray::new();
 
 /// Drops by VIP and reason: VIP x reasons x (enforced, monitored).
 #[btf_map]

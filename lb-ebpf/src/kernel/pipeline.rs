@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     abi::{
-        AddressEntry, Class, DropReason, HANDSHAKE_TICKS, NO_BACKEND, NO_VIP, SLOTS_PER_WORD,
-        Settings, Step, VIP_HASH_SOURCE, Vip,
+        AddressEntry, Class, DropReason, HANDSHAKE_TICKS, NO_BACKEND, NO_VIP, SLOT_MOVED,
+        SLOTS_PER_WORD, Settings, Step, VIP_HASH_SOURCE, VIP_MOVED, Vip,
     },
     context::frame,
     hash::{self, Tuple},
@@ -299,14 +299,19 @@ pub extern "C" fn sluice_extensions(context: *mut xdp_md, offset: u32, protocol:
 /// The backend for a packet: where its flow is, or else a new choice, if its source is within its limits.
 #[inline(always)]
 fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
+    let whole = matches!(packet.fragment, Fragment::Whole);
     let tcp = packet.tuple.protocol == TCP;
-    let known = match packet.transport {
-        Transport::NoPorts => Known::NOTHING,
-        _ => flows::find(flow, tcp, packet.jiffies),
-    };
+    let mut known = Known::NOTHING;
     let class = match packet.transport {
         Transport::Tcp { flags, .. } if is_syn(flags) => Class::Syn,
-        Transport::Tcp { .. } if known.is_proven() => Class::Established,
+        Transport::Tcp { .. } => {
+            known = flows::find(flow, tcp, packet.jiffies);
+            if known.is_proven() {
+                Class::Established
+            } else {
+                Class::Other
+            }
+        }
         Transport::Udp { .. } => Class::Udp,
         Transport::Icmp { .. } => Class::Icmp,
         _ => Class::Other,
@@ -320,16 +325,35 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         jiffies: packet.jiffies,
     };
     admit(packet.settings, &sender, packet.vip).map_err(Verdict::Drop)?;
+    if matches!(class, Class::Syn) {
+        let slot = slot(&packet.vip.table, slot_hash(packet, flow));
+        if whole && !may_be_elsewhere(packet.vip, slot) {
+            return chosen(slot);
+        }
+    }
+    // What is dropped for its source never costs a read of the flow table, which is the dearest step, unless its
+    // class depends on it.
+    if matches!(class, Class::Syn | Class::Udp | Class::Icmp) {
+        known = flows::find(flow, tcp, packet.jiffies);
+    }
     if !matches!(class, Class::Syn | Class::Icmp) {
         known.seen(tcp, packet.vip, packet.jiffies);
     }
-    if !matches!(packet.fragment, Fragment::Whole) {
+    if !whole {
         return pick_for_fragment(packet, flow, known);
     }
     match known.picked() {
         Some(picked) => Ok(picked),
         None => choose(packet, flow),
     }
+}
+
+/// Whether a flow with the five-tuple of a SYN may be at another backend than its slot's: then the flow table is asked.
+///
+/// The slot tells where flows of it are, unless it moved; the daemon marks the ones that did, until their flows are gone.
+#[inline(always)]
+fn may_be_elsewhere(vip: &Vip, slot: u16) -> bool {
+    slot & SLOT_MOVED != 0 || vip.flags & (VIP_HASH_SOURCE | VIP_MOVED) != 0
 }
 
 /// All fragments of a datagram go where the one that was seen first went.
@@ -372,11 +396,7 @@ const fn is_syn(flags: u8) -> bool {
 #[inline(always)]
 fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     count::note(Step::FlowUnknown);
-    let hash = if packet.vip.flags & VIP_HASH_SOURCE != 0 {
-        hash::source(&packet.settings.flow_key, &packet.tuple)
-    } else {
-        flow
-    };
+    let hash = slot_hash(packet, flow);
     let mut backend = slot(&packet.vip.table, hash);
     let mut remember = !matches!(
         packet.transport,
@@ -392,8 +412,9 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         // While handshakes from before a switch are under way, a SYN whose slot moved leaves a mark, and what has
         // none follows the old table.
         if handshakes_under_way(packet) {
-            let previous = slot(&packet.vip.previous_table, hash);
-            if previous != backend && flows::backend_that_forwards(previous).is_some() {
+            let previous = slot(&packet.vip.previous_table, hash) & !SLOT_MOVED;
+            if previous != backend & !SLOT_MOVED && flows::backend_that_forwards(previous).is_some()
+            {
                 remember = true;
                 if syn {
                     pressure = Pressure::Gentle;
@@ -404,15 +425,38 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
             }
         }
     }
-    let Some(picked) = flows::backend_that_forwards(backend) else {
+    let picked = chosen(backend)?;
+    if remember {
+        count::note(Step::Remembered);
+        flows::remember(
+            flow,
+            picked.index,
+            packet.vip_index,
+            packet.jiffies,
+            pressure,
+        );
+    }
+    Ok(picked)
+}
+
+/// The backend that a slot names.
+#[inline(always)]
+fn chosen(slot: u16) -> Result<Picked, Verdict> {
+    let Some(picked) = flows::backend_that_forwards(slot & !SLOT_MOVED) else {
         return Err(Verdict::Drop(DropReason::NoBackend));
     };
     count::note(Step::Chosen);
-    if remember {
-        count::note(Step::Remembered);
-        flows::remember(flow, backend, packet.vip_index, packet.jiffies, pressure);
-    }
     Ok(picked)
+}
+
+/// The hash that a packet's slot comes from.
+#[inline(always)]
+fn slot_hash(packet: &Packet<'_>, flow: u64) -> u64 {
+    if packet.vip.flags & VIP_HASH_SOURCE != 0 {
+        hash::source(&packet.settings.flow_key, &packet.tuple)
+    } else {
+        flow
+    }
 }
 
 /// Whether the VIP's table was switched so recently that a handshake can have begun before.
@@ -423,7 +467,7 @@ fn handshakes_under_way(packet: &Packet<'_>) -> bool {
     packet.vip.previous_table != 0 && since < i64::from(HANDSHAKE_TICKS) << (AGE_SHIFT.load() & 63)
 }
 
-/// The backend in a table's slot for this hash.
+/// What stands in a table's slot for this hash.
 #[inline(always)]
 fn slot(table: &u64, hash: u64) -> u16 {
     // One load: the daemon switches tables by one store.
@@ -433,7 +477,7 @@ fn slot(table: &u64, hash: u64) -> u16 {
     if slots == 0 {
         return NO_BACKEND;
     }
-    let index = table as u32 + hash::scale(hash, slots);
+    let index = table as u32 + hash::slot(hash, slots);
     match SLOTS.get(index / SLOTS_PER_WORD as u32) {
         Some(word) => element(word, index),
         None => NO_BACKEND,
