@@ -31,6 +31,8 @@ pub const CLASSES: usize = 5;
 pub const LIMITERS: usize = 4;
 /// Rows of the limiter's sketch.
 pub const SKETCH_ROWS: usize = 4;
+/// Cells of a row of a page of the sketch, as a shift. The four rows of a page are 4 KiB.
+pub const SKETCH_PAGE_SHIFT: u32 = 7;
 /// Cells of a row of the sketch for each group of sources, as a shift.
 pub const GROUP_SHIFT: u32 = 3;
 /// Fractions of a jiffy in which limits are counted: 2^28.
@@ -409,6 +411,7 @@ pub mod maps {
     pub const GATES: &str = "GATES";
     pub const SKETCH: &str = "SKETCH";
     pub const GROUPS: &str = "GROUPS";
+    pub const EXACT_V4_FILTER: &str = "EXACT_V4_FILTER";
     pub const EXACT_V4: &str = "EXACT_V4";
     pub const EXACT_V4_BLOCKS: &str = "EXACT_V4_BLOCKS";
     pub const EXACT_V6_LENGTHS: &str = "EXACT_V6_LENGTHS";

@@ -1,6 +1,7 @@
 //! Exact limits for prefixes: where an address's limits are found.
 //!
-//! IPv4: a direct table of the first 24 bits, whose entries name a limit, or a block of 256 for the last 8 bits.
+//! IPv4: a filter by the first 21 bits tells whether there is any limit near; it fits a near cache. A direct table of the
+//! first 24 bits has entries that name a limit, or a block of 256 for the last 8 bits.
 //! IPv6: a filter by the first 32 bits tells which prefix lengths exist below; each is one bucket of a hash table.
 //! Either way the result is the most specific limit, which links to the less specific ones that cover it.
 
@@ -16,6 +17,19 @@ pub const BLOCK: u32 = 1 << 31;
 pub const V6_FILTER_ENTRIES: u32 = 1 << 16;
 /// Ways of an IPv6 bucket.
 pub const V6_WAYS: usize = 8;
+
+/// Neighbours in the first level that share a bit of the filter, as a shift.
+pub const V4_FILTER_SHIFT: u32 = 3;
+/// Words of the filter.
+pub const V4_FILTER_WORDS: u32 = V4_ENTRIES >> V4_FILTER_SHIFT >> 5;
+
+/// The word of the filter that has an entry's bit, and the bit.
+#[inline(always)]
+#[must_use]
+pub const fn v4_filter(index: u32) -> (u32, u32) {
+    let bit = index >> V4_FILTER_SHIFT;
+    (bit >> 5, 1 << (bit & 31))
+}
 
 /// Index in the first level, for an address in host byte order.
 #[inline(always)]

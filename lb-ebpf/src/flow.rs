@@ -20,6 +20,9 @@ pub const fn age_shift(hz: u32) -> u32 {
     }
 }
 
+/// A proven flow's age may be this much too high: less than what lifetimes of flows are made of.
+pub const REFRESH_TICKS: u16 = 8;
+
 /// What is known of a flow's client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -83,6 +86,19 @@ impl Flow {
     #[must_use]
     pub const fn age(self, now: u16) -> u16 {
         ((now as u64).wrapping_sub(self.0) & AGE_MASK) as u16
+    }
+
+    /// Whether a packet that comes now has to be written down. A proven flow's line stays clean for a while: writing it
+    /// takes it away from other CPUs, and memory has to take it back.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_due(self, now: u16) -> bool {
+        let age = self.age(now);
+        if self.is_proven() {
+            age >= REFRESH_TICKS
+        } else {
+            age != 0
+        }
     }
 
     /// The same flow in a state that begins now.

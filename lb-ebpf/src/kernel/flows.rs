@@ -84,7 +84,7 @@ impl Known {
     #[inline(always)]
     pub fn seen(&self, tcp: bool, vip: &Vip, jiffies: u64) {
         let now = ticks(jiffies);
-        if self.index == NO_BACKEND || self.flow.age(now) == 0 || explaining() {
+        if self.index == NO_BACKEND || !self.flow.is_due(now) || explaining() {
             return;
         }
         let quiet = jiffies.wrapping_sub(vip.disturbed) >> (AGE_SHIFT.load() & 63);

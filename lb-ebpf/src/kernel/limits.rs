@@ -1,21 +1,22 @@
 //! Limits per source: exact ones for prefixes that the operator named, and the policy's for everybody else.
 //!
-//! The policy's limits live in a sketch of fixed size: a source has a cell in each of four rows, and is over its limit
-//! only if all four say so. Spoofed sources cannot evict anything; what is dropped writes nothing. The estimate is a
+//! The policy's limits live in a sketch of fixed size: a source has a cell in each of four rows of a page, and is over its
+//! limit only if all four say so. Spoofed sources cannot evict anything; what is dropped writes nothing. The estimate is a
 //! count-min sketch with conservative update (Estan, Varghese, 2002) of arrival times instead of counts.
 
 use super::{
     again, atomic_add, compare_exchange, count, element,
     maps::{
-        EXACT_V4, EXACT_V4_BLOCKS, EXACT_V6, EXACT_V6_LENGTHS, EXACT_V6_MASK, GATES, GROUPS,
-        LIMITS, POLICIES, SKETCH, SKETCH_MASK, VIPS, explaining, settings,
+        EXACT_V4, EXACT_V4_BLOCKS, EXACT_V4_FILTER, EXACT_V6, EXACT_V6_LENGTHS, EXACT_V6_MASK,
+        GATES, GROUPS, LIMITS, POLICIES, SKETCH, SKETCH_MASK, VIPS, explaining, settings,
     },
 };
 use crate::{
     abi::{
         ANY_VIP, CLASSES, Class, DropReason, EXACT_ESTABLISHED, EXACT_V4 as HAS_V4,
         EXACT_V6 as HAS_V6, GROUP_SHIFT, LIMIT_MONITOR, LIMITERS, Limit, Limiter, MAX_CHAIN,
-        MAX_EXACT_LENGTHS, Policy, SKETCH_ROWS, Settings, Step, VIP_CLASSES_SHIFT, Vip,
+        MAX_EXACT_LENGTHS, Policy, SKETCH_PAGE_SHIFT, SKETCH_ROWS, Settings, Step,
+        VIP_CLASSES_SHIFT, Vip,
     },
     exact,
     flow::tag,
@@ -47,12 +48,14 @@ pub struct Sender {
 #[inline(always)]
 pub fn admit(settings: &Settings, sender: &Sender, vip: &Vip) -> Result<(), DropReason> {
     let exact = settings.exact & if sender.v6 { HAS_V6 } else { HAS_V4 } != 0
-        && (!matches!(sender.class, Class::Established) || settings.exact & EXACT_ESTABLISHED != 0);
+        && (!matches!(sender.class, Class::Established) || settings.exact & EXACT_ESTABLISHED != 0)
+        && (sender.v6 || is_near_v4(sender.source));
     let policy = vip.flags >> VIP_CLASSES_SHIFT >> sender.class as u32 & 1 != 0;
     if !exact && !policy {
         return Ok(());
     }
-    let what = u64::from(sender.length) << 32
+    let what = u64::from(vip.policy) << POLICY_SHIFT
+        | u64::from(sender.length) << 32
         | u64::from(sender.vip) << 16
         | u64::from(sender.v6) << 8
         | sender.class as u64;
@@ -82,6 +85,8 @@ pub fn admit(settings: &Settings, sender: &Sender, vip: &Vip) -> Result<(), Drop
     })
 }
 
+/// In the argument `what` of the functions below, which tells them all about a sender but the address: the VIP's policy.
+const POLICY_SHIFT: u32 = 56;
 const EXACT: u32 = DropReason::LimitExact as u32;
 const HOST: u32 = DropReason::LimitHost as u32;
 
@@ -91,10 +96,10 @@ const HOST: u32 = DropReason::LimitHost as u32;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sluice_over_exact(high: u64, low: u64, what: u64, jiffies: u64) -> u32 {
-    let Some((settings, vip, asked)) = asked(high, low, what, jiffies) else {
+    let Some((settings, asked)) = asked(high, low, what, jiffies) else {
         return 0;
     };
-    verdict(check_exact(settings, &asked), vip, asked.class, jiffies)
+    verdict(check_exact(settings, &asked), &asked)
 }
 
 /// Like [`sluice_over_exact`], for the policy's limits. From bit `OPEN_SHIFT` on the limiters (as bits) that are to be
@@ -102,17 +107,18 @@ pub extern "C" fn sluice_over_exact(high: u64, low: u64, what: u64, jiffies: u64
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sluice_over_policy(high: u64, low: u64, what: u64, jiffies: u64) -> u32 {
-    let Some((settings, vip, asked)) = asked(high, low, what, jiffies) else {
+    let Some((settings, asked)) = asked(high, low, what, jiffies) else {
         return 0;
     };
-    let Some(policy) = policy(vip) else { return 0 };
-    let mut open = pass_gates(settings, &asked, limiters(policy, &asked));
-    if open == 0 {
+    let Some(policy) = POLICIES.get(asked.policy) else {
         return 0;
+    };
+    let mut open = 0;
+    let checked = check_policy(settings, &asked, policy, &mut open);
+    if open != 0 || checked.is_err() {
+        count::note(Step::LimitSource);
     }
-    count::note(Step::LimitSource);
-    let checked = check_sketch(settings, &asked, policy, &mut open);
-    verdict(checked, vip, asked.class, jiffies) | open << OPEN_SHIFT
+    verdict(checked, &asked) | open << OPEN_SHIFT
 }
 
 /// Parts of what `sluice_over_policy` returns.
@@ -123,18 +129,14 @@ const OPEN_SHIFT: u32 = 8;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sluice_charge(high: u64, low: u64, what: u64, jiffies: u64) -> u32 {
-    let Some((settings, vip, asked)) = asked(high, low, what, jiffies) else {
+    let Some((settings, asked)) = asked(high, low, what, jiffies) else {
         return 0;
     };
-    let Some(policy) = policy(vip) else { return 0 };
+    let Some(policy) = POLICIES.get(asked.policy) else {
+        return 0;
+    };
     charge_sketch(settings, &asked, policy, (what >> 9) as u32 & 15);
     0
-}
-
-#[inline(always)]
-fn policy(vip: *mut Vip) -> Option<&'static Policy> {
-    // SAFETY: a map value; the daemon alone writes this field.
-    POLICIES.get(u32::from(unsafe { (*vip).policy }))
 }
 
 /// The limiters of the packet's class lie side by side.
@@ -145,12 +147,7 @@ fn limiters<'a>(policy: &'a Policy, sender: &Asked) -> &'a [Limiter; LIMITERS] {
 }
 
 #[inline(always)]
-fn asked(
-    high: u64,
-    low: u64,
-    what: u64,
-    jiffies: u64,
-) -> Option<(&'static Settings, *mut Vip, Asked)> {
+fn asked(high: u64, low: u64, what: u64, jiffies: u64) -> Option<(&'static Settings, Asked)> {
     let class = hide(what as usize & 7);
     if class >= CLASSES {
         return None;
@@ -160,20 +157,23 @@ fn asked(
         v6: what >> 8 & 1 != 0,
         class,
         vip: (what >> 16) as u16,
-        length: (what >> 32) as u32,
+        policy: (what >> POLICY_SHIFT) as u32,
+        length: (what >> 32) as u32 & 0xff_ffff,
         jiffies,
     };
-    Some((settings()?, VIPS.get_ptr_mut(u32::from(asked.vip))?, asked))
+    Some((settings()?, asked))
 }
 
 #[inline(always)]
-fn verdict(checked: Result<(), DropReason>, vip: *mut Vip, class: usize, jiffies: u64) -> u32 {
+fn verdict(checked: Result<(), DropReason>, asked: &Asked) -> u32 {
     match checked {
         Ok(()) => 0,
         Err(reason) => {
             // Only packets that could enter the flow table disturb its peace.
-            if class == Class::Other as usize {
-                disturb(vip, jiffies);
+            if asked.class == Class::Other as usize
+                && let Some(vip) = VIPS.get_ptr_mut(u32::from(asked.vip))
+            {
+                disturb(vip, asked.jiffies);
             }
             reason as u32 + 1
         }
@@ -186,6 +186,7 @@ struct Asked {
     v6: bool,
     class: usize,
     vip: u16,
+    policy: u32,
     length: u32,
     jiffies: u64,
 }
@@ -230,9 +231,24 @@ fn check_exact(settings: &Settings, sender: &Asked) -> Result<(), DropReason> {
     Ok(())
 }
 
+/// Whether the filter knows of a limit near this address.
+#[inline(always)]
+fn is_near_v4(source: [u64; 2]) -> bool {
+    let (word, bit) = exact::v4_filter(exact::v4_index(v4(source)));
+    EXACT_V4_FILTER
+        .get(word / 2)
+        .is_some_and(|words| element(words, word) & bit != 0)
+}
+
+/// An IPv4 source in host byte order.
+#[inline(always)]
+fn v4(source: [u64; 2]) -> u32 {
+    u32::from_be((source[1] >> 32) as u32)
+}
+
 #[inline(always)]
 fn find_v4(source: [u64; 2]) -> Option<u32> {
-    let address = u32::from_be((source[1] >> 32) as u32);
+    let address = v4(source);
     let index = exact::v4_index(address);
     let entry = element(EXACT_V4.get(index / 2)?, index);
     if entry & exact::BLOCK == 0 {
@@ -357,31 +373,6 @@ fn charge(tat: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
     true
 }
 
-/// The limiters (as bits) for which the VIP's whole traffic exceeds what one source may send.
-///
-/// Below that nobody can be over the limit, and the sketch's cache misses are saved. Each CPU has its share.
-#[inline(always)]
-fn pass_gates(settings: &Settings, sender: &Asked, limiters: &[Limiter; LIMITERS]) -> u32 {
-    let index = u32::from(sender.vip) * CLASSES as u32 + sender.class as u32;
-    let Some(gates) = GATES.get_ptr_mut(index) else {
-        return 0;
-    };
-    let now = gcra::time(sender.jiffies);
-    let mut open = 0;
-    for at in 0..LIMITERS {
-        let at = hide(at) & (LIMITERS - 1);
-        let limiter = limiter(again(limiters), at);
-        if limiter.cost == 0 {
-            continue;
-        }
-        // SAFETY: a word of a per-CPU map value; `at` is below the number of limiters.
-        let gate = unsafe { gates.cast::<u64>().add(at) };
-        let cost = amount(sender, at).wrapping_mul(u64::from(settings.cpus));
-        open |= u32::from(opens(gate, now, limiter, cost)) << at;
-    }
-    open
-}
-
 /// Counts a packet at a gate, and tells whether so much came that a single source could be over its limit.
 ///
 /// It stays open while the flood lasts: its arrival time may run ahead by twice of what opens it.
@@ -412,67 +403,78 @@ impl Hashes {
     #[inline(always)]
     fn group(self) -> Option<*mut u64> {
         let mask = SKETCH_MASK.load() >> GROUP_SHIFT;
-        GROUPS.get_ptr_mut((self.1 >> 16) as u32 & mask)
+        GROUPS.get_ptr_mut(self.0 as u32 & mask)
     }
 
+    /// A cell in each row of the source's page: four lines of memory, but one address to translate.
     #[inline(always)]
     fn cells(self) -> [u32; SKETCH_ROWS] {
-        let mask = SKETCH_MASK.load();
-        let cell = |row: u32, hash: u64| row * (mask + 1) + (hash as u32 & mask);
-        let Self(first, second) = self;
-        [
-            cell(0, first),
-            cell(1, first >> 32),
-            cell(2, second),
-            cell(3, second >> 27),
-        ]
+        let page = (self.0 >> 32) as u32 & (SKETCH_MASK.load() >> SKETCH_PAGE_SHIFT);
+        let row = |row: u32| {
+            let cell =
+                (self.1 >> (row * SKETCH_PAGE_SHIFT)) as u32 & ((1 << SKETCH_PAGE_SHIFT) - 1);
+            (page * SKETCH_ROWS as u32 + row) << SKETCH_PAGE_SHIFT | cell
+        };
+        [row(0), row(1), row(2), row(3)]
     }
 }
 
-/// Takes out of `open` what the source's group need not ask, and asks the sketch for the rest.
+/// Asks each limiter in turn, from near memory to far: the gate of all traffic, that of the source's group, the source's
+/// cells. `open` gets the ones (as bits) that the packet is to be charged at.
+///
+/// While a VIP's whole traffic of a class is below what one source may send, nobody can be over the limit, and the
+/// sketch's cache misses are saved. Each CPU has its share of that.
 #[inline(always)]
-fn check_sketch(
+fn check_policy(
     settings: &Settings,
     sender: &Asked,
     policy: &Policy,
     open: &mut u32,
 ) -> Result<(), DropReason> {
+    let index = u32::from(sender.vip) * CLASSES as u32 + sender.class as u32;
+    let Some(gates) = GATES.get_ptr_mut(index) else {
+        return Ok(());
+    };
     let limiters = limiters(policy, sender);
     let now = gcra::time(sender.jiffies);
     for at in 0..LIMITERS {
         let at = hide(at) & (LIMITERS - 1);
-        if *open >> at & 1 == 0 {
+        let limiter = limiter(again(limiters), at);
+        if limiter.cost == 0 {
+            continue;
+        }
+        let amount = amount(sender, at);
+        // SAFETY: a word of a per-CPU map value; `at` is below the number of limiters.
+        let gate = unsafe { gates.cast::<u64>().add(at) };
+        if !opens(
+            gate,
+            now,
+            limiter,
+            amount.wrapping_mul(u64::from(settings.cpus)),
+        ) {
             continue;
         }
         let hashes = hashes(settings, sender, policy, at);
-        let limiter = limiter(again(limiters), at);
         let Some(group) = hashes.group() else {
             return Ok(());
         };
-        if !opens(group, now, limiter, amount(sender, at)) {
-            *open &= !(1 << at);
+        if !opens(group, now, limiter, amount) {
             continue;
         }
-        if gcra::admit(
-            least(&hashes.cells(), now),
-            now,
-            limiter,
-            amount(sender, at),
-        )
-        .is_none()
-        {
+        if gcra::admit(least(&hashes.cells(), now), now, limiter, amount).is_none() {
             let reason = if is_network(at) {
                 DropReason::LimitNetwork
             } else {
                 DropReason::LimitHost
             };
+            *open = 0;
             if policy.monitor != 0 {
                 count::monitored(sender.vip, reason, sender.length);
-                *open = 0;
                 return Ok(());
             }
             return Err(reason);
         }
+        *open |= 1 << at;
     }
     Ok(())
 }
@@ -524,24 +526,25 @@ fn hashes(settings: &Settings, sender: &Asked, policy: &Policy, at: usize) -> Ha
     let (settings, policy) = (again(settings), again(policy));
     let network = is_network(at);
     let source = sender.source;
-    let (high, low) = if sender.v6 {
+    let what = u64::from(sender.vip) | (at as u64) << 16 | (sender.class as u64) << 24;
+    let seed = sender.jiffies >> SEED_SHIFT;
+    let first = if sender.v6 {
         let mask = if network {
             policy.network_mask_v6
         } else {
             policy.host_mask_v6
         };
-        (source[0] & mask[0], source[1] & mask[1])
+        let [high, low] = [source[0] & mask[0], source[1] & mask[1]];
+        hash::hash4(&settings.local_key, [high, low, what, seed])
     } else {
         let mask = if network {
             policy.network_mask_v4
         } else {
             policy.host_mask_v4
         };
-        (0, (source[1] >> 32) & u64::from(mask))
+        let address = (source[1] >> 32) & u64::from(mask);
+        hash::hash2(&settings.local_key, address | what << 32, seed)
     };
-    let what = u64::from(sender.vip) | (at as u64) << 16 | (sender.class as u64) << 24;
-    let seed = sender.jiffies >> SEED_SHIFT << 32;
-    let first = hash::hash4(&settings.local_key, [high, low, what, seed]);
     let second = (first ^ settings.local_key[2]).wrapping_mul(settings.local_key[3] | 1);
     let second = second ^ second >> 32;
     Hashes(first, second)

@@ -68,7 +68,7 @@ pub static FRAGMENTS: Array<[u64; WAYS], 2048> = Array::new();
 #[btf_map]
 pub static GATES: PerCpuArray<[u64; LIMITERS], 10240> = PerCpuArray::new();
 
-/// The limiter's sketch: four rows of theoretical arrival times, one after the other. Cannot fill up: cells are shared.
+/// The limiter's sketch: pages of four rows of theoretical arrival times. Cannot fill up: cells are shared.
 #[btf_map]
 pub static SKETCH: Array<u64, 4194304> = Array::new();
 
@@ -76,6 +76,11 @@ pub static SKETCH: Array<u64, 4194304> = Array::new();
 /// sends more than one source may. Its size is what a core's cache holds.
 #[btf_map]
 pub static GROUPS: Array<u64, 131072> = Array::new();
+
+/// Whether exact limits of IPv4 prefixes are near an address: a bit for the first 21 bits. Most packets read nothing else.
+#[btf_map]
+pub static EXACT_V4_FILTER: Array<[u32; 2], { exact::V4_FILTER_WORDS as usize / 2 }, MMAPABLE> =
+    Array::new();
 
 /// Exact limits of IPv4 prefixes, by the first 24 bits: a limit's number, or a block.
 #[btf_map]
@@ -128,7 +133,7 @@ pub static FLOW_MASK: Global<u32> = Global::new(131071);
 /// Ticks of silence after which a proven flow expires.
 #[unsafe(no_mangle)]
 pub static FLOW_IDLE: Global<u16> = Global::new(880);
-/// Cells in a row of the sketch less one.
+/// A quarter of the sketch's cells less one.
 #[unsafe(no_mangle)]
 pub static SKETCH_MASK: Global<u32> = Global::new(1048575);
 /// Entries of one generation in `DISPLACEMENTS`, `ADDRESSES` and `SERVICES`.

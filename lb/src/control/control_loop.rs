@@ -134,7 +134,10 @@ impl<P: Dataplane> Control<P> {
                     self.reconcile();
                 }
                 () = sleep(Duration::from_secs(expiry.unwrap_or_default())), if expiry.is_some() => {}
-                _ = tick.tick() => self.reconcile(),
+                _ = tick.tick() => {
+                    self.reconcile();
+                    self.plane.sweep();
+                }
             }
         }
     }

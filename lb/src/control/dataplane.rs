@@ -18,6 +18,9 @@ pub trait Dataplane {
     /// Makes it hold `desired`, whatever it held before. Returns what this took, a line for each step.
     fn apply(&mut self, desired: &Desired) -> Result<Vec<String>, Failure>;
 
+    /// Clears away what flows left behind. Called every few seconds.
+    fn sweep(&mut self) {}
+
     /// All figures, read from the maps now.
     fn figures(&self) -> Result<Figures, Failure>;
 

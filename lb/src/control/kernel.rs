@@ -106,6 +106,7 @@ impl Kernel {
     fn exact_tables(&self) -> Result<ExactTables, LoadError> {
         Ok(ExactTables {
             settings: Box::new(SettingsWords(self.plane.map(maps::SETTINGS)?)),
+            v4_filter: Box::new(self.plane.map::<[u32; 2]>(maps::EXACT_V4_FILTER)?),
             v4: Box::new(self.plane.map::<[u32; 2]>(maps::EXACT_V4)?),
             blocks: Box::new(self.plane.map::<[u32; 2]>(maps::EXACT_V4_BLOCKS)?),
             v6_filter: Box::new(self.plane.map::<u32>(maps::EXACT_V6_LENGTHS)?),
@@ -124,6 +125,10 @@ impl Dataplane for Kernel {
             .map(|(name, vip)| (name.clone(), vip.table.clone()))
             .collect();
         Ok(steps.iter().map(ToString::to_string).collect())
+    }
+
+    fn sweep(&mut self) {
+        self.plane.sweep();
     }
 
     fn figures(&self) -> Result<Figures, Failure> {

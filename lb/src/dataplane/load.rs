@@ -19,7 +19,8 @@ use nix::time::{ClockId, clock_getres, clock_gettime};
 use sluice_ebpf::{
     abi::{
         AddressEntry, Backend, CLASSES, Count, DROP_REASONS, FlowStats, GROUP_SHIFT, LIMITERS,
-        Limit, Policy, SKETCH_ROWS, SLOTS_PER_WORD, Service, Settings, Vip, VipStats, maps,
+        Limit, NO_BACKEND, Policy, SKETCH_ROWS, SLOTS_PER_WORD, Service, Settings, Vip, VipStats,
+        maps,
     },
     exact, flow,
 };
@@ -54,7 +55,7 @@ pub(crate) struct Sizes {
 /// Number of policies, 0 included.
 pub(crate) const POLICIES: u32 = 256;
 /// Number of backends.
-pub(crate) const BACKENDS: u32 = 1 << 16;
+pub(crate) const BACKENDS: u32 = NO_BACKEND as u32 + 1;
 const FRAGMENT_BUCKETS: u32 = 2048;
 const LEAST_VIPS: u32 = 2048;
 const LEAST_SLOTS: u32 = 1 << 20;
@@ -116,6 +117,16 @@ impl Sizes {
         self.vips / 2
     }
 
+    /// Ticks of silence after which a proven flow expires.
+    pub(crate) fn flow_idle_ticks(&self, hz: u32) -> u16 {
+        let jiffies = self.flow_idle.as_secs().saturating_mul(u64::from(hz));
+        // Ages wrap: one must be seen to be old before it seems young again.
+        let most = (1u64 << flow::AGE_BITS) * 15 / 16;
+        let ticks =
+            (jiffies >> flow::age_shift(hz)).clamp(2 * u64::from(flow::REFRESH_TICKS), most);
+        u16::try_from(ticks).unwrap_or(u16::MAX)
+    }
+
     /// Every pinned map, as these sizes make it.
     pub(crate) fn shapes(&self) -> Vec<(&'static str, Shape)> {
         let array =
@@ -149,6 +160,7 @@ impl Sizes {
             per_cpu(maps::GATES, 8 * LIMITERS, self.vips * CLASSES as u32),
             array(maps::SKETCH, 8, self.sketch_cells * SKETCH_ROWS as u32),
             array(maps::GROUPS, 8, self.sketch_cells >> GROUP_SHIFT),
+            array(maps::EXACT_V4_FILTER, 8, exact::V4_FILTER_WORDS / 2),
             array(maps::EXACT_V4, 8, exact::V4_ENTRIES / 2),
             array(
                 maps::EXACT_V4_BLOCKS,
@@ -194,10 +206,7 @@ pub(crate) enum Twin {
 pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadError> {
     let hz = hz()?;
     let shift = flow::age_shift(hz);
-    let idle = sizes.flow_idle.as_secs().saturating_mul(u64::from(hz)) >> shift;
-    // Ages wrap: one must be seen to be old before it seems young again.
-    let most = (1u64 << flow::AGE_BITS) * 15 / 16;
-    let idle = u16::try_from(idle.clamp(1, most)).unwrap_or(u16::MAX);
+    let idle = sizes.flow_idle_ticks(hz);
     let twin = match twin {
         Twin::Forwarding => objects::BALANCER,
         Twin::Explaining => objects::EXPLAIN,

@@ -13,6 +13,8 @@ mod plane;
 mod registry;
 mod slots;
 mod stats;
+mod steps;
+mod sweep;
 
 pub use desired::{BackendKey, BackendState, Desired, Table, TableKey, Vip};
 pub use error::{ApplyError, LoadError, MapKind, ReadError, Shape};

@@ -1,30 +1,25 @@
 //! The loaded data plane: opened or adopted at start, then made to hold what is desired, step by step.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::Read,
-    mem::offset_of,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs::File, io::Read, mem::offset_of, path::Path};
 
 use aya::{Ebpf, maps::Map, util::online_cpus};
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 use sluice_ebpf::{
-    abi::{self, Generation, HANDSHAKE_TICKS, Settings, maps},
-    flow::{self, Flow, WAYS},
+    abi::{self, Generation, Settings, maps},
+    flow::WAYS,
 };
 
 use super::{
     Attached, BackendKey, Desired, TableKey, encode,
     error::{ApplyError, LoadError},
-    index::{self, Indexed, Room},
-    load::{self, Need, POLICIES, Sizes, Twin, jiffies_now},
+    index::Room,
+    load::{self, Need, Sizes, Twin, jiffies_now},
     pins::{Pinned, Pins},
-    plan::{Image, Step, VipImage, plan},
-    registry::{Region, Registry},
-    slots::{Slots, build_all},
+    plan::{Image, Step, plan},
+    registry::Registry,
+    slots::Slots,
     stats::Counters,
+    sweep::Sweep,
 };
 use crate::{config::Dataplane, sys::Mapped};
 
@@ -32,27 +27,36 @@ use crate::{config::Dataplane, sys::Mapped};
 pub struct Plane {
     pub(super) object: Ebpf,
     pins: Pins,
-    hz: u32,
+    pub(super) hz: u32,
     pub(super) settings: Mapped<Settings>,
-    arrays: Arrays,
+    pub(super) arrays: Arrays,
     pub(super) flows: Mapped<[u64; WAYS]>,
+    /// Ticks of silence after which a flow expires.
+    pub(super) flow_idle: u16,
     pub(super) counters: Counters,
     pub(super) registry: Registry,
-    slots: Slots,
-    room: Room,
-    actual: Image,
-    checksums: BTreeMap<TableKey, u64>,
+    pub(super) slots: Slots,
+    pub(super) room: Room,
+    pub(super) actual: Image,
+    /// The table of each VIP, as far as it is known.
+    pub(super) vip_tables: BTreeMap<String, TableKey>,
+    pub(super) checksums: BTreeMap<TableKey, u64>,
+    pub(super) sweep: Sweep,
+    /// When it was opened, in jiffies.
+    pub(super) opened: u64,
+    /// No packet met it before: there are no flows.
+    pub(super) is_new: bool,
 }
 
 /// Arrays that only the daemon writes.
 #[derive(Debug)]
-struct Arrays {
-    displacements: Mapped<u32>,
-    addresses: Mapped<abi::AddressEntry>,
-    services: Mapped<abi::Service>,
-    vips: Mapped<abi::Vip>,
-    policies: Mapped<abi::Policy>,
-    backends: Mapped<abi::Backend>,
+pub(super) struct Arrays {
+    pub(super) displacements: Mapped<u32>,
+    pub(super) addresses: Mapped<abi::AddressEntry>,
+    pub(super) services: Mapped<abi::Service>,
+    pub(super) vips: Mapped<abi::Vip>,
+    pub(super) policies: Mapped<abi::Policy>,
+    pub(super) backends: Mapped<abi::Backend>,
 }
 
 /// How the data plane was found.
@@ -64,9 +68,6 @@ pub struct Opened {
     /// For the operator, a sentence each.
     pub warnings: Vec<String>,
 }
-
-/// Seconds after which nothing uses what was replaced.
-const LINGER_SECONDS: u64 = 30;
 
 impl Plane {
     /// Loads the data plane, or takes over the one that is pinned, and attaches it to the config's interfaces.
@@ -159,6 +160,7 @@ impl Plane {
             self.remove_table(&key, now);
         }
         self.registry.save()?;
+        self.is_new = false;
         Ok(steps)
     }
 
@@ -248,6 +250,7 @@ impl Plane {
             settings: mapped(&object, maps::SETTINGS)?,
             flows: mapped(&object, maps::FLOWS)?,
             slots: Slots::new(mapped(&object, maps::SLOTS)?),
+            flow_idle: sizes.flow_idle_ticks(hz),
             counters: Counters::new(&mut object)?,
             object,
             pins,
@@ -259,7 +262,11 @@ impl Plane {
                 displacements: sizes.displacements(),
             },
             actual: Image::default(),
+            vip_tables: BTreeMap::new(),
             checksums: BTreeMap::new(),
+            sweep: Sweep::default(),
+            opened: now,
+            is_new: !adopted || lost,
         };
         if lost {
             warnings.push(format!(
@@ -270,6 +277,7 @@ impl Plane {
         }
         plane.set_up(config, secret, adopted, warnings)?;
         plane.actual = plane.held();
+        plane.vip_tables = plane.held_vip_tables();
         Ok(plane)
     }
 
@@ -337,236 +345,18 @@ impl Plane {
         }
     }
 
-    /// Frees what nothing uses any more.
-    fn free(&mut self, now: u64) {
-        self.slots.free(now);
-        let due = self.registry.due(now);
-        if !due.is_empty() {
-            self.scrub(&due);
-            self.registry.free(&due);
-        }
-    }
-
-    /// Takes these backends out of the flow table.
-    fn scrub(&self, backends: &BTreeSet<u16>) {
-        for bucket in 0..self.flows.len() {
-            for (way, word) in self.flows.read(bucket).into_iter().enumerate() {
-                let flow = Flow(word);
-                if !flow.is_empty() && backends.contains(&flow.backend()) {
-                    // If a packet was quicker, the flow is another by now, or soon is.
-                    self.flows.replace_u64(bucket, way * 8, word, 0);
-                }
-            }
-        }
-    }
-
-    /// Gives numbers to all that is wanted, and makes them last before a packet can meet them.
-    fn number(&mut self, wanted: &Image) -> Result<(), ApplyError> {
-        for name in wanted.policies.keys() {
-            self.registry.policy(name, POLICIES)?;
-        }
-        for key in wanted.backends.keys() {
-            let (number, new) = self.registry.backend(key)?;
-            if new {
-                self.counters.reset_backend(number)?;
-            }
-        }
-        for name in wanted.vips.keys() {
-            let (number, new) = self.registry.vip(name, self.arrays.vips.len())?;
-            if new {
-                self.arrays
-                    .vips
-                    .write(u32::from(number), &abi::Vip::zeroed());
-                self.counters.reset_vip(number)?;
-            }
-        }
-        self.registry.save()
-    }
-
-    /// Builds what tables the steps put, on all CPUs, and writes those that are not there yet into free regions.
-    fn put_tables(&mut self, steps: &[Step], wanted: &Image, now: u64) -> Result<(), ApplyError> {
-        let keys = steps.iter().filter_map(|step| match step {
-            Step::PutTable(key) => Some(key),
-            _ => None,
-        });
-        let tables: Vec<_> = keys.map(|key| (key, &wanted.tables[key])).collect();
-        for (&(key, _), built) in tables
-            .iter()
-            .zip(build_all(&tables, &self.registry.backends))
-        {
-            let old = self.registry.tables.get(key).copied();
-            if let Some(old) = old
-                && self.slots.holds(old, &built.slots)
-            {
-                self.checksums.insert(key.clone(), built.checksum);
-                continue;
-            }
-            let linger = now + LINGER_SECONDS * u64::from(self.hz);
-            let vips = (1..self.arrays.vips.len()).flat_map(|number| {
-                let vip = self.arrays.vips.read(number);
-                [
-                    Region::from_word(vip.table),
-                    Region::from_word(vip.previous_table),
-                ]
-            });
-            let used = vips.chain(self.registry.tables.values().copied());
-            let region = self.slots.put(used, &built.slots)?;
-            self.registry.put_table(key.clone(), region);
-            self.checksums.insert(key.clone(), built.checksum);
-            if let Some(old) = old {
-                self.slots.retire(old, linger);
-            }
-        }
-        Ok(())
-    }
-
-    fn remove_table(&mut self, key: &TableKey, now: u64) {
-        if let Some(region) = self.registry.remove_table(key) {
-            let linger = now + LINGER_SECONDS * u64::from(self.hz);
-            self.slots.retire(region, linger);
-        }
-        self.checksums.remove(key);
-    }
-
-    fn take_step(&mut self, step: &Step, wanted: &Image, now: u64) -> Result<(), ApplyError> {
-        match step {
-            Step::PutPolicy(name) => {
-                let policy = wanted.policies[name];
-                let number = self.registry.policies[name];
-                self.arrays.policies.write(u32::from(number), &policy);
-                self.actual.policies.insert(name.clone(), policy);
-            }
-            Step::PutBackend(key) => {
-                let backend = wanted.backends[key];
-                self.arrays
-                    .backends
-                    .write(u32::from(self.registry.backends[key]), &backend);
-                self.actual.backends.insert(key.clone(), backend);
-            }
-            Step::PutTable(key) => {
-                let table = wanted.tables[key].clone();
-                self.actual.tables.insert(key.clone(), table);
-            }
-            Step::PutVip(name) => {
-                if let Some(vip) = &wanted.vips[name] {
-                    self.put_vip(name, vip, now);
-                }
-                // The index still leads elsewhere, or nowhere, until it flips.
-            }
-            Step::FlipIndex => {
-                self.flip(wanted)?;
-                self.actual.vips.extend(wanted.vips.clone());
-            }
-            Step::RemoveVip(name) => {
-                if let Some(number) = self.registry.remove_vip(name) {
-                    self.arrays
-                        .vips
-                        .write(u32::from(number), &abi::Vip::zeroed());
-                }
-                self.actual.vips.remove(name);
-            }
-            Step::RemoveTable(key) => {
-                self.remove_table(key, now);
-                self.actual.tables.remove(key);
-            }
-            Step::RemoveBackend(key) => {
-                let linger = now + LINGER_SECONDS * u64::from(self.hz);
-                if let Some(number) = self.registry.remove_backend(key, linger) {
-                    let nothing = abi::Backend::zeroed();
-                    self.arrays.backends.write(u32::from(number), &nothing);
-                }
-                self.actual.backends.remove(key);
-            }
-            Step::RemovePolicy(name) => {
-                if let Some(number) = self.registry.remove_policy(name) {
-                    let nothing = abi::Policy::zeroed();
-                    self.arrays.policies.write(u32::from(number), &nothing);
-                }
-                self.actual.policies.remove(name);
-            }
-        }
-        Ok(())
-    }
-
-    fn put_vip(&mut self, name: &str, image: &VipImage, now: u64) {
-        let number = u32::from(self.registry.vips[name]);
-        let old = self.arrays.vips.read(number);
-        let policy = image
-            .policy
-            .as_ref()
-            .map_or(0, |policy| self.registry.policies[policy]);
-        let vip = abi::Vip {
-            policy,
-            mtu_bytes: image.mtu_bytes,
-            flags: image.flags,
-            ..old
+    /// Which table each VIP uses, as the maps tell.
+    fn held_vip_tables(&self) -> BTreeMap<String, TableKey> {
+        let tables = &self.registry.tables;
+        let table = |number: u16| {
+            let word = self.arrays.vips.read(u32::from(number)).table;
+            tables.iter().find(|(_, region)| region.word() == word)
         };
-        // One word holds these three; packets write another.
-        let word: [u64; 8] = bytemuck::cast(vip);
-        let offset = offset_of!(abi::Vip, policy);
-        self.arrays.vips.store_u64(number, offset, word[offset / 8]);
-        let table = self.registry.tables[&image.table].word();
-        if old.table != table {
-            let store = |offset, value| self.arrays.vips.store_u64(number, offset, value);
-            // Building the tables took its time.
-            let now = now.max(self.jiffies_now());
-            let window = u64::from(HANDSHAKE_TICKS) << flow::age_shift(self.hz);
-            // A second switch within the window: handshakes of the table before the first may still be under way, and
-            // those of the one between left a mark where it differs.
-            if old.previous_table == 0 || now.wrapping_sub(old.switched) >= window {
-                store(offset_of!(abi::Vip, previous_table), old.table);
-            }
-            store(offset_of!(abi::Vip, switched), now);
-            store(offset_of!(abi::Vip, table), table);
-        }
-        if let Some(Some(actual)) = self.actual.vips.get_mut(name) {
-            // Where it is found changes with the index only.
-            *actual = VipImage {
-                place: actual.place,
-                ..image.clone()
-            };
-        }
-    }
-
-    /// Writes the index that packets do not use, then makes them use it.
-    fn flip(&self, wanted: &Image) -> Result<(), ApplyError> {
-        let vips: Vec<Indexed> = wanted
+        self.registry
             .vips
             .iter()
-            .filter_map(|(name, vip)| Some((name, vip.as_ref()?)))
-            .map(|(name, vip)| Indexed {
-                prefix: vip.place.prefix,
-                protocol: vip.place.protocol,
-                port: vip.place.port,
-                vip: self.registry.vips[name],
-            })
-            .collect();
-        let index = index::build(&vips, self.room)?;
-        let next = (self.settings.read(0).active + 1) % abi::GENERATIONS;
-        let Room {
-            entries,
-            displacements,
-        } = self.room;
-        let arrays = &self.arrays;
-        arrays
-            .addresses
-            .write_range(next * entries, index.addresses);
-        arrays.services.write_range(next * entries, index.services);
-        arrays
-            .displacements
-            .write_range(next * displacements, index.address_displacements);
-        let services = (next + abi::GENERATIONS) * displacements;
-        arrays
-            .displacements
-            .write_range(services, index.service_displacements);
-        let at = offset_of!(Settings, generations) + next as usize * size_of::<Generation>();
-        let words: [u64; 6] = bytemuck::cast(index.generation);
-        for (n, word) in words.into_iter().enumerate() {
-            self.settings.store_u64(0, at + n * 8, word);
-        }
-        self.settings
-            .store_u32(0, offset_of!(Settings, active), next);
-        Ok(())
+            .filter_map(|(name, &number)| Some((name.clone(), table(number)?.0.clone())))
+            .collect()
     }
 
     /// The backend that a number stands for.

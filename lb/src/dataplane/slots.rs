@@ -7,7 +7,8 @@ use super::{
     maglev::{self, Entry},
     registry::Region,
 };
-use sluice_ebpf::abi::SLOTS_PER_WORD;
+use ahash::AHashSet;
+use sluice_ebpf::abi::{SLOT_MOVED, SLOTS_PER_WORD};
 
 use crate::sys::Mapped;
 
@@ -41,7 +42,7 @@ impl Slots {
         self.array.len() * PER_WORD
     }
 
-    fn read(&self, slot: u32) -> u16 {
+    pub(crate) fn read(&self, slot: u32) -> u16 {
         self.array.read(slot / PER_WORD)[(slot % PER_WORD) as usize]
     }
 
@@ -66,7 +67,28 @@ impl Slots {
             && u64::from(region.first) + u64::from(region.slots) <= u64::from(self.len())
             && (region.first..)
                 .zip(table)
-                .all(|(slot, &backend)| self.read(slot) == backend)
+                .all(|(slot, &backend)| self.read(slot) & !SLOT_MOVED == backend)
+    }
+
+    /// Marks the slots of a new table whose flows may be elsewhere: those that differ from the table before it, and those
+    /// that were marked there.
+    pub(crate) fn mark_moved(&self, before: Region, table: &mut [u16]) {
+        let is_alike = before.slots as usize == table.len();
+        for (slot, backend) in (before.first..).zip(table) {
+            if !is_alike || self.read(slot) != *backend {
+                *backend |= SLOT_MOVED;
+            }
+        }
+    }
+
+    /// Takes the marks off a table, but for the slots in `needed`.
+    pub(crate) fn unmark(&self, region: Region, needed: &AHashSet<u32>) {
+        for slot in region.first..region.first + region.slots {
+            let held = self.read(slot);
+            if held & SLOT_MOVED != 0 && !needed.contains(&slot) {
+                self.write(slot, &[held & !SLOT_MOVED]);
+            }
+        }
     }
 
     /// Writes a table to where nothing of `used` lies.

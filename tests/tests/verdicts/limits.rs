@@ -96,6 +96,14 @@ pub(crate) fn limit_exactly(rig: &mut Rig, exact: Exact) {
 fn place_v4(rig: &mut Rig, network: u32, length: u8, number: u32) {
     rig.set_settings(|settings| settings.exact |= EXACT_V4 | EXACT_ESTABLISHED);
     let index = v4_index(network);
+    let (word, bit) = exact::v4_filter(index);
+    let pair: [u32; 2] = rig.get_raw(maps::EXACT_V4_FILTER, word / 2);
+    put_half(
+        rig,
+        maps::EXACT_V4_FILTER,
+        word,
+        pair[word as usize & 1] | bit,
+    );
     if length <= 24 {
         put_half(rig, maps::EXACT_V4, index, number);
         return;

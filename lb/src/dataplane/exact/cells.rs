@@ -37,6 +37,8 @@ impl<T: Copy> Cells<T> for Vec<T> {
 pub struct ExactTables {
     /// `SETTINGS`, of which only `exact` and `exact_v6_lengths` are written.
     pub settings: Box<dyn Cells<u32> + Send>,
+    /// `EXACT_V4_FILTER`.
+    pub v4_filter: Box<dyn Cells<u32> + Send>,
     /// `EXACT_V4`.
     pub v4: Box<dyn Cells<u32> + Send>,
     /// `EXACT_V4_BLOCKS`.

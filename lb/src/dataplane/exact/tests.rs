@@ -74,6 +74,7 @@ const SMALL: Sizes = Sizes {
 fn tables(sizes: Sizes) -> ExactTables {
     ExactTables {
         settings: Box::new(vec![0u32; size_of::<Settings>() / 4]),
+        v4_filter: Box::new(vec![0u32; exact::V4_FILTER_WORDS as usize]),
         v4: Box::new(vec![0u32; exact::V4_ENTRIES as usize]),
         blocks: Box::new(vec![0u32; sizes.blocks * 256]),
         v6_filter: Box::new(vec![0u32; exact::V6_FILTER_ENTRIES as usize]),
@@ -109,7 +110,12 @@ fn meets(tables: &ExactTables, source: IpAddr, vip: u16, class: u8) -> Option<u3
 
 fn find_v4(tables: &ExactTables, address: Ipv4Addr) -> u32 {
     let address = address.to_bits();
-    let entry = tables.v4.get(exact::v4_index(address) as usize);
+    let index = exact::v4_index(address);
+    let (word, bit) = exact::v4_filter(index);
+    if tables.v4_filter.get(word as usize) & bit == 0 {
+        return 0;
+    }
+    let entry = tables.v4.get(index as usize);
     if entry & exact::BLOCK == 0 {
         return entry;
     }
@@ -486,6 +492,7 @@ fn packets_never_meet_a_wrong_limit_while_lengths_change() {
     let limits = Shared::<AtomicU64>::zeroed(64 * LIMIT_WORDS);
     let shared = || ExactTables {
         settings: Box::new(settings.clone()),
+        v4_filter: Box::new(vec![0u32; exact::V4_FILTER_WORDS as usize]),
         v4: Box::new(vec![0u32; exact::V4_ENTRIES as usize]),
         blocks: Box::new(vec![0u32; 256]),
         v6_filter: Box::new(filter.clone()),

@@ -2,12 +2,31 @@
 
 use std::collections::HashSet;
 
-use sluice_ebpf::exact::{BLOCK, BLOCK_ENTRIES, V4_ENTRIES};
+use sluice_ebpf::exact::{
+    BLOCK, BLOCK_ENTRIES, V4_ENTRIES, V4_FILTER_SHIFT, V4_FILTER_WORDS, v4_filter,
+};
 
 use super::{
     cells::{ExactTables, Numbers},
     tree::{Key, Tree},
 };
+
+/// Writes an entry of the first level. The filter says so before it is there, and until none of its neighbours is.
+#[expect(clippy::cast_possible_truncation, reason = "there are 2^24 entries")]
+fn set(tables: &mut ExactTables, at: usize, entry: u32) {
+    let (word, bit) = v4_filter(at as u32);
+    let word = word as usize;
+    let filter = tables.v4_filter.get(word);
+    if entry != 0 && filter & bit == 0 {
+        tables.v4_filter.set(word, filter | bit);
+    }
+    tables.v4.set(at, entry);
+    let first = at >> V4_FILTER_SHIFT << V4_FILTER_SHIFT;
+    let mut neighbours = first..first + (1 << V4_FILTER_SHIFT);
+    if entry == 0 && filter & bit != 0 && neighbours.all(|at| tables.v4.get(at) == 0) {
+        tables.v4_filter.set(word, filter & !bit);
+    }
+}
 
 /// Whether a limit for this prefix needs a block that is not there yet.
 pub(super) fn needs_block(tables: &ExactTables, key: Key) -> bool {
@@ -33,13 +52,13 @@ pub(super) fn repoint(
             let value = if is_inside { new } else { entry };
             tables.blocks.set(start(block) + at, value);
         }
-        tables.v4.set(first >> 8, block | BLOCK);
+        set(tables, first >> 8, block | BLOCK);
         return;
     }
     for at in first >> 8..=last >> 8 {
         let entry = tables.v4.get(at);
         if entry == old {
-            tables.v4.set(at, new);
+            set(tables, at, new);
         } else if entry & BLOCK != 0 {
             let start = start(entry & !BLOCK);
             let (from, to) = if key.length > LONGEST_DIRECT {
@@ -67,7 +86,7 @@ pub(super) fn free_block(tables: &mut ExactTables, blocks: &mut Numbers, tree: &
     if entry & BLOCK != 0 {
         // All 256 are alike by now.
         let value = tables.blocks.get(start(entry & !BLOCK));
-        tables.v4.set(at, value);
+        set(tables, at, value);
         blocks.give_back(entry & !BLOCK);
     }
 }
@@ -90,6 +109,9 @@ pub(super) fn verify(tables: &ExactTables, tree: &Tree) -> Option<HashSet<u32>> 
     };
     for at in 0..V4_ENTRIES as usize {
         let entry = tables.v4.get(at);
+        if entry != 0 && !is_filtered(tables, at) {
+            return None;
+        }
         if deep.peek() != Some(&at) {
             if entry != head_at(at << 8) {
                 return None;
@@ -111,12 +133,21 @@ pub(super) fn verify(tables: &ExactTables, tree: &Tree) -> Option<HashSet<u32>> 
     Some(used)
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "there are 2^24 entries")]
+fn is_filtered(tables: &ExactTables, at: usize) -> bool {
+    let (word, bit) = v4_filter(at as u32);
+    tables.v4_filter.get(word as usize) & bit != 0
+}
+
 /// No address has a limit any more.
 pub(super) fn clear(tables: &mut ExactTables) {
     for at in 0..V4_ENTRIES as usize {
         if tables.v4.get(at) != 0 {
             tables.v4.set(at, 0);
         }
+    }
+    for word in 0..V4_FILTER_WORDS as usize {
+        tables.v4_filter.set(word, 0);
     }
 }
 

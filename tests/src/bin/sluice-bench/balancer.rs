@@ -17,6 +17,7 @@ use sluice_ebpf::{
         EXACT_V4, Forward, Generation, Limit, Limiter, Policy, SLOTS_PER_WORD, Service, Settings,
         VIP_CLASSES_SHIFT, Vip, VipStats,
     },
+    exact::v4_filter,
     flow::{self, Flow, State, WAYS},
     gcra, hash,
     hash::Tuple,
@@ -197,11 +198,24 @@ impl Balancer {
         }
         let map = self.ebpf.map_mut("EXACT_V4").context("EXACT_V4")?;
         let mut table = Array::<_, [u32; 2]>::try_from(map)?;
+        let mut prefixes = Vec::new();
         for number in 1..=count {
             let prefix = number.wrapping_mul(0x0087_6543 | 1) & 0xff_ffff;
             let mut pair = table.get(&(prefix / 2), 0)?;
             pair[prefix as usize % 2] = number;
             table.set(prefix / 2, pair, 0)?;
+            prefixes.push(prefix);
+        }
+        let map = self
+            .ebpf
+            .map_mut("EXACT_V4_FILTER")
+            .context("EXACT_V4_FILTER")?;
+        let mut filter = Array::<_, [u32; 2]>::try_from(map)?;
+        for prefix in prefixes {
+            let (word, bit) = v4_filter(prefix);
+            let mut pair = filter.get(&(word / 2), 0)?;
+            pair[word as usize % 2] |= bit;
+            filter.set(word / 2, pair, 0)?;
         }
         Ok(())
     }

@@ -1,0 +1,277 @@
+//! The steps of a plan, taken one by one in the maps.
+
+use std::{collections::BTreeSet, mem::offset_of};
+
+use bytemuck::Zeroable;
+use sluice_ebpf::{
+    abi::{self, Generation, HANDSHAKE_TICKS, Settings, VIP_MOVED},
+    flow::{self, Flow},
+};
+
+use super::{
+    ApplyError, Plane, TableKey,
+    index::{self, Indexed, Room},
+    load::POLICIES,
+    plan::{Image, Step, VipImage},
+    registry::Region,
+    slots::build_all,
+};
+
+/// Seconds after which nothing uses what was replaced.
+const LINGER_SECONDS: u64 = 30;
+
+impl Plane {
+    /// Frees what nothing uses any more.
+    pub(super) fn free(&mut self, now: u64) {
+        self.slots.free(now);
+        let due = self.registry.due(now);
+        if !due.is_empty() {
+            self.scrub(&due);
+            self.registry.free(&due);
+        }
+    }
+
+    /// Takes these backends out of the flow table.
+    fn scrub(&self, backends: &BTreeSet<u16>) {
+        for bucket in 0..self.flows.len() {
+            for (way, word) in self.flows.read(bucket).into_iter().enumerate() {
+                let flow = Flow(word);
+                if !flow.is_empty() && backends.contains(&flow.backend()) {
+                    // If a packet was quicker, the flow is another by now, or soon is.
+                    self.flows.replace_u64(bucket, way * 8, word, 0);
+                }
+            }
+        }
+    }
+
+    /// Gives numbers to all that is wanted, and makes them last before a packet can meet them.
+    pub(super) fn number(&mut self, wanted: &Image) -> Result<(), ApplyError> {
+        for name in wanted.policies.keys() {
+            self.registry.policy(name, POLICIES)?;
+        }
+        for key in wanted.backends.keys() {
+            let (number, new) = self.registry.backend(key)?;
+            if new {
+                self.counters.reset_backend(number)?;
+            }
+        }
+        for name in wanted.vips.keys() {
+            let (number, new) = self.registry.vip(name, self.arrays.vips.len())?;
+            if new {
+                self.arrays
+                    .vips
+                    .write(u32::from(number), &abi::Vip::zeroed());
+                self.counters.reset_vip(number)?;
+            }
+        }
+        self.registry.save()
+    }
+
+    /// Builds what tables the steps put, on all CPUs, and writes those that are not there yet into free regions.
+    pub(super) fn put_tables(
+        &mut self,
+        steps: &[Step],
+        wanted: &Image,
+        now: u64,
+    ) -> Result<(), ApplyError> {
+        let keys = steps.iter().filter_map(|step| match step {
+            Step::PutTable(key) => Some(key),
+            _ => None,
+        });
+        let tables: Vec<_> = keys.map(|key| (key, &wanted.tables[key])).collect();
+        for (&(key, _), mut built) in tables
+            .iter()
+            .zip(build_all(&tables, &self.registry.backends))
+        {
+            let old = self.registry.tables.get(key).copied();
+            if let Some(old) = old {
+                if self.slots.holds(old, &built.slots) {
+                    self.checksums.insert(key.clone(), built.checksum);
+                    continue;
+                }
+                self.slots.mark_moved(old, &mut built.slots);
+            }
+            let linger = now + LINGER_SECONDS * u64::from(self.hz);
+            let vips = (1..self.arrays.vips.len()).flat_map(|number| {
+                let vip = self.arrays.vips.read(number);
+                [
+                    Region::from_word(vip.table),
+                    Region::from_word(vip.previous_table),
+                ]
+            });
+            let used = vips.chain(self.registry.tables.values().copied());
+            let region = self.slots.put(used, &built.slots)?;
+            self.registry.put_table(key.clone(), region);
+            self.checksums.insert(key.clone(), built.checksum);
+            if let Some(old) = old {
+                self.slots.retire(old, linger);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_table(&mut self, key: &TableKey, now: u64) {
+        if let Some(region) = self.registry.remove_table(key) {
+            let linger = now + LINGER_SECONDS * u64::from(self.hz);
+            self.slots.retire(region, linger);
+        }
+        self.checksums.remove(key);
+    }
+
+    pub(super) fn take_step(
+        &mut self,
+        step: &Step,
+        wanted: &Image,
+        now: u64,
+    ) -> Result<(), ApplyError> {
+        match step {
+            Step::PutPolicy(name) => {
+                let policy = wanted.policies[name];
+                let number = self.registry.policies[name];
+                self.arrays.policies.write(u32::from(number), &policy);
+                self.actual.policies.insert(name.clone(), policy);
+            }
+            Step::PutBackend(key) => {
+                let backend = wanted.backends[key];
+                self.arrays
+                    .backends
+                    .write(u32::from(self.registry.backends[key]), &backend);
+                self.actual.backends.insert(key.clone(), backend);
+            }
+            Step::PutTable(key) => {
+                let table = wanted.tables[key].clone();
+                self.actual.tables.insert(key.clone(), table);
+            }
+            Step::PutVip(name) => {
+                if let Some(vip) = &wanted.vips[name] {
+                    self.put_vip(name, vip, now);
+                }
+                // The index still leads elsewhere, or nowhere, until it flips.
+            }
+            Step::FlipIndex => {
+                self.flip(wanted)?;
+                self.actual.vips.extend(wanted.vips.clone());
+            }
+            Step::RemoveVip(name) => {
+                if let Some(number) = self.registry.remove_vip(name) {
+                    self.arrays
+                        .vips
+                        .write(u32::from(number), &abi::Vip::zeroed());
+                }
+                self.actual.vips.remove(name);
+                self.vip_tables.remove(name);
+            }
+            Step::RemoveTable(key) => {
+                self.remove_table(key, now);
+                self.actual.tables.remove(key);
+            }
+            Step::RemoveBackend(key) => {
+                let linger = now + LINGER_SECONDS * u64::from(self.hz);
+                if let Some(number) = self.registry.remove_backend(key, linger) {
+                    let nothing = abi::Backend::zeroed();
+                    self.arrays.backends.write(u32::from(number), &nothing);
+                }
+                self.actual.backends.remove(key);
+            }
+            Step::RemovePolicy(name) => {
+                if let Some(number) = self.registry.remove_policy(name) {
+                    let nothing = abi::Policy::zeroed();
+                    self.arrays.policies.write(u32::from(number), &nothing);
+                }
+                self.actual.policies.remove(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_vip(&mut self, name: &str, image: &VipImage, now: u64) {
+        let number = u32::from(self.registry.vips[name]);
+        let old = self.arrays.vips.read(number);
+        let policy = image
+            .policy
+            .as_ref()
+            .map_or(0, |policy| self.registry.policies[policy]);
+        // Flows of a VIP that had another table are where no slot of this one tells.
+        let comes_from = self.vip_tables.insert(name.to_owned(), image.table.clone());
+        let moved = if comes_from.as_ref() == Some(&image.table) {
+            old.flags & VIP_MOVED
+        } else if self.is_new {
+            0
+        } else {
+            VIP_MOVED
+        };
+        let vip = abi::Vip {
+            policy,
+            mtu_bytes: image.mtu_bytes,
+            flags: image.flags | moved,
+            ..old
+        };
+        // One word holds these three; packets write another.
+        let word: [u64; 8] = bytemuck::cast(vip);
+        let offset = offset_of!(abi::Vip, policy);
+        self.arrays.vips.store_u64(number, offset, word[offset / 8]);
+        let table = self.registry.tables[&image.table].word();
+        if old.table != table {
+            let store = |offset, value| self.arrays.vips.store_u64(number, offset, value);
+            // Building the tables took its time.
+            let now = now.max(self.jiffies_now());
+            let window = u64::from(HANDSHAKE_TICKS) << flow::age_shift(self.hz);
+            // A second switch within the window: handshakes of the table before the first may still be under way, and
+            // those of the one between left a mark where it differs.
+            if old.previous_table == 0 || now.wrapping_sub(old.switched) >= window {
+                store(offset_of!(abi::Vip, previous_table), old.table);
+            }
+            store(offset_of!(abi::Vip, switched), now);
+            store(offset_of!(abi::Vip, table), table);
+            self.sweep.note_switch(&image.table, now);
+        }
+        if let Some(Some(actual)) = self.actual.vips.get_mut(name) {
+            // Where it is found changes with the index only.
+            *actual = VipImage {
+                place: actual.place,
+                ..image.clone()
+            };
+        }
+    }
+
+    /// Writes the index that packets do not use, then makes them use it.
+    fn flip(&self, wanted: &Image) -> Result<(), ApplyError> {
+        let vips: Vec<Indexed> = wanted
+            .vips
+            .iter()
+            .filter_map(|(name, vip)| Some((name, vip.as_ref()?)))
+            .map(|(name, vip)| Indexed {
+                prefix: vip.place.prefix,
+                protocol: vip.place.protocol,
+                port: vip.place.port,
+                vip: self.registry.vips[name],
+            })
+            .collect();
+        let index = index::build(&vips, self.room)?;
+        let next = (self.settings.read(0).active + 1) % abi::GENERATIONS;
+        let Room {
+            entries,
+            displacements,
+        } = self.room;
+        let arrays = &self.arrays;
+        arrays
+            .addresses
+            .write_range(next * entries, index.addresses);
+        arrays.services.write_range(next * entries, index.services);
+        arrays
+            .displacements
+            .write_range(next * displacements, index.address_displacements);
+        let services = (next + abi::GENERATIONS) * displacements;
+        arrays
+            .displacements
+            .write_range(services, index.service_displacements);
+        let at = offset_of!(Settings, generations) + next as usize * size_of::<Generation>();
+        let words: [u64; 6] = bytemuck::cast(index.generation);
+        for (n, word) in words.into_iter().enumerate() {
+            self.settings.store_u64(0, at + n * 8, word);
+        }
+        self.settings
+            .store_u32(0, offset_of!(Settings, active), next);
+        Ok(())
+    }
+}
