@@ -22,8 +22,8 @@ use crate::{
     context::frame,
     hash::{self, Tuple},
     packet::{
-        self, Fragment, ICMP, ICMPV6, Ip, L4, TCP, TCP_ACK, TCP_SYN, Transport, UDP,
-        is_echo_request, is_icmp_error,
+        self, Fragment, ICMP, ICMPV6, IPV4_BE, IPV6_BE, Ip, L4, TCP, TCP_ACK, TCP_SYN, Transport,
+        UDP, is_echo_request, is_icmp_error,
     },
 };
 
@@ -48,19 +48,31 @@ pub fn run(context: *mut xdp_md) -> u32 {
     let Some(settings) = settings() else {
         return xdp_action::XDP_PASS;
     };
-    let ip = match packet::ethernet(&frame)
-        .and_then(|(ethertype, offset)| packet::ip(&frame, ethertype, offset))
-    {
-        Some(ip) => ip,
-        None => return not_ours(Step::NotIp, frame.len() as u32),
-    };
+    let length = frame.len() as u32;
+    // Each family's path is compiled for itself: neither pays for the other's addresses.
+    match packet::ethernet(&frame) {
+        Some((IPV4_BE, offset)) => match packet::ipv4(&frame, offset) {
+            Some(ip) => meet(context, settings, &ip),
+            None => not_ours(Step::NotIp, length),
+        },
+        Some((IPV6_BE, offset)) => match packet::ipv6(&frame, offset) {
+            Some(ip) => meet(context, settings, &ip),
+            None => not_ours(Step::NotIp, length),
+        },
+        _ => not_ours(Step::NotIp, length),
+    }
+}
+
+/// A packet that may be for one of our addresses.
+#[inline(always)]
+fn meet(context: *mut xdp_md, settings: &'static Settings, ip: &Ip) -> u32 {
     let Some(address) = vips::find_address(settings, ip.destination, ip.v6) else {
         return not_ours(Step::NotVipAddress, ip.length);
     };
     count::note(Step::Address);
 
     let mut vip_index = address.entry.icmp_vip;
-    let verdict = match balance(context, settings, &ip, &address, &mut vip_index) {
+    let verdict = match balance(context, settings, ip, &address, &mut vip_index) {
         Ok((backend, exit, action)) => {
             count::left(vip_index, exit, ip.length);
             count::sent(backend, ip.length);

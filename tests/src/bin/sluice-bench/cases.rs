@@ -36,7 +36,7 @@ pub(crate) enum Limit {
 /// The balancers, by what is in their memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// 64k flows, as many of UDP.
+    /// 128k flows, as many of UDP, in a table for 1M: the default config.
     Ordinary,
     /// 1M flows in the table, as many of UDP.
     Full,

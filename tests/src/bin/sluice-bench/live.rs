@@ -12,9 +12,9 @@ use nix::{
 use serde::Serialize;
 
 use crate::{
-    balancer::{Balancer, Target},
-    cases::{Path, frame},
-    measure::Effort,
+    balancer::Target,
+    cases::{Path, State, frame},
+    measure::{Balancers, Effort},
     pin,
     report::{median, round},
     wrapper::{Frames, Wrapper},
@@ -33,49 +33,77 @@ pub(crate) struct Live {
 }
 
 const BARE: &str = "live_bare_tx";
-const ROWS: [(&str, Target, Path, u32, Option<f64>); 7] = [
-    ("live_1_flow", Target::Tcp, Path::Known, 0, Some(0.85)),
-    ("live_1k_flows", Target::Tcp, Path::Known, 0x3ff, None),
-    ("live_64k_flows", Target::Tcp, Path::Known, 0xffff, None),
-    (
-        "live_128k_flows",
-        Target::Tcp,
-        Path::Known,
-        0x1_ffff,
-        Some(0.55),
-    ),
-    ("live_1m_flows", Target::Tcp, Path::Known, 0xf_ffff, None),
-    ("live_syn_flood", Target::Tcp, Path::Syn, u32::MAX, None),
-    (
+
+struct Row {
+    name: &'static str,
+    state: State,
+    target: Target,
+    path: Path,
+    flow_mask: u32,
+    limit: Option<f64>,
+}
+
+const fn row(name: &'static str, target: Target, path: Path, flow_mask: u32) -> Row {
+    // A million flows are more than the table of the default config is for.
+    let state = match path {
+        Path::Known if flow_mask > 0x1_ffff => State::Full,
+        _ => State::Ordinary,
+    };
+    Row {
+        name,
+        state,
+        target,
+        path,
+        flow_mask,
+        limit: None,
+    }
+}
+
+impl Row {
+    const fn at_least(self, ratio: f64) -> Self {
+        Self {
+            limit: Some(ratio),
+            ..self
+        }
+    }
+}
+
+const ROWS: [Row; 7] = [
+    row("live_1_flow", Target::Tcp, Path::Known, 0).at_least(0.85),
+    row("live_1k_flows", Target::Tcp, Path::Known, 0x3ff),
+    row("live_64k_flows", Target::Tcp, Path::Known, 0xffff),
+    row("live_128k_flows", Target::Tcp, Path::Known, 0x1_ffff).at_least(0.55),
+    row("live_1m_flows", Target::Tcp, Path::Known, 0xf_ffff),
+    row("live_syn_flood", Target::Tcp, Path::Syn, u32::MAX),
+    row(
         "live_syn_flood_no_limits",
         Target::NoLimits,
         Path::Syn,
         u32::MAX,
-        None,
     ),
 ];
 
 /// Measures the rows that `wanted` names, beside programs that do nothing or next to nothing.
 pub(crate) fn run(
-    balancer: Balancer,
+    balancers: Balancers,
     effort: Effort,
     wanted: impl Fn(&str) -> bool + Sync,
 ) -> Result<Vec<Live>> {
-    if !ROWS.iter().any(|row| wanted(row.0)) {
+    if !ROWS.iter().any(|row| wanted(row.name)) {
         return Ok(Vec::new());
     }
     // A namespace of its own, which goes with the thread.
     thread::scope(|scope| {
         let run = || {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-            Bench::new(balancer)?.rows(effort, &wanted)
+            Bench::new(balancers)?.rows(effort, &wanted)
         };
         scope.spawn(run).join().expect("it does not panic")
     })
 }
 
 struct Bench {
-    balancer: Balancer,
+    balancers: Balancers,
     /// Holds the programs for the ends of the cable.
     ends: Wrapper,
     sending_ifindex: u32,
@@ -88,7 +116,7 @@ const TESTED: &str = "tested";
 const TESTED_CPU: usize = 1;
 
 impl Bench {
-    fn new(mut balancer: Balancer) -> Result<Self> {
+    fn new(mut balancers: Balancers) -> Result<Self> {
         command(
             "ip",
             &[
@@ -98,7 +126,9 @@ impl Bench {
         for interface in [SENDER, TESTED] {
             command("ip", &["link", "set", interface, "up"])?;
         }
-        balancer.set_interface(if_nametoindex(TESTED)?)?;
+        for state in [State::Ordinary, State::Full] {
+            balancers.of(state).set_interface(if_nametoindex(TESTED)?)?;
+        }
         let small = Frames {
             bytes: 0,
             v6: false,
@@ -108,16 +138,16 @@ impl Bench {
         let mut ends = Wrapper::load(small, 0)?;
         ends.attach("sink", SENDER)?;
         Ok(Self {
-            balancer,
+            balancers,
             ends,
             sending_ifindex: if_nametoindex(SENDER)?,
         })
     }
 
     fn rows(mut self, effort: Effort, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Live>> {
-        let rows: Vec<_> = ROWS.iter().filter(|row| wanted(row.0)).collect();
+        let rows: Vec<_> = ROWS.iter().filter(|row| wanted(row.name)).collect();
         let mut names = vec![BARE, "live_minimal_ipip"];
-        names.extend(rows.iter().map(|row| row.0));
+        names.extend(rows.iter().map(|row| row.name));
         let mut mpps: Vec<Vec<f64>> = vec![Vec::new(); names.len()];
         // The first round warms up.
         for round in 0..=effort.rounds {
@@ -125,11 +155,8 @@ impl Bench {
                 self.sample_own("tx", effort)?,
                 self.sample_own("ipip", effort)?,
             ];
-            for &&(name, target, path, flow_mask, _) in &rows {
-                sampled.push(
-                    self.sample_balancer(target, path, flow_mask, effort)
-                        .context(name)?,
-                );
+            for row in &rows {
+                sampled.push(self.sample_balancer(row, effort).context(row.name)?);
             }
             if round > 0 {
                 for (all, sample) in mpps.iter_mut().zip(sampled) {
@@ -138,7 +165,9 @@ impl Bench {
             }
         }
         let bare = median(&mpps[0]);
-        let limits = [None, None].into_iter().chain(rows.iter().map(|row| row.4));
+        let limits = [None, None]
+            .into_iter()
+            .chain(rows.iter().map(|row| row.limit));
         Ok(names
             .into_iter()
             .zip(&mpps)
@@ -160,18 +189,15 @@ impl Bench {
         sampled
     }
 
-    fn sample_balancer(
-        &mut self,
-        target: Target,
-        path: Path,
-        flow_mask: u32,
-        effort: Effort,
-    ) -> Result<f64> {
-        let link: XdpLinkId = self.balancer.program().attach(TESTED, XdpMode::Driver)?;
-        let before = self.balancer.counters(target.number())?;
-        let sampled = self.send(target, path, flow_mask, effort);
-        let counted = self.balancer.counters(target.number())?.since(&before);
-        self.balancer.program().detach(link)?;
+    fn sample_balancer(&mut self, row: &Row, effort: Effort) -> Result<f64> {
+        let Row { target, path, .. } = *row;
+        let balancer = self.balancers.of(row.state);
+        let link: XdpLinkId = balancer.program().attach(TESTED, XdpMode::Driver)?;
+        let before = balancer.counters(target.number())?;
+        let sampled = self.send(target, path, row.flow_mask, effort);
+        let balancer = self.balancers.of(row.state);
+        let counted = balancer.counters(target.number())?.since(&before);
+        balancer.program().detach(link)?;
         let (taken, all) = (
             path.taken(&counted),
             counted.tx + counted.dropped + counted.pass,

@@ -69,7 +69,7 @@ fn main() -> Result<()> {
     let samples = measure::run(&cases, &mut balancers, effort)?;
     let mut report = Report::new(&cases, &samples);
     if !arguments.no_live {
-        report.live = live::run(balancers.full, effort, wanted)?;
+        report.live = live::run(balancers, effort, wanted)?;
     }
     report.print();
 

@@ -28,7 +28,7 @@ pub(crate) struct Samples {
 #[derive(Debug)]
 pub(crate) struct Balancers {
     ordinary: Balancer,
-    pub(crate) full: Balancer,
+    full: Balancer,
     exhausted: Balancer,
 }
 
@@ -37,7 +37,7 @@ impl Balancers {
         let now = jiffies()?;
         let table = |flows, buckets| Table { flows, buckets };
         let mut this = Self {
-            ordinary: Balancer::load(table(1 << 16, 1 << 17), now)?,
+            ordinary: Balancer::load(table(1 << 17, 1 << 17), now)?,
             full: Balancer::load(table(1 << 20, 1 << 19), now)?,
             exhausted: Balancer::load(table(1, 1 << 10), now)?,
         };
@@ -46,7 +46,7 @@ impl Balancers {
         Ok(this)
     }
 
-    fn of(&mut self, state: State) -> &mut Balancer {
+    pub(crate) fn of(&mut self, state: State) -> &mut Balancer {
         match state {
             State::Ordinary => &mut self.ordinary,
             State::Full => &mut self.full,
