@@ -11,6 +11,7 @@ use std::{
 
 use etherparse::PacketBuilder;
 use nix::sched::{CloneFlags, unshare};
+use sluice::sys::Mapped;
 use sluice::{
     config::{Dataplane, Forward, HashInput, Protocol, XdpMode},
     dataplane::{
@@ -19,7 +20,11 @@ use sluice::{
     },
     net::{NextHop, if_index},
 };
-use sluice_ebpf::flow::{Flow, State};
+use sluice_ebpf::{
+    abi::{self, SLOT_MOVED, VIP_MOVED},
+    flow::{self, Flow, State},
+    hash,
+};
 
 const OUR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 1, 0];
@@ -145,6 +150,76 @@ fn a_number_is_used_again_when_no_flow_has_it() {
 }
 
 #[test]
+fn slots_that_moved_are_marked_until_their_flows_are_gone() {
+    Site::run(|site| {
+        let config = site.config();
+        let (mut plane, _) = open(&config);
+        let start = plane.jiffies_now();
+        let later = |seconds: u64| start + seconds * u64::from(plane.hz());
+        let (after_handshakes, after_silence) = (later(10), later(920));
+        plane.apply_at(&desired(&[1, 2]), start).unwrap();
+        let before = table(&plane);
+        assert!(before.iter().all(|slot| slot & SLOT_MOVED == 0));
+
+        plane.apply_at(&draining(&[1, 2], 2), start).unwrap();
+        let moved = |slot: &u16| if *slot == 1 { SLOT_MOVED } else { 0 };
+        let marked: Vec<u16> = before.iter().map(moved).collect();
+        assert_eq!(table(&plane), marked, "what was at 1 is at 0");
+
+        let slot = before.iter().position(|&slot| slot == 1).unwrap();
+        let tag = u32::try_from((slot as u64) * (1 << 32) / 251 + 1).unwrap();
+        assert_eq!(hash::slot(u64::from(tag) << 32, 251) as usize, slot);
+        let tick = u16::try_from(start >> flow::age_shift(plane.hz()) & 0x3fff).unwrap();
+        let flow = Flow::new(tag, 1, State::Proven, tick).0;
+        let flows = plane.map::<[u64; 8]>("FLOWS").unwrap();
+        flows.write(5, &[flow, 0, 0, 0, 0, 0, 0, 0]);
+        plane.sweep_at(start);
+        assert_eq!(table(&plane), marked, "handshakes may be under way");
+        plane.sweep_at(after_handshakes);
+        let mut one = vec![0; 251];
+        one[slot] = SLOT_MOVED;
+        assert_eq!(table(&plane), one, "a flow of this slot is at 1");
+        plane.sweep_at(after_silence);
+        assert_eq!(flows.read(5)[0], 0, "it expired");
+        assert_eq!(table(&plane), vec![0; 251]);
+    });
+}
+
+#[test]
+fn a_vip_that_comes_to_another_table_is_marked_for_as_long_as_silent_flows_live() {
+    Site::run(|site| {
+        let config = site.config();
+        let (mut plane, _) = open(&config);
+        let start = plane.jiffies_now();
+        let after_silence = start + 920 * u64::from(plane.hz());
+        let is_marked = |plane: &Plane| {
+            let vips = plane.map::<Words>("VIPS").unwrap();
+            vip_of(&vips, plane).flags & VIP_MOVED != 0
+        };
+        plane.apply_at(&desired(&[1, 2]), start).unwrap();
+        assert!(!is_marked(&plane), "there were no flows before");
+        let mut other = desired(&[1, 2]);
+        let rename = |pool: &mut String| "other".clone_into(pool);
+        other.backends = renamed(other.backends, |key| rename(&mut key.pool));
+        other.tables = renamed(other.tables, |key| rename(&mut key.pool));
+        for table in other.tables.values_mut() {
+            table.weights = renamed(std::mem::take(&mut table.weights), |key| {
+                rename(&mut key.pool);
+            });
+        }
+        for vip in other.vips.values_mut() {
+            rename(&mut vip.table.pool);
+        }
+        plane.apply_at(&other, start).unwrap();
+        assert!(is_marked(&plane));
+        plane.sweep_at(start + 20 * u64::from(plane.hz()));
+        assert!(is_marked(&plane));
+        plane.sweep_at(after_silence);
+        assert!(!is_marked(&plane));
+    });
+}
+
+#[test]
 fn tables_that_are_replaced_make_room_later() {
     Site::run(|site| {
         let config = Dataplane {
@@ -200,7 +275,7 @@ fn what_does_not_fit_is_refused_and_left_alone() {
         }
         assert_eq!(site.programs("wire.0"), 1);
 
-        let ours = config.pin_dir.join("v1");
+        let ours = config.pin_dir.join(format!("v{}", abi::ABI_VERSION));
         let theirs = config.pin_dir.join("v99");
         fs::create_dir(&theirs).unwrap();
         fs::rename(ours.join("FLOWS"), theirs.join("FLOWS")).unwrap();
@@ -316,6 +391,43 @@ fn desired(backends: &[u8]) -> Desired {
         vips: BTreeMap::from([("www".to_owned(), vip)]),
         policies: BTreeMap::new(),
     }
+}
+
+/// The same, but no new flows for one of them.
+fn draining(backends: &[u8], drained: u8) -> Desired {
+    let mut desired = desired(backends);
+    for table in desired.tables.values_mut() {
+        table
+            .weights
+            .retain(|key, _| key.address != IpAddr::from([10, 0, 0, drained]));
+    }
+    desired
+}
+
+fn renamed<K: Ord, V>(map: BTreeMap<K, V>, rename: impl Fn(&mut K)) -> BTreeMap<K, V> {
+    map.into_iter()
+        .map(|(mut key, value)| {
+            rename(&mut key);
+            (key, value)
+        })
+        .collect()
+}
+
+type Words = [u64; 8];
+
+fn vip_of(vips: &Mapped<Words>, plane: &Plane) -> abi::Vip {
+    bytemuck::cast(vips.read(plane.vip_number("www").unwrap().into()))
+}
+
+/// The slots of the VIP's lookup table.
+fn table(plane: &Plane) -> Vec<u16> {
+    let vip = vip_of(&plane.map::<Words>("VIPS").unwrap(), plane);
+    let slots = plane.map::<[u16; 4]>("SLOTS").unwrap();
+    let first = u32::try_from(vip.table & 0xffff_ffff).unwrap();
+    let count = u32::try_from(vip.table >> 32).unwrap();
+    (first..first + count)
+        .map(|slot| slots.read(slot / 4)[slot as usize % 4])
+        .collect()
 }
 
 fn syn(port: u16) -> Vec<u8> {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use sluice_ebpf::abi::NO_BACKEND;
 
 use super::{
     addresses::{LINK_LOCAL, LOOPBACK, Unfit, unfit_range},
@@ -37,20 +38,22 @@ pub(super) fn names<'a>(tables: &[Section<'a>], what: &str, lines: &Lines<'_>) -
 }
 
 /// More tables than the data plane can number.
-pub(super) fn count(tables: &[Section<'_>], what: &str) {
-    if let Some(first_too_many) = tables.get(NUMBERED) {
+pub(super) fn count(tables: &[Section<'_>], what: &str, most: usize) {
+    if let Some(first_too_many) = tables.get(most) {
         first_too_many.error(|| {
             format!(
                 "{} {what} are too many; {} is the most",
                 grouped(tables.len() as u64),
-                grouped(NUMBERED as u64)
+                grouped(most as u64)
             )
         });
     }
 }
 
-/// The data plane numbers VIPs, policies and backends in 16 bits, and keeps one number for "none".
-const NUMBERED: usize = u16::MAX as usize;
+/// What the data plane has numbers for, besides the one for "none".
+pub(super) const VIPS: usize = u16::MAX as usize;
+pub(super) const POLICIES: usize = u8::MAX as usize;
+const BACKENDS: usize = NO_BACKEND as usize;
 
 /// Names of pools and policies that do not exist, also where a VIP is wrong elsewhere.
 pub(super) fn references(vips: &[Section<'_>], key: &'static str, names: &HashSet<&str>) {
@@ -229,11 +232,11 @@ fn addresses(vips: &[PlacedVip], pools: &[PlacedPool], uses: &[Uses], errors: &E
     for (pool, uses) in pools.iter().zip(uses) {
         for (backend, at) in pool.pool.backends.iter().zip(&pool.backends_at) {
             let address = backend.address;
-            if distinct.insert(address) && distinct.len() == NUMBERED + 1 {
+            if distinct.insert(address) && distinct.len() == BACKENDS + 1 {
                 errors.add(*at, || {
                     format!(
                         "more than {} different backends are too many",
-                        grouped(NUMBERED as u64)
+                        grouped(BACKENDS as u64)
                     )
                 });
             }

@@ -166,8 +166,8 @@ fn tables(
         list("vip", &keys::VIP),
         list("policy", &keys::POLICY),
     );
-    cross::count(&vip_tables, "VIPs");
-    cross::count(&policy_tables, "policies");
+    cross::count(&vip_tables, "VIPs", cross::VIPS);
+    cross::count(&policy_tables, "policies", cross::POLICIES);
     let pool_names = cross::names(&pool_tables, "pool", lines);
     let policy_names = cross::names(&policy_tables, "policy", lines);
     cross::names(&vip_tables, "VIP", lines);

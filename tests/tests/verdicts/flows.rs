@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use sluice_ebpf::{
-    abi::{BACKEND_FORWARDS, DropReason, maps},
+    abi::{BACKEND_FORWARDS, DropReason, SLOT_MOVED, VIP_MOVED, maps},
     flow::{self, Flow, WAYS},
     hash::{self, Tuple},
 };
@@ -69,9 +69,9 @@ pub(crate) fn write_entry(rig: &mut Rig, bucket: u32, way: usize, flow: Flow) {
     rig.put_raw(maps::FLOWS, bucket, words);
 }
 
-/// Moves a VIP to a table of one backend; handshakes that were under way are over.
+/// Moves a VIP to a table of one backend, whose slots are marked; handshakes that were under way are over.
 fn switch(rig: &mut Rig, vip: u16, to: u16) {
-    rig.set_table(vip, 1, &[to]);
+    rig.set_table(vip, 1, &[to | SLOT_MOVED]);
     rig.change_vip(vip, |vip_now| {
         vip_now.previous_table = 0;
         vip_now.switched = LONG_AGO;
@@ -128,6 +128,27 @@ fn a_known_flow_stays_when_the_table_changes() {
     }
 }
 
+/// The daemon takes the mark off when no flow of the slot is elsewhere: then no SYN asks the flow table.
+#[test]
+fn a_syn_asks_the_flow_table_only_where_flows_may_be_elsewhere() {
+    let mut rig = Rig::new();
+    for family in Family::BOTH {
+        let [old, new, ..] = backend::MANY;
+        let tcp = |flags| packet(family, world::MANY).tcp((47_700, 80), flags, b"");
+        let vip = vip_of(&rig, &tcp(SYN));
+        switch(&mut rig, vip, old);
+        assert_eq!(goes_to(&mut rig, &tcp(ACK)), old);
+        switch(&mut rig, vip, new);
+        assert_eq!(goes_to(&mut rig, &tcp(SYN)), old, "its slot is marked");
+        rig.set_table(vip, 1, &[new]);
+        assert_eq!(goes_to(&mut rig, &tcp(SYN)), new, "nothing is marked");
+        assert_eq!(goes_to(&mut rig, &tcp(ACK)), old, "the flow stays");
+        rig.change_vip(vip, |vip| vip.flags |= VIP_MOVED);
+        assert_eq!(goes_to(&mut rig, &tcp(SYN)), old, "the VIP is marked");
+        rig.change_vip(vip, |vip| vip.flags &= !VIP_MOVED);
+    }
+}
+
 #[test]
 fn an_icmp_error_follows_the_flow_that_it_quotes() {
     let mut rig = Rig::new();
@@ -175,7 +196,7 @@ fn handshakes_follow_the_old_table(ahead: u64) {
         let vip = vip_of(&rig, &tcp(1, SYN));
         switch(&mut rig, vip, old);
         assert_eq!(goes_to(&mut rig, &tcp(47_200, SYN)), old);
-        rig.set_table(vip, 0, &[new]);
+        rig.set_table(vip, 0, &[new | SLOT_MOVED]);
         let switched = jiffies() + ahead;
         rig.change_vip(vip, |vip_now| {
             vip_now.previous_table = table(vip, 1);
