@@ -383,6 +383,7 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         Transport::Icmp { .. } | Transport::NoPorts
     );
     let mut pressure = Pressure::Full;
+    let mut unmarked = NO_BACKEND;
     if let Transport::Tcp { flags, .. } = packet.transport {
         let syn = is_syn(flags);
         if !syn {
@@ -390,14 +391,16 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         }
         remember = !syn;
         // While handshakes from before a switch are under way, a SYN whose slot moved leaves a mark, and what has
-        // none follows the old table.
+        // none follows the old table: its ACK will, so a SYN whose mark finds no room does too. One whose old backend
+        // is down leaves its mark for the time when that is back.
         if handshakes_under_way(packet) {
             let previous = slot(&packet.vip.previous_table, hash);
-            if previous != backend && flows::backend_that_forwards(previous).is_some() {
-                remember = true;
+            if previous != backend {
                 if syn {
+                    remember = true;
                     pressure = Pressure::Gentle;
-                } else {
+                    unmarked = previous;
+                } else if flows::backend_that_forwards(previous).is_some() {
                     count::note(Step::ChosenPrevious);
                     backend = previous;
                 }
@@ -409,8 +412,12 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     };
     count::note(Step::Chosen);
     if remember {
-        count::note(Step::Remembered);
-        flows::remember(flow, backend, packet.vip_index, packet.jiffies, pressure);
+        if flows::remember(flow, backend, packet.vip_index, packet.jiffies, pressure) {
+            count::note(Step::Remembered);
+        } else if let Some(previous) = flows::backend_that_forwards(unmarked) {
+            count::note(Step::ChosenPrevious);
+            return Ok(previous);
+        }
     }
     Ok(picked)
 }
