@@ -105,6 +105,18 @@ impl Frames {
             .collect()
     }
 
+    /// `count` datagrams to the DNS VIP, each a flow of its own.
+    pub fn udp_flood(self, prefix: IpNet, count: u32) -> Vec<Vec<u8>> {
+        let dns = if prefix.addr().is_ipv4() {
+            DNS_V4
+        } else {
+            DNS_V6
+        };
+        spoofed(prefix, count)
+            .map(|from| self.udp(from, dns, b"flood"))
+            .collect()
+    }
+
     /// Cuts a frame without IP options or extension headers into two fragments; the first takes `first_bytes` of the IP payload, a multiple of 8.
     pub fn fragments(self, frame: &[u8], first_bytes: usize) -> [Vec<u8>; 2] {
         let (ethernet, packet) = frame.split_at(ETHERNET_BYTES);

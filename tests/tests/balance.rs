@@ -1,6 +1,6 @@
 //! Which backend a flow goes to, and that it stays there.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, thread, time::Duration};
 
 use sluice_tests::{Conn, DNS_V4, DNS_V6, Lab, VIPS_V4, VIPS_V6, WEB_V4, WEB_V6, eventually};
 
@@ -115,6 +115,44 @@ fn a_drained_backend_keeps_its_flows_and_gets_no_new_ones() {
 
     lab.sluice(&format!("undrain backend {name}")).succeeds();
     assert!(client.spread(WEB_V4, 60).unwrap().contains_key(&drained));
+}
+
+#[test]
+fn no_connection_breaks_when_tables_switch_and_the_flow_table_is_full() {
+    let lab = Lab::new().alone().start();
+    let client = lab.client(0);
+    let connect = || -> Vec<Conn> { (0..60).map(|_| client.connect(WEB_V4).unwrap()).collect() };
+    let on_b1 = |conns: &[Conn]| conns.iter().filter(|conn| conn.backend() == "b1").count();
+    let name = format!("v4/{}", lab.backend("b1").v4());
+
+    // Many for each bucket of eight. The cable may lose some, so it is asked how many came.
+    const FLOWS: u32 = 1 << 18;
+    let flood = "16.0.0.0/12".parse().unwrap();
+    let frames = lab.node().frames().udp_flood(flood, FLOWS);
+    let cable = lab.uplink_sender();
+    let came = || {
+        let vips = lab.node().items("vips");
+        let dns = vips.iter().find(|vip| vip["name"] == "dns4").unwrap();
+        dns["packets"].as_u64().unwrap()
+    };
+    let mut parts = frames.chunks(1 << 14).cycle();
+    while came() < u64::from(FLOWS) {
+        cable.send_many(parts.next().unwrap()).unwrap();
+    }
+    lab.sluice(&format!("drain backend {name}")).succeeds();
+    let mut conns = connect();
+    assert!(on_b1(&conns) > 0, "what has no room follows the old table");
+
+    // No handshake of that time is under way any more; the flood's flows live on, but make room.
+    thread::sleep(Duration::from_secs(8));
+    lab.sluice(&format!("undrain backend {name}")).succeeds();
+    let fresh = connect();
+    assert!(on_b1(&fresh) > 0, "new flows follow the new table");
+    conns.extend(fresh);
+    thread::sleep(Duration::from_secs(6));
+    for conn in &mut conns {
+        assert_eq!(conn.ask_who(), conn.backend());
+    }
 }
 
 #[test]

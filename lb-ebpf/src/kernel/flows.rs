@@ -6,7 +6,7 @@ use super::{
     maps::{AGE_SHIFT, BACKENDS, FLOW_IDLE, FLOW_MASK, FLOW_STATS, FLOWS, VIPS, explaining},
 };
 use crate::{
-    abi::{BACKEND_FORWARDS, Backend, NO_BACKEND, Step, Vip},
+    abi::{BACKEND_FORWARDS, Backend, HANDSHAKE_TICKS, NO_BACKEND, Step, Vip},
     flow::{self, Evicted, Flow, Lifetimes, State, WAYS},
 };
 
@@ -149,25 +149,44 @@ pub fn backend_that_forwards(index: u16) -> Option<Picked> {
 pub enum Pressure {
     /// Whatever is worth less than a live, proven flow.
     Full,
-    /// Nothing that lives: a SYN proves less than any other packet.
+    /// An unproven flow that is older than a switch which handshakes are under way of: without its entry it follows the old
+    /// table, where it is. Nothing else that lives, for a SYN proves less than any other packet.
     Gentle,
 }
 
-/// Remembers a new flow, unless its bucket is full of what it may not displace.
+/// Remembers a new flow, unless its bucket is full of what it may not displace. Returns whether it did.
 #[inline(always)]
-pub fn remember(hash: u64, backend: u16, vip: u16, jiffies: u64, pressure: Pressure) {
-    if explaining() {
-        return;
-    }
+pub fn remember(hash: u64, backend: u16, vip: u16, jiffies: u64, pressure: Pressure) -> bool {
+    let gently = u64::from(pressure == Pressure::Gentle);
+    sluice_remember(
+        hash,
+        gently << 32 | u64::from(vip) << 16 | u64::from(backend),
+        jiffies,
+    )
+}
+
+/// A global function: the verifier follows it once, not once for each way to reach it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_remember(hash: u64, what: u64, jiffies: u64) -> bool {
+    let (backend, vip) = (what as u16, (what >> 16) as u16);
+    let pressure = if what >> 32 & 1 != 0 {
+        Pressure::Gentle
+    } else {
+        Pressure::Full
+    };
     let Some(bucket) = FLOWS.get_ptr_mut(hash as u32 & FLOW_MASK.load()) else {
-        return;
+        return false;
     };
     let now = ticks(jiffies);
     let entry = Flow::new(flow::tag(hash), backend, State::Unproven, now);
     let evicted = put(bucket, entry, now, &lifetimes(), pressure);
+    if explaining() {
+        return evicted.is_some();
+    }
     if evicted == Some(Evicted::Nothing) {
         count::inserted(vip);
-        return;
+        return true;
     }
     if let Some(stats) = FLOW_STATS.get_ptr_mut(0) {
         // SAFETY: a value of a per-CPU map.
@@ -188,6 +207,7 @@ pub fn remember(hash: u64, backend: u16, vip: u16, jiffies: u64, pressure: Press
     {
         disturb(vip, jiffies);
     }
+    evicted.is_some()
 }
 
 /// Writes an entry into a bucket: over the one of the same tag, or where room is made.
@@ -206,14 +226,21 @@ pub fn put(
         Some((way, _)) => (way, Evicted::Nothing),
         None => flow::place(read, now, lifetimes)?,
     };
-    if pressure == Pressure::Gentle && matches!(evicted, Evicted::Unproven | Evicted::Idle) {
+    // SAFETY: as above; the mask keeps the index in the bucket for the verifier.
+    let place = unsafe { words.add(crate::hide(way) & (WAYS - 1)) };
+    // SAFETY: a word of the bucket.
+    let displaced = Flow(unsafe { place.read_volatile() });
+    let spared = match evicted {
+        Evicted::Idle => true,
+        Evicted::Unproven => u32::from(displaced.age(now)) <= HANDSHAKE_TICKS,
+        Evicted::Nothing | Evicted::Expired => false,
+    };
+    if pressure == Pressure::Gentle && spared {
         return None;
     }
-    // SAFETY: as above; the mask keeps the index in the bucket for the verifier.
-    unsafe {
-        words
-            .add(crate::hide(way) & (WAYS - 1))
-            .write_volatile(entry.0)
-    };
+    if !explaining() {
+        // SAFETY: as above.
+        unsafe { place.write_volatile(entry.0) };
+    }
     Some(evicted)
 }

@@ -77,10 +77,21 @@ pub fn find(hash: u64, jiffies: u64, by: Decided) -> u16 {
 /// Remembers where a fragment goes.
 #[inline(always)]
 pub fn remember(hash: u64, backend: u16, jiffies: u64, by: Decided) {
-    if explaining() {
-        return;
+    if !explaining() {
+        sluice_remember_fragment(hash, backend, jiffies, by == Decided::First);
     }
-    let state = if by == Decided::First {
+}
+
+/// A global function: the verifier follows it once, not once for each way to reach it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_remember_fragment(
+    hash: u64,
+    backend: u16,
+    jiffies: u64,
+    first: bool,
+) -> u32 {
+    let state = if first {
         State::Proven
     } else {
         State::Unproven
@@ -89,4 +100,5 @@ pub fn remember(hash: u64, backend: u16, jiffies: u64, by: Decided) {
         let entry = Flow::new(flow::tag(hash), backend, state, ticks(jiffies));
         put(bucket, entry, ticks(jiffies), &LIFETIMES, Pressure::Full);
     }
+    0
 }

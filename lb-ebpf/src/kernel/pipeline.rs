@@ -415,6 +415,7 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         Transport::Icmp { .. } | Transport::NoPorts
     );
     let mut pressure = Pressure::Full;
+    let mut unmarked = NO_BACKEND;
     if let Transport::Tcp { flags, .. } = packet.transport {
         let syn = is_syn(flags);
         if !syn {
@@ -422,15 +423,16 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         }
         remember = !syn;
         // While handshakes from before a switch are under way, a SYN whose slot moved leaves a mark, and what has
-        // none follows the old table.
+        // none follows the old table: its ACK will, so a SYN whose mark finds no room does too. One whose old backend
+        // is down leaves its mark for the time when that is back.
         if handshakes_under_way(packet) {
             let previous = slot(&packet.vip.previous_table, hash) & !SLOT_MOVED;
-            if previous != backend & !SLOT_MOVED && flows::backend_that_forwards(previous).is_some()
-            {
-                remember = true;
+            if previous != backend & !SLOT_MOVED {
                 if syn {
+                    remember = true;
                     pressure = Pressure::Gentle;
-                } else {
+                    unmarked = previous;
+                } else if flows::backend_that_forwards(previous).is_some() {
                     count::note(Step::ChosenPrevious);
                     backend = previous;
                 }
@@ -439,14 +441,13 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     }
     let picked = chosen(backend)?;
     if remember {
-        count::note(Step::Remembered);
-        flows::remember(
-            flow,
-            picked.index,
-            packet.vip_index,
-            packet.jiffies,
-            pressure,
-        );
+        let index = picked.index;
+        if flows::remember(flow, index, packet.vip_index, packet.jiffies, pressure) {
+            count::note(Step::Remembered);
+        } else if let Some(previous) = flows::backend_that_forwards(unmarked) {
+            count::note(Step::ChosenPrevious);
+            return Ok(previous);
+        }
     }
     Ok(picked)
 }

@@ -217,7 +217,9 @@ impl Plane {
             let now = now.max(self.jiffies_now());
             let window = u64::from(HANDSHAKE_TICKS) << flow::age_shift(self.hz);
             // A second switch within the window: handshakes of the table before the first may still be under way, and
-            // those of the one between left a mark where it differs.
+            // those of the one between left a mark where it differs. They do no more if a packet finds the window over
+            // a moment before it is opened again here, so its last part does not count.
+            let window = window - u64::from(self.hz) / 4;
             if old.previous_table == 0 || now.wrapping_sub(old.switched) >= window {
                 store(offset_of!(abi::Vip, previous_table), old.table);
             }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use sluice_ebpf::{
-    abi::{BACKEND_FORWARDS, DropReason, SLOT_MOVED, VIP_MOVED, maps},
-    flow::{self, Flow, WAYS},
+    abi::{BACKEND_FORWARDS, DropReason, HANDSHAKE_TICKS, SLOT_MOVED, VIP_MOVED, maps},
+    flow::{self, Flow, State, WAYS},
     hash::{self, Tuple},
 };
 
@@ -18,6 +18,8 @@ use crate::{
 
 /// In jiffies: before any packet.
 const LONG_AGO: u64 = 1;
+/// In ticks: before a switch that handshakes are under way of, and not so long that an unproven flow expires.
+const EARLIER: u16 = HANDSHAKE_TICKS as u16 + 3;
 const FLOW_BUCKET_MASK: u64 = (1 << 17) - 1;
 
 fn packet(family: Family, host: u8) -> Packet {
@@ -48,6 +50,18 @@ fn goes_to(rig: &mut Rig, packet: &Packet) -> u16 {
 
 /// A flow's place in the flow table: bucket, way and entry.
 pub(crate) fn entry(rig: &Rig, packet: &Packet) -> (u32, usize, Flow) {
+    let bucket = bucket(rig, packet);
+    let words: [u64; WAYS] = rig.get_raw(maps::FLOWS, bucket);
+    let tag = flow::tag(flow_hash(rig, packet));
+    let (way, found) = flow::find(|way| words[way], tag).expect("a known flow");
+    (bucket, way, found)
+}
+
+fn bucket(rig: &Rig, packet: &Packet) -> u32 {
+    u32::try_from(flow_hash(rig, packet) & FLOW_BUCKET_MASK).unwrap()
+}
+
+fn flow_hash(rig: &Rig, packet: &Packet) -> u64 {
     let port = |at: usize| u16::from_ne_bytes([packet.payload[at], packet.payload[at + 1]]);
     let tuple = Tuple {
         source: words(packet.from),
@@ -56,11 +70,7 @@ pub(crate) fn entry(rig: &Rig, packet: &Packet) -> (u32, usize, Flow) {
         protocol: packet.protocol,
         v6: packet.family() == Family::V6,
     };
-    let hash = hash::flow(&rig.settings.flow_key, &tuple);
-    let bucket = u32::try_from(hash & FLOW_BUCKET_MASK).unwrap();
-    let words: [u64; WAYS] = rig.get_raw(maps::FLOWS, bucket);
-    let (way, found) = flow::find(|way| words[way], flow::tag(hash)).expect("a known flow");
-    (bucket, way, found)
+    hash::flow(&rig.settings.flow_key, &tuple)
 }
 
 pub(crate) fn write_entry(rig: &mut Rig, bucket: u32, way: usize, flow: Flow) {
@@ -208,6 +218,70 @@ fn handshakes_follow_the_old_table(ahead: u64) {
         assert_eq!((syn, ack), (new, new), "begun after the switch");
         let ack = goes_to(&mut rig, &tcp(47_200, ACK));
         assert_eq!(ack, old, "begun before the switch");
+    }
+}
+
+/// A VIP's packets in the middle of a switch from `old` to `new`.
+fn switch_under_way(rig: &mut Rig, vip: u16, old: u16, new: u16) {
+    switch(rig, vip, old);
+    rig.set_table(vip, 0, &[new | SLOT_MOVED]);
+    rig.change_vip(vip, |vip_now| {
+        vip_now.previous_table = table(vip, 1);
+        vip_now.table = table(vip, 0);
+        vip_now.switched = jiffies();
+    });
+}
+
+/// Fills a flow's bucket with unproven flows that came so many ticks ago.
+fn crowd(rig: &mut Rig, packet: &Packet, ticks_ago: u16) {
+    let probe = Packet::new(packet.from, packet.to).udp((47_299, 53), b"query");
+    rig.run(&probe.frame());
+    let now = entry(rig, &probe).2.age(0).wrapping_neg();
+    let bucket = bucket(rig, packet);
+    for (way, tag) in (1..).take(WAYS).enumerate() {
+        let born = now.wrapping_sub(ticks_ago);
+        let other = Flow::new(tag, backend::MANY[3], State::Unproven, born);
+        write_entry(rig, bucket, way, other);
+    }
+}
+
+#[test]
+fn a_handshake_that_leaves_no_mark_stays_with_the_old_table() {
+    let mut rig = Rig::new();
+    for family in Family::BOTH {
+        let [old, new, ..] = backend::MANY;
+        let tcp = |port, flags| packet(family, world::MANY).tcp((port, 80), flags, b"");
+        let vip = vip_of(&rig, &tcp(1, SYN));
+        switch_under_way(&mut rig, vip, old, new);
+
+        crowd(&mut rig, &tcp(47_210, SYN), 1);
+        let syn = goes_to(&mut rig, &tcp(47_210, SYN));
+        let ack = goes_to(&mut rig, &tcp(47_210, ACK));
+        assert_eq!((syn, ack), (old, old), "no room");
+
+        crowd(&mut rig, &tcp(47_211, SYN), EARLIER);
+        let syn = goes_to(&mut rig, &tcp(47_211, SYN));
+        let ack = goes_to(&mut rig, &tcp(47_211, ACK));
+        assert_eq!((syn, ack), (new, new), "room by what is from before");
+    }
+}
+
+#[test]
+fn a_handshake_stays_whole_when_the_old_backend_comes_back() {
+    let mut rig = Rig::new();
+    for family in Family::BOTH {
+        let [old, new, ..] = backend::MANY;
+        let tcp = |flags| packet(family, world::MANY).tcp((47_220, 80), flags, b"");
+        let vip = vip_of(&rig, &tcp(SYN));
+        switch_under_way(&mut rig, vip, old, new);
+        rig.change_backend(old, |backend| backend.flags &= !BACKEND_FORWARDS);
+        assert_eq!(goes_to(&mut rig, &tcp(SYN)), new);
+        rig.change_backend(old, |backend| backend.flags |= BACKEND_FORWARDS);
+        rig.change_vip(vip, |vip_now| {
+            vip_now.table = table(vip, 1);
+            vip_now.switched = jiffies();
+        });
+        assert_eq!(goes_to(&mut rig, &tcp(ACK)), new);
     }
 }
 
