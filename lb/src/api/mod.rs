@@ -1,10 +1,14 @@
 //! The HTTP API on the Unix socket.
 
+mod limits;
 pub mod model;
 mod problem;
+mod query;
 mod render;
 mod socket;
 
+#[cfg(test)]
+mod limits_tests;
 #[cfg(test)]
 mod tests;
 
@@ -12,17 +16,15 @@ use std::{path::PathBuf, sync::Arc};
 
 use axum::{
     Json, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, Path, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
 
 use crate::{
-    control::{Draining, Handle, Novelty, Refused},
+    control::{Draining, Handle, Refused},
     drains::BackendName,
-    limits::LimitSpec,
     metrics,
 };
 
@@ -30,7 +32,8 @@ pub use problem::Problem;
 pub(crate) use render::is_up;
 pub use socket::{SocketError, bind};
 
-use model::{BackendItem, DropItem, Flows, Items, LimitItem, Status, VipItem};
+use model::{BackendItem, DropItem, Flows, Page, Status, VipItem};
+use query::{Params, page};
 
 /// What the routes need.
 #[derive(Debug)]
@@ -47,11 +50,7 @@ pub fn router(api: Api) -> Router {
         .route("/backends", get(backends))
         .route("/flows", get(flows))
         .route("/drops", get(drops))
-        .route("/limits", get(limits).post(set_limit))
-        .route(
-            "/limits/{id}",
-            get(limit).put(replace_limit).delete(remove_limit),
-        )
+        .merge(limits::routes())
         // A backend's name has a slash in it.
         .route("/drains/{kind}/{*name}", put(drain).delete(undrain))
         .route("/reload", post(reload));
@@ -72,7 +71,6 @@ pub fn router(api: Api) -> Router {
 const MAX_BODY_BYTES: usize = 1 << 20;
 
 type Answer<T> = Result<Json<T>, Problem>;
-type Body = Result<Bytes, BytesRejection>;
 type Shared = State<Arc<Api>>;
 
 async fn status(State(api): Shared) -> Answer<Status> {
@@ -81,81 +79,44 @@ async fn status(State(api): Shared) -> Answer<Status> {
     Ok(Json(render::status(&view, &figures, &api.config_file)))
 }
 
-async fn vips(State(api): Shared) -> Answer<Items<VipItem>> {
+async fn vips(State(api): Shared, mut params: Params) -> Answer<Page<VipItem>> {
+    let (name, pool) = (params.text("name"), params.text("pool"));
+    let window = params.window()?;
     let figures = api.control.figures().await?;
-    list(render::vips(&api.control.view(), &figures))
+    let mut items = render::vips(&api.control.view(), &figures);
+    items.retain(|vip| name.is(&vip.name) && pool.is(&vip.pool));
+    page(items, window)
 }
 
-async fn backends(State(api): Shared) -> Answer<Items<BackendItem>> {
+async fn backends(State(api): Shared, mut params: Params) -> Answer<Page<BackendItem>> {
+    let (pool, state) = (params.text("pool"), params.text("state"));
+    let window = params.window()?;
     let figures = api.control.figures().await?;
-    list(render::backends(&api.control.view(), &figures))
+    let mut items = render::backends(&api.control.view(), &figures);
+    items.retain(|backend| pool.is(&backend.pool) && state.is(&backend.state));
+    page(items, window)
 }
 
-async fn flows(State(api): Shared) -> Answer<Flows> {
-    Ok(Json(render::flows(&api.control.figures().await?)))
+async fn flows(State(api): Shared, mut params: Params) -> Answer<Flows> {
+    let pool = params.text("pool");
+    let window = params.window()?;
+    let mut flows = render::flows(&api.control.figures().await?);
+    flows.items.retain(|flows| pool.is(&flows.pool));
+    let Json(page) = page(flows.items, window)?;
+    (flows.items, flows.next) = (page.items, page.next);
+    Ok(Json(flows))
 }
 
-async fn drops(State(api): Shared) -> Answer<Items<DropItem>> {
-    list(render::drops(&api.control.figures().await?))
-}
-
-async fn limits(State(api): Shared) -> Answer<Items<LimitItem>> {
-    let limits = api.control.limits().await?;
-    list(limits.into_iter().map(render::limit).collect())
-}
-
-async fn limit(State(api): Shared, Path(id): Path<String>) -> Answer<LimitItem> {
-    let id = limit_id(&id)?;
-    let limits = api.control.limits().await?;
-    let found = limits.into_iter().find(|limit| limit.record.id == id);
-    let found = found.ok_or_else(|| no_limit(&id.to_string()))?;
-    Ok(Json(render::limit(found)))
-}
-
-async fn set_limit(
-    State(api): Shared,
-    body: Body,
-) -> Result<(StatusCode, Json<LimitItem>), Problem> {
-    let (limit, novelty) = api.control.set_limit(limit_spec(body)?).await?;
-    let status = match novelty {
-        Novelty::New => StatusCode::CREATED,
-        Novelty::Replaced => StatusCode::OK,
-    };
-    Ok((status, Json(render::limit(limit))))
-}
-
-async fn replace_limit(
-    State(api): Shared,
-    Path(id): Path<String>,
-    body: Body,
-) -> Answer<LimitItem> {
-    let spec = limit_spec(body)?;
-    let limit = api.control.replace_limit(limit_id(&id)?, spec).await?;
-    Ok(Json(render::limit(limit)))
-}
-
-async fn remove_limit(State(api): Shared, Path(id): Path<String>) -> Result<StatusCode, Problem> {
-    api.control.remove_limit(limit_id(&id)?).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-fn limit_id(text: &str) -> Result<u64, Problem> {
-    text.parse().map_err(|_no_number| no_limit(text))
-}
-
-fn no_limit(id: &str) -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, format!("there is no limit {id}"))
-}
-
-fn limit_spec(body: Body) -> Result<LimitSpec, Problem> {
-    let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
-    LimitSpec::from_json(&body).map_err(|error| {
-        if error.field.is_empty() {
-            Problem::new(StatusCode::BAD_REQUEST, error.message)
-        } else {
-            Refused::from(error).into()
-        }
-    })
+async fn drops(State(api): Shared, mut params: Params) -> Answer<Page<DropItem>> {
+    let (vip, reason) = (params.text("vip"), params.text("reason"));
+    let mode = params.text("mode");
+    let window = params.window()?;
+    let mut items = render::drops(&api.control.figures().await?);
+    items.retain(|drop| {
+        let for_vip = vip.is(drop.vip.as_deref().unwrap_or_default());
+        for_vip && reason.is(&drop.reason) && mode.is(&drop.mode)
+    });
+    page(items, window)
 }
 
 async fn drain(
@@ -223,8 +184,4 @@ async fn readyz(State(api): Shared) -> Result<&'static str, Problem> {
             "the data plane does not hold what the config asks for yet; `sluice status` says more";
         Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, why))
     }
-}
-
-fn list<T>(items: Vec<T>) -> Answer<Items<T>> {
-    Ok(Json(Items { items }))
 }

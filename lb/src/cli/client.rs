@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use crate::api::Problem;
+use crate::api::{Problem, model::Page};
 
 /// Where the daemon listens unless a config or a flag says otherwise.
 const DEFAULT_SOCKET: &str = "/run/sluice/sluice.sock";
@@ -51,6 +51,24 @@ impl Client {
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let answer = self.send(Method::GET, path, Bytes::new()).await?;
         Ok(serde_json::from_slice(&answer)?)
+    }
+
+    /// All items of a list, however many pages that takes. `path` may have filters behind a `?`.
+    pub(super) async fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<Page<T>, ClientError> {
+        let with = |name: &str, value: &str| {
+            let joint = if path.contains('?') { '&' } else { '?' };
+            format!("{path}{joint}limit={ITEMS}{name}{value}")
+        };
+        let mut all: Page<T> = self.get(&with("", "")).await?;
+        while let Some(after) = all.next.take() {
+            let more: Page<T> = self.get(&with("&after=", &encoded(&after))).await?;
+            all.items.extend(more.items);
+            all.next = more.next;
+        }
+        Ok(all)
     }
 
     /// For what is answered without a body.
@@ -107,6 +125,9 @@ impl Client {
         }
     }
 }
+
+/// So many items are asked for at once.
+const ITEMS: usize = 10_000;
 
 /// The flag, or what the config file says, or the default.
 ///
