@@ -1,6 +1,7 @@
 //! The task that owns the state: it takes events one by one, and makes the data plane hold what follows from them.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -9,7 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, sleep_until},
 };
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
         Command, Dataplane, Draining, Figures, Handle, Refused, Reload, Sources, View,
         limits::Limits,
     },
-    dataplane::Desired,
+    dataplane::{BackendKey, Desired},
     desired::{self, Inputs},
     drains::{BackendName, DrainStore},
     health::State,
@@ -53,6 +54,8 @@ pub struct Control<P> {
     /// Why the plane does not hold what is desired.
     apply_error: Option<String>,
     settled: bool,
+    /// Backends that take new flows.
+    held: BTreeSet<BackendKey>,
 }
 
 /// The plane is compared with what is desired at least this often.
@@ -93,6 +96,7 @@ impl<P: Dataplane> Control<P> {
             view: view.clone(),
         };
         let control = Self {
+            held: start.plane.in_tables(),
             plane: start.plane,
             config,
             config_file: start.config_file,
@@ -119,6 +123,7 @@ impl<P: Dataplane> Control<P> {
             // Here, not where its sleep ends: whoever asks often would put that off for ever.
             self.limits.expire(&mut self.plane);
             let expiry = self.limits.next_expiry_seconds();
+            let step = self.next_step();
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey(command),
@@ -134,6 +139,9 @@ impl<P: Dataplane> Control<P> {
                     self.reconcile();
                 }
                 () = sleep(Duration::from_secs(expiry.unwrap_or_default())), if expiry.is_some() => {}
+                () = sleep_until(step.unwrap_or_else(Instant::now).into()), if step.is_some() => {
+                    self.reconcile();
+                }
                 _ = tick.tick() => self.reconcile(),
             }
         }
@@ -356,7 +364,15 @@ impl<P: Dataplane> Control<P> {
             health: &self.sources.health.borrow(),
             resolutions: &self.sources.resolutions.borrow(),
             drains: self.drains.drains(),
+            held: &self.held,
+            now: Instant::now(),
         })
+    }
+
+    /// When weights change next though nothing happens.
+    fn next_step(&self) -> Option<Instant> {
+        let health = self.sources.health.borrow();
+        desired::next_change(&self.config, &health, Instant::now())
     }
 
     fn apply(&mut self, desired: &Desired) {
@@ -369,6 +385,10 @@ impl<P: Dataplane> Control<P> {
     fn apply_tables(&mut self, desired: &Desired) {
         match self.plane.apply(desired) {
             Ok(steps) => {
+                let tables = desired.tables.values();
+                self.held = tables
+                    .flat_map(|table| table.weights.keys().cloned())
+                    .collect();
                 for step in steps {
                     tracing::debug!(step, "applied");
                 }

@@ -1,6 +1,9 @@
 //! What the control loop asks of a data plane.
 
-use std::{collections::BTreeMap, error::Error};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+};
 
 use sluice_ebpf::abi::{Count, DropReason, FlowStats, VipStats};
 
@@ -17,6 +20,9 @@ pub type Failure = Box<dyn Error + Send + Sync>;
 pub trait Dataplane {
     /// Makes it hold `desired`, whatever it held before. Returns what this took, a line for each step.
     fn apply(&mut self, desired: &Desired) -> Result<Vec<String>, Failure>;
+
+    /// Backends that take new flows, also where an earlier daemon put them.
+    fn in_tables(&self) -> BTreeSet<BackendKey>;
 
     /// All figures, read from the maps now.
     fn figures(&self) -> Result<Figures, Failure>;

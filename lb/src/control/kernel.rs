@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -15,8 +15,8 @@ use super::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
 use crate::{
     config::{self, Config},
     dataplane::{
-        Attached, Cells, Census, Desired, ExactCounters, ExactLimit, ExactLimits, ExactTables,
-        LoadError, Mode, Need, Opened, Plane, TableKey,
+        Attached, BackendKey, Cells, Census, Desired, ExactCounters, ExactLimit, ExactLimits,
+        ExactTables, LoadError, Mode, Need, Opened, Plane, TableKey,
     },
     limits::LimitSpec,
     sys::Mapped,
@@ -124,6 +124,10 @@ impl Dataplane for Kernel {
             .map(|(name, vip)| (name.clone(), vip.table.clone()))
             .collect();
         Ok(steps.iter().map(ToString::to_string).collect())
+    }
+
+    fn in_tables(&self) -> BTreeSet<BackendKey> {
+        self.plane.in_tables()
     }
 
     fn figures(&self) -> Result<Figures, Failure> {

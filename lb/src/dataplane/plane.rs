@@ -213,6 +213,20 @@ impl Plane {
         (used, self.slots.len())
     }
 
+    /// Backends that some lookup table leads to.
+    #[must_use]
+    pub fn in_tables(&self) -> BTreeSet<BackendKey> {
+        let regions = self.registry.tables.values();
+        let numbers: BTreeSet<u16> = regions
+            .flat_map(|region| self.slots.backends(*region))
+            .collect();
+        let backends = self.registry.backends.iter();
+        backends
+            .filter(|(_, number)| numbers.contains(number))
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+
     /// The number of a VIP in the data plane.
     #[must_use]
     pub fn vip_number(&self, name: &str) -> Option<u16> {
