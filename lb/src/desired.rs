@@ -1,17 +1,21 @@
-//! What the data plane shall hold, as a pure function of config, health, next hops and drains.
+//! What the data plane shall hold, as a pure function of config, health, next hops, drains and time.
+mod shares;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::{Duration, Instant},
 };
 
 use crate::{
-    config::{Backend, Config, Forward, Pool},
+    config::{self, Backend, Config, Forward, Pool},
     dataplane::{BackendKey, BackendState, Desired, Table, TableKey, Vip},
     drains::{BackendName, Drains},
-    health::{self, Target},
+    health::{self, Carrier, State, Target, Via},
     net::{NextHop, Resolution, Resolutions},
 };
+
+use shares::Member;
 
 /// All that decides what the data plane shall hold.
 #[derive(Clone, Copy, Debug)]
@@ -20,12 +24,15 @@ pub struct Inputs<'a> {
     pub health: &'a health::Snapshot,
     pub resolutions: &'a Resolutions,
     pub drains: &'a Drains,
+    /// Backends that take new flows now.
+    pub held: &'a BTreeSet<BackendKey>,
+    pub now: Instant,
 }
 
 /// What the data plane shall hold.
 ///
 /// A backend takes new flows if it is up, can be reached, is not draining and has a weight. It keeps those that it has
-/// until it is down; a backend whose health is not known yet is not down.
+/// until it is down; a backend whose health is not known yet is not down, and takes new flows if it did before.
 pub fn desired(inputs: Inputs<'_>) -> Desired {
     let config = inputs.config;
     let pools: BTreeMap<&str, &Pool> = config
@@ -87,13 +94,52 @@ pub fn wanted_next_hops(config: &Config) -> BTreeSet<IpAddr> {
 /// What is to be health-checked.
 pub fn targets(config: &Config) -> Vec<Target> {
     let targets = config.pools.iter().flat_map(|pool| {
-        pool.backends.iter().map(|backend| Target {
+        let vips = config.vips.iter().filter(|vip| vip.pool == pool.name);
+        let vips: Vec<&config::Vip> = if pool.health.via_tunnel {
+            vips.collect()
+        } else {
+            Vec::new()
+        };
+        pool.backends.iter().map(move |backend| Target {
             pool: pool.name.clone(),
             address: backend.address,
             health: pool.health.clone(),
+            via: vips.iter().find_map(|vip| via(config, vip, backend)),
         })
     });
     targets.collect()
+}
+
+/// The tunnel by which a VIP's packets reach a backend, if they do by one.
+fn via(config: &Config, vip: &config::Vip, backend: &Backend) -> Option<Via> {
+    let carrier = match way(backend, vip.forward) {
+        Forward::Ipip => Carrier::Ipip,
+        Forward::Gue => Carrier::Gue,
+        Forward::L2 | Forward::Local => return None,
+    };
+    let source: IpAddr = match backend.address {
+        IpAddr::V4(_) => config.dataplane.tunnel_source_v4.network().into(),
+        IpAddr::V6(_) => config.dataplane.tunnel_source_v6.network().into(),
+    };
+    Some(Via {
+        vip: vip.prefix.addr(),
+        carrier,
+        source,
+    })
+}
+
+/// When what is desired changes next though nothing happens: a backend that came back gets more.
+pub fn next_change(config: &Config, health: &health::Snapshot, now: Instant) -> Option<Instant> {
+    let slow = config
+        .pools
+        .iter()
+        .filter(|pool| pool.slow_start > Duration::ZERO);
+    let backends = slow.flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)));
+    let steps = backends.filter_map(|(pool, backend)| {
+        let status = health.get(&(pool.name.clone(), backend.address))?;
+        shares::next_step(pool.slow_start, status, now)
+    });
+    steps.min()
 }
 
 /// How packets of a VIP reach a backend: its own way, or else the VIP's.
@@ -107,28 +153,39 @@ fn add_pool(
     of_vip: Forward,
     inputs: Inputs<'_>,
 ) -> Table {
-    let mut weights = BTreeMap::new();
+    let mut keys = Vec::with_capacity(pool.backends.len());
+    let mut members = Vec::with_capacity(pool.backends.len());
     for backend in &pool.backends {
         let key = BackendKey {
             pool: pool.name.clone(),
             address: backend.address,
             forward: way(backend, of_vip),
         };
-        let health = inputs
-            .health
-            .get(&(pool.name.clone(), backend.address))
-            .map_or(health::State::Unknown, |status| status.state);
         let next_hop = next_hop(&key, inputs.resolutions);
         let reachable = next_hop.is_some() || key.forward == Forward::Local;
         let draining = inputs.drains.contains(&BackendName {
             pool: pool.name.clone(),
             address: backend.address,
         });
-        if health == health::State::Up && reachable && !draining && backend.weight > 0 {
-            weights.insert(key.clone(), backend.weight);
+        members.push(Member {
+            status: inputs.health.get(&(pool.name.clone(), backend.address)),
+            ready: reachable && !draining && backend.weight > 0,
+            held: inputs.held.contains(&key),
+            weight: backend.weight,
+        });
+        keys.push((key, next_hop));
+    }
+    let shares = shares::shares(pool, &members, inputs.now);
+    let mut weights = BTreeMap::new();
+    for (((key, next_hop), member), share) in keys.into_iter().zip(members).zip(shares) {
+        if share.weight > 0 {
+            weights.insert(key.clone(), share.weight);
         }
+        let down = member
+            .status
+            .is_some_and(|status| status.state == State::Down);
         let state = BackendState {
-            forwards: health != health::State::Down,
+            forwards: !down || share.last_known,
             next_hop,
         };
         backends.insert(key, state);
@@ -150,11 +207,7 @@ fn next_hop(key: &BackendKey, resolutions: &Resolutions) -> Option<NextHop> {
 mod tests {
     use std::{sync::Arc, time::SystemTime};
 
-    use crate::{
-        config,
-        health::{State, Status},
-        net::Reason,
-    };
+    use crate::{health::Status, net::Reason};
 
     use super::*;
 
@@ -192,6 +245,7 @@ forward = "ipip"
         health: health::Snapshot,
         resolutions: Resolutions,
         drains: Drains,
+        held: BTreeSet<BackendKey>,
     }
 
     impl World {
@@ -201,6 +255,7 @@ forward = "ipip"
                 resolutions: Resolutions::default(),
                 health: health::Snapshot::default(),
                 drains: Drains::new(),
+                held: BTreeSet::new(),
                 config,
             };
             for n in 1..=4 {
@@ -211,11 +266,7 @@ forward = "ipip"
         }
 
         fn health(&mut self, n: u8, state: State) {
-            let status = Status {
-                state,
-                error: None,
-                since: SystemTime::UNIX_EPOCH,
-            };
+            let status = Status::new(state, SystemTime::UNIX_EPOCH);
             Arc::make_mut(&mut self.health).insert(("web".into(), address(n)), status);
         }
 
@@ -229,6 +280,8 @@ forward = "ipip"
                 health: &self.health,
                 resolutions: &self.resolutions,
                 drains: &self.drains,
+                held: &self.held,
+                now: Instant::now(),
             })
         }
 
@@ -336,5 +389,43 @@ forward = "ipip"
     fn next_hops_are_wanted_of_what_is_not_local() {
         let wanted = wanted_next_hops(&World::new().config);
         assert_eq!(wanted, BTreeSet::from([address(1), address(2), address(3)]));
+    }
+    #[test]
+    fn an_unknown_backend_keeps_what_it_has() {
+        let mut world = World::new();
+        let table = world.desired().tables.into_values().next().unwrap();
+        world.held = table.weights.into_keys().collect();
+        world.health(1, State::Unknown);
+        assert_eq!(world.weights(), [(1, 1), (2, 5), (4, 1)]);
+        world.health(1, State::Down);
+        assert_eq!(world.weights(), [(2, 5), (4, 1)]);
+    }
+
+    #[test]
+    fn the_last_known_backends_forward_though_they_are_down() {
+        let mut world = World::new();
+        (1..=4).for_each(|n| world.health(n, State::Down));
+        assert_eq!(world.weights(), []);
+        assert!((1..=4).all(|n| !world.state(n).forwards));
+        world.config.pools[0].all_down = config::AllDown::LastKnown;
+        assert_eq!(world.weights(), [(1, 1), (2, 5), (4, 1)]);
+        assert!([1, 2, 4].into_iter().all(|n| world.state(n).forwards));
+        assert!(!world.state(3).forwards, "it has no weight");
+    }
+
+    #[test]
+    fn checks_take_the_tunnel_that_data_takes() {
+        let mut config = World::new().config;
+        assert!(targets(&config).iter().all(|target| target.via.is_none()));
+        config.pools[0].health.via_tunnel = true;
+        let vias: Vec<_> = targets(&config)
+            .iter()
+            .map(|target| target.via.map(|via| (via.vip.to_string(), via.carrier)))
+            .collect();
+        let by = |carrier| Some(("192.0.2.10".to_owned(), carrier));
+        assert_eq!(
+            vias,
+            [by(Carrier::Ipip), by(Carrier::Gue), by(Carrier::Ipip), None]
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::{
     num::NonZeroUsize,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
-        unix::ffi::OsStrExt,
+        unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     },
     path::Path,
     ptr::NonNull,
@@ -16,6 +16,7 @@ use std::{
 
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use tokio::io::unix::AsyncFd;
 
 /// Flag of a BPF array that can be mapped into memory.
 pub const MMAPABLE: u32 = 1 << 10;
@@ -180,6 +181,67 @@ pub fn detach_link(pin: &Path) -> io::Result<()> {
     let link = open_pin(pin)?;
     let fd = u64::try_from(link.as_raw_fd()).map_err(io::Error::other)?;
     bpf(BPF_LINK_DETACH, [fd.to_le(), 0]).map(drop)
+}
+
+/// Has a raw ICMP socket receive echo replies only.
+pub fn only_echo_replies(socket: impl AsFd, v4: bool) -> io::Result<()> {
+    const ICMP_FILTER: libc::c_int = 1;
+    const ICMPV6_FILTER: libc::c_int = 1;
+    const SOL_RAW: libc::c_int = 255;
+    // A bit for each type that is not wanted.
+    let (level, option, filter) = if v4 {
+        (SOL_RAW, ICMP_FILTER, vec![!1_u32])
+    } else {
+        let mut filter = vec![u32::MAX; 8];
+        filter[129 / 32] &= !(1 << (129 % 32));
+        (libc::IPPROTO_ICMPV6, ICMPV6_FILTER, filter)
+    };
+    let length =
+        libc::socklen_t::try_from(size_of_val(filter.as_slice())).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads no more than the filter's length.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            option,
+            filter.as_ptr().cast(),
+            length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A descriptor of ours, to wait for it. Needs a Tokio runtime.
+pub fn watched<T: Into<OwnedFd>>(fd: T) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped.
+    Ok(unsafe { AsyncFd::register(fd.into()) }?)
+}
+
+/// Makes a TUN device of this name, which ends with the descriptor: what the kernel sends there is read from it,
+/// packet by packet.
+pub fn tun(name: &str) -> io::Result<OwnedFd> {
+    let device = fs::File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")?;
+    // SAFETY: all zero is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..room].iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_flags =
+        libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads and writes no more than the request.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(device.into())
 }
 
 fn open_pin(pin: &Path) -> io::Result<OwnedFd> {

@@ -29,7 +29,7 @@ use crate::{
 };
 
 pub use problem::Problem;
-pub(crate) use render::is_up;
+pub(crate) use render::{is_up, state};
 pub use socket::{SocketError, bind};
 
 use model::{BackendItem, DropItem, Flows, Page, Status, VipItem};

@@ -72,7 +72,7 @@ pub struct VipItem {
 pub struct BackendItem {
     pub pool: String,
     pub address: String,
-    /// `unknown`, `up`, `down` or `draining`.
+    /// `unknown`, `up`, `down`, `draining`, or `drained` when it has no live flows left.
     pub state: String,
     pub weight: u16,
     /// With commas between them if VIPs differ; absent if no VIP uses the pool.

@@ -196,7 +196,7 @@ fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) 
     BackendItem {
         pool: pool.name.clone(),
         address: backend.address.to_string(),
-        state: state(view, &pool.name, backend.address),
+        state: state(view, pool, backend, flows).into(),
         weight: backend.weight,
         forward: (!ways.is_empty()).then(|| {
             ways.iter()
@@ -215,15 +215,18 @@ fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) 
     }
 }
 
-fn state(view: &View, pool: &str, address: IpAddr) -> String {
+/// A backend's state in a word. `flows` are its live ones.
+pub(crate) fn state(view: &View, pool: &Pool, backend: &Backend, flows: u64) -> &'static str {
     let name = BackendName {
-        pool: pool.to_owned(),
-        address,
+        pool: pool.name.clone(),
+        address: backend.address,
     };
-    match health(view, pool, address) {
-        State::Down => word(State::Down),
-        _ if view.drains.contains(&name) => "draining".into(),
-        state => word(state),
+    match health(view, &pool.name, backend.address) {
+        State::Down => "down",
+        _ if view.drains.contains(&name) && flows == 0 => "drained",
+        _ if view.drains.contains(&name) => "draining",
+        State::Up => "up",
+        State::Unknown => "unknown",
     }
 }
 

@@ -153,9 +153,8 @@ impl World {
     fn health(&self, states: [State; 2]) {
         let statuses = states.into_iter().zip(1..).map(|(state, n)| {
             let status = Status {
-                state,
                 error: (state == State::Down).then(|| "refused".into()),
-                since: SystemTime::now(),
+                ..Status::new(state, SystemTime::now())
             };
             (("web".to_owned(), address(n)), status)
         });

@@ -128,6 +128,15 @@ pub(super) fn reachability(vips: &[PlacedVip], pools: &[PlacedPool], errors: &Er
         uses[*pool].over_the_wire |= vip.vip.forward != Forward::Local;
         for kind in &kinds[*pool] {
             pair(vip, kind, errors);
+            let forward = kind.forward.unwrap_or(vip.vip.forward);
+            uses[*pool].by_tunnel |= matches!(forward, Forward::Ipip | Forward::Gue);
+        }
+    }
+    for (pool, uses) in pools.iter().zip(&uses) {
+        if pool.pool.health.via_tunnel && uses.any && !uses.by_tunnel {
+            errors.add(pool.health_at, || {
+                "`via_tunnel` is set, but no VIP sends to this pool by `ipip` or `gue`; remove it".into()
+            });
         }
     }
     addresses(vips, pools, &uses, errors);
@@ -138,6 +147,7 @@ pub(super) fn reachability(vips: &[PlacedVip], pools: &[PlacedPool], errors: &Er
 struct Uses {
     any: bool,
     over_the_wire: bool,
+    by_tunnel: bool,
 }
 
 /// All backends of a pool that are alike to a VIP, so that a VIP need not look at each.

@@ -47,16 +47,36 @@ pub(super) const API: Keys = Keys {
 
 pub(super) const POOL: Keys = Keys {
     place: "[[pool]]",
-    known: &["name", "slots", "health", "backend"],
+    known: &[
+        "name",
+        "slots",
+        "all_down",
+        "slow_start",
+        "health",
+        "backend",
+    ],
     later: &[],
 };
 
 pub(super) const HEALTH: Keys = Keys {
     place: "health",
     known: &[
-        "kind", "port", "path", "host", "status", "interval", "timeout", "rise", "fall",
+        "kind",
+        "port",
+        "path",
+        "host",
+        "status",
+        "body",
+        "ca_file",
+        "interval",
+        "fast_interval",
+        "jitter",
+        "timeout",
+        "rise",
+        "fall",
+        "via_tunnel",
     ],
-    later: &["via_tunnel"],
+    later: &[],
 };
 
 pub(super) const BACKEND: Keys = Keys {

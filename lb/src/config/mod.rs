@@ -2,10 +2,13 @@
 //!
 //! A config is refused whole, with every error it holds, each with its place and what would be right there.
 mod addresses;
+mod ca;
 mod cross;
 mod error;
+mod health;
 mod keys;
 mod model;
+mod read_health;
 mod read_policy;
 mod read_pool;
 mod read_site;
@@ -21,10 +24,12 @@ use std::{
 
 use toml::{Spanned, de::DeTable};
 
+pub use ca::{CaError, read_ca};
 pub use error::{ConfigError, ConfigErrors, Position};
+pub use health::{Check, Health, HttpCheck, Statuses, Tls};
 pub use model::{
-    Api, Backend, Check, Class, Config, Dataplane, Forward, HashInput, Health, Mode, Origin,
-    Policy, Pool, Pop, PrefixLengths, Protocol, Scope, SourceLimit, Vip, XdpMode,
+    AllDown, Api, Backend, Class, Config, Dataplane, Forward, HashInput, Mode, Origin, Policy,
+    Pool, Pop, PrefixLengths, Protocol, Scope, SourceLimit, Vip, XdpMode,
 };
 pub use secret::{SecretError, read_secret};
 
@@ -34,7 +39,7 @@ use section::Section;
 /// Where the config is unless a flag names another file.
 pub const DEFAULT_FILE: &str = "/etc/sluice/sluice.toml";
 
-/// Reads and checks a config file, and the secret that it names.
+/// Reads and checks a config file, and the files that it names.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let unreadable = |source: io::Error| ConfigErrors::Unreadable {
         file: path.to_owned(),
@@ -46,17 +51,24 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
         .take(MAX_BYTES as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;
-    let check_secret = |path: &Path| {
-        read_secret(path)
-            .map(drop)
-            .map_err(|wrong| wrong.to_string())
+    let files = Files {
+        secret: &|path| {
+            read_secret(path)
+                .map(drop)
+                .map_err(|wrong| wrong.to_string())
+        },
+        ca: &|path| read_ca(path).map(drop).map_err(|wrong| wrong.to_string()),
     };
-    read(&bytes, &path.display().to_string(), &check_secret)
+    read(&bytes, &path.display().to_string(), files)
 }
 
-/// Checks a config that is already in memory. Nothing outside of `text` is looked at, so a secret need not exist.
+/// Checks a config that is already in memory. Nothing outside of `text` is looked at, so the files that it names need not exist.
 pub fn parse(text: &str, file_name: &str) -> Result<Config, ConfigErrors> {
-    read(text.as_bytes(), file_name, &|_| Ok(()))
+    let files = Files {
+        secret: &|_| Ok(()),
+        ca: &|_| Ok(()),
+    };
+    read(text.as_bytes(), file_name, files)
 }
 
 /// Refuses a config that names interfaces which this machine does not have.
@@ -104,11 +116,14 @@ pub fn hash(config: &Config) -> u64 {
 /// A file larger than this is surely not a config: 65,535 VIPs take some 10 MiB.
 const MAX_BYTES: usize = 16 << 20;
 
-fn read(
-    bytes: &[u8],
-    file_name: &str,
-    check_secret: &dyn Fn(&Path) -> Result<(), String>,
-) -> Result<Config, ConfigErrors> {
+/// What is wrong with files that a config names.
+#[derive(Clone, Copy)]
+struct Files<'a> {
+    secret: &'a dyn Fn(&Path) -> Result<(), String>,
+    ca: &'a dyn Fn(&Path) -> Result<(), String>,
+}
+
+fn read(bytes: &[u8], file_name: &str, files: Files<'_>) -> Result<Config, ConfigErrors> {
     let errors = Errors::default();
     if bytes.len() > MAX_BYTES {
         errors.add(0, || {
@@ -143,7 +158,7 @@ fn read(
             return errors.into_result(None, &lines, file_name);
         }
     };
-    let config = tables(&table, &lines, &errors, check_secret, file_name);
+    let config = tables(&table, &lines, &errors, files, file_name);
     errors.into_result(config, &lines, file_name)
 }
 
@@ -152,7 +167,7 @@ fn tables(
     root: &Spanned<DeTable<'_>>,
     lines: &Lines<'_>,
     errors: &Errors,
-    check_secret: &dyn Fn(&Path) -> Result<(), String>,
+    files: Files<'_>,
     file_name: &str,
 ) -> Option<Config> {
     let file = Section::new(root.get_ref(), 0, &keys::FILE, errors);
@@ -172,10 +187,13 @@ fn tables(
     let policy_names = cross::names(&policy_tables, "policy", lines);
     cross::names(&vip_tables, "VIP", lines);
 
-    let pop = read_site::pop(&file, check_secret);
+    let pop = read_site::pop(&file, files.secret);
     let dataplane = read_site::dataplane(&file);
     let api = read_site::api(&file);
-    let pools: Vec<_> = pool_tables.iter().filter_map(read_pool::pool).collect();
+    let pools: Vec<_> = pool_tables
+        .iter()
+        .filter_map(|table| read_pool::pool(table, files.ca))
+        .collect();
     let vips: Vec<_> = vip_tables.iter().filter_map(read_vip::vip).collect();
     let policies: Vec<_> = policy_tables
         .iter()

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::error::Position;
+use super::{error::Position, health::Health};
 
 /// A whole config file, checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -89,8 +89,21 @@ pub struct Pool {
     pub health: Health,
     /// Slots of the lookup table, a prime. Default 65,537.
     pub slots: u32,
+    pub all_down: AllDown,
+    /// How long a backend that comes back takes to its whole weight. Zero: it has it at once.
+    pub slow_start: Duration,
     /// Never empty.
     pub backends: Vec<Backend>,
+}
+
+/// What becomes of packets while no backend of a pool takes new flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AllDown {
+    /// They are dropped, for a reason that is counted.
+    Drop,
+    /// They go to the backends that were the last to be up.
+    LastKnown,
 }
 
 /// `[[pool.backend]]`.
@@ -115,33 +128,6 @@ pub enum Forward {
     Gue,
     /// To this host's own stack.
     Local,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Health {
-    pub check: Check,
-    pub interval: Duration,
-    pub timeout: Duration,
-    /// Successes in a row that bring a backend up.
-    pub rise: u32,
-    /// Failures in a row that bring it down.
-    pub fall: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Check {
-    /// Always up.
-    None,
-    /// A connection to the port succeeds.
-    Tcp { port: u16 },
-    /// `GET path` answers with the status.
-    Http {
-        port: u16,
-        path: String,
-        host: Option<String>,
-        status: u16,
-    },
 }
 
 /// `[[vip]]`: an address, protocol and port that we balance.

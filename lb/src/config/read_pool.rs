@@ -1,12 +1,13 @@
-//! Reads `[[pool]]` with its backends and health check.
+//! Reads `[[pool]]` with its backends.
 
-use std::{collections::HashSet, net::IpAddr, time::Duration};
+use std::{collections::HashSet, net::IpAddr, path::Path, time::Duration};
 
 use super::{
-    error::{grouped, quoted},
+    error::grouped,
     keys,
-    model::{Backend, Check, Forward, Health, Pool},
-    section::{Field, Section},
+    model::{AllDown, Backend, Forward, Pool},
+    read_health,
+    section::Section,
 };
 
 /// A pool, and where its parts stand in the file.
@@ -14,6 +15,8 @@ pub(super) struct PlacedPool {
     pub(super) pool: Pool,
     /// Of each backend's address.
     pub(super) backends_at: Vec<usize>,
+    /// Of the health check, or of the pool if it has none.
+    pub(super) health_at: usize,
 }
 
 pub(super) const FORWARDS: &[(&str, Forward)] = &[
@@ -23,13 +26,23 @@ pub(super) const FORWARDS: &[(&str, Forward)] = &[
     ("local", Forward::Local),
 ];
 
-/// One `[[pool]]`.
-pub(super) fn pool(section: &Section<'_>) -> Option<PlacedPool> {
+/// One `[[pool]]`. `check_ca` says what is wrong with a file of certificates.
+pub(super) fn pool(
+    section: &Section<'_>,
+    check_ca: &dyn Fn(&Path) -> Result<(), String>,
+) -> Option<PlacedPool> {
     let name = section
         .required("name", "\"web\"")
         .and_then(|field| field.name());
-    let health = section.or("health", NO_CHECK, |field| {
-        health(&field.table(&keys::HEALTH)?)
+    let health = section.or("health", read_health::NO_CHECK, |field| {
+        read_health::health(&field.table(&keys::HEALTH)?, check_ca)
+    });
+    let health_at = section.get("health").map_or(section.at, |field| field.at);
+    let all_down = section.or("all_down", AllDown::Drop, |field| {
+        field.word(ALL_DOWN, &["reset"])
+    });
+    let slow_start = section.or("slow_start", Duration::ZERO, |field| {
+        field.duration(Duration::ZERO..=SLOW_START_MAX)
     });
     let backends = backends(section);
     let slots = slots(section, backends.as_ref().map_or(0, Vec::len));
@@ -40,23 +53,17 @@ pub(super) fn pool(section: &Section<'_>) -> Option<PlacedPool> {
             name: name?.to_owned(),
             health: health?,
             slots: slots?,
+            all_down: all_down?,
+            slow_start: slow_start?,
             backends,
         },
         backends_at,
+        health_at,
     })
 }
 
-const NO_CHECK: Health = Health {
-    check: Check::None,
-    interval: INTERVAL,
-    timeout: TIMEOUT,
-    rise: RISE,
-    fall: FALL,
-};
-const INTERVAL: Duration = Duration::from_secs(1);
-const TIMEOUT: Duration = Duration::from_millis(500);
-const RISE: u32 = 2;
-const FALL: u32 = 3;
+const ALL_DOWN: &[(&str, AllDown)] = &[("drop", AllDown::Drop), ("last_known", AllDown::LastKnown)];
+const SLOW_START_MAX: Duration = Duration::from_secs(60 * 60);
 
 fn backends(section: &Section<'_>) -> Option<Vec<(Backend, usize)>> {
     let Some(field) = section.get("backend") else {
@@ -158,124 +165,6 @@ fn prime_from(number: u32) -> u32 {
     (number..)
         .find(|candidate| is_prime(*candidate))
         .unwrap_or(SLOTS_MAX)
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    None,
-    Tcp,
-    Http,
-}
-
-const KINDS: &[(&str, Kind)] = &[
-    ("none", Kind::None),
-    ("tcp", Kind::Tcp),
-    ("http", Kind::Http),
-];
-
-fn health(section: &Section<'_>) -> Option<Health> {
-    let interval = section.or("interval", INTERVAL, |field| {
-        field.duration(INTERVAL_MIN..=INTERVAL_MAX)
-    });
-    let timeout = timeout(section, interval.unwrap_or(INTERVAL_MAX));
-    let count = |key, default| section.or(key, default, |field| field.integer(1..=COUNT_MAX));
-    let (rise, fall) = (count("rise", RISE), count("fall", FALL));
-
-    let kind = section
-        .required("kind", "\"tcp\"")
-        .and_then(|field| field.word(KINDS, &["https", "icmp"]));
-    let port = match kind? {
-        Kind::None => {
-            unused(section, &["port"], "`tcp` and `http`");
-            None
-        }
-        Kind::Tcp | Kind::Http => section
-            .required("port", "80")
-            .and_then(|field| field.integer(1..=u16::MAX)),
-    };
-    if kind? != Kind::Http {
-        unused(section, &["path", "host", "status"], "`http`");
-    }
-    let check = match kind? {
-        Kind::None => Check::None,
-        Kind::Tcp => Check::Tcp { port: port? },
-        Kind::Http => {
-            let path = section.or("path", "/".to_owned(), |field| path(&field));
-            let host = section.optional("host", |field| host(&field));
-            let status = section.or("status", 200, |field| field.integer(100..=599));
-            Check::Http {
-                port: port?,
-                path: path?,
-                host: host?,
-                status: status?,
-            }
-        }
-    };
-    Some(Health {
-        check,
-        interval: interval?,
-        timeout: timeout?,
-        rise: rise?,
-        fall: fall?,
-    })
-}
-
-const INTERVAL_MIN: Duration = Duration::from_millis(10);
-const INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
-const TIMEOUT_MIN: Duration = Duration::from_millis(1);
-const COUNT_MAX: u32 = 1_000;
-const PATH_BYTES: usize = 1_024;
-
-fn timeout(section: &Section<'_>, interval: Duration) -> Option<Duration> {
-    let Some(field) = section.get("timeout") else {
-        return Some(TIMEOUT.min(interval / 2));
-    };
-    let timeout = field.duration(TIMEOUT_MIN..=INTERVAL_MAX)?;
-    if timeout > interval {
-        field.error(|| {
-            let (timeout, interval) = (humantime::format_duration(timeout), humantime::format_duration(interval));
-            format!("`timeout` is {timeout}, longer than the `interval` of {interval}; a check must end before the next begins")
-        });
-        return None;
-    }
-    Some(timeout)
-}
-
-fn unused(section: &Section<'_>, keys: &[&'static str], kinds: &str) {
-    for key in keys {
-        if let Some(field) = section.get(key) {
-            field.error(|| format!("`{key}` is only for checks of kind {kinds}; remove it"));
-        }
-    }
-}
-
-fn path(field: &Field<'_>) -> Option<String> {
-    let text = field.string()?;
-    if !text.starts_with('/')
-        || text.len() > PATH_BYTES
-        || !text.bytes().all(|byte| byte.is_ascii_graphic())
-    {
-        field.error(|| {
-            format!("`path` is {}; it must begin with `/` and hold no spaces; write it like \"/healthz\"", quoted(text))
-        });
-        return None;
-    }
-    Some(text.to_owned())
-}
-
-fn host(field: &Field<'_>) -> Option<String> {
-    let text = field.string()?;
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
-    if text.is_empty() || text.len() > 255 || !text.bytes().all(fits) {
-        field.error(|| {
-            format!(
-                "`host` is {}, not a host name; write it like \"www.example.com\"",
-                quoted(text)
-            )
-        });
-        return None;
-    }
-    Some(text.to_owned())
 }
 
 #[cfg(test)]

@@ -132,6 +132,24 @@ impl<'a> Field<'a> {
         }
     }
 
+    pub(super) fn boolean(&self) -> Option<bool> {
+        match self.value {
+            DeValue::Boolean(value) => Some(*value),
+            DeValue::String(text) if ["true", "false"].contains(&text.as_ref()) => {
+                self.wrong_type("a boolean", "; remove the quotes");
+                None
+            }
+            _ => {
+                self.wrong_type("a boolean", "; write true or false");
+                None
+            }
+        }
+    }
+
+    pub(super) fn is_array(&self) -> bool {
+        matches!(self.value, DeValue::Array(_))
+    }
+
     pub(super) fn string(&self) -> Option<&'a str> {
         match self.value {
             DeValue::String(text) => Some(text),

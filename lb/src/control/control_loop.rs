@@ -1,6 +1,7 @@
 //! The task that owns the state: it takes events one by one, and makes the data plane hold what follows from them.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -21,7 +22,7 @@ use crate::{
         events::Events,
         limits::{Limits, now_ms},
     },
-    dataplane::Desired,
+    dataplane::{BackendKey, Desired},
     desired::{self, Inputs},
     drains::Drains,
     health::{self, State},
@@ -66,6 +67,8 @@ pub struct Control<P> {
     applied_vips: Option<Vec<String>>,
     /// When what changed lately is to be applied.
     gathered: Option<tokio::time::Instant>,
+    /// Backends that take new flows.
+    held: BTreeSet<BackendKey>,
 }
 
 /// The plane is compared with what is desired at least this often.
@@ -115,6 +118,7 @@ impl<P: Dataplane> Control<P> {
             events: events.clone(),
         };
         let control = Self {
+            held: start.plane.in_tables(),
             plane: start.plane,
             config,
             config_file: start.config_file,
@@ -147,6 +151,7 @@ impl<P: Dataplane> Control<P> {
             let more_expired = self.limits.expire(&mut self.plane);
             self.begin();
             let gathered = self.gathered;
+            let step = self.next_step();
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey_all(command),
@@ -165,6 +170,9 @@ impl<P: Dataplane> Control<P> {
                 () = sleep_until(gathered.unwrap_or_else(tokio::time::Instant::now)), if gathered.is_some() => {
                     self.gathered = None;
                     self.settled = self.settled || self.knows_enough();
+                    self.reconcile();
+                }
+                () = sleep_until(step.unwrap_or_else(Instant::now).into()), if step.is_some() => {
                     self.reconcile();
                 }
                 Ok(()) = self.trouble.changed() => self.publish_warnings(),
@@ -369,7 +377,15 @@ impl<P: Dataplane> Control<P> {
             health: &self.sources.health.borrow(),
             resolutions: &self.sources.resolutions.borrow(),
             drains: &self.drains,
+            held: &self.held,
+            now: Instant::now(),
         })
+    }
+
+    /// When weights change next though nothing happens.
+    fn next_step(&self) -> Option<Instant> {
+        let health = self.sources.health.borrow();
+        desired::next_change(&self.config, &health, Instant::now())
     }
 
     fn apply(&mut self, desired: &Desired) {
@@ -393,6 +409,10 @@ impl<P: Dataplane> Control<P> {
     fn apply_tables(&mut self, desired: &Desired) {
         match self.plane.apply(desired) {
             Ok(steps) => {
+                let tables = desired.tables.values();
+                self.held = tables
+                    .flat_map(|table| table.weights.keys().cloned())
+                    .collect();
                 for step in steps {
                     tracing::debug!(step, "applied");
                 }

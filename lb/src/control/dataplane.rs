@@ -1,6 +1,9 @@
 //! What the control loop asks of a data plane.
 
-use std::{collections::BTreeMap, error::Error};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+};
 
 use sluice_ebpf::abi::{Count, DropReason, FlowStats, VipStats};
 
@@ -20,6 +23,9 @@ pub trait Dataplane {
 
     /// Clears away what flows left behind. Called every few seconds.
     fn sweep(&mut self) {}
+
+    /// Backends that take new flows, also where an earlier daemon put them.
+    fn in_tables(&self) -> BTreeSet<BackendKey>;
 
     /// All figures, read from the maps now.
     fn figures(&self) -> Result<Figures, Failure>;

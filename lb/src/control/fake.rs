@@ -1,7 +1,7 @@
 //! A data plane in memory, for tests of what stands above it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
 };
 
@@ -10,7 +10,7 @@ use sluice_ebpf::abi::{Count, DropReason, VipStats};
 use super::{Attachment, Dataplane, DropFigure, Failure, Figures};
 use crate::{
     config::Mode,
-    dataplane::{Desired, ExactCounters},
+    dataplane::{BackendKey, Desired, ExactCounters},
     limits::LimitSpec,
 };
 
@@ -56,6 +56,14 @@ impl Dataplane for Fake {
         }
         held.desired = desired.clone();
         Ok(Vec::new())
+    }
+
+    fn in_tables(&self) -> BTreeSet<BackendKey> {
+        let held = self.0.lock().unwrap();
+        let tables = held.desired.tables.values();
+        tables
+            .flat_map(|table| table.weights.keys().cloned())
+            .collect()
     }
 
     /// Every VIP and backend has some of everything.

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -15,8 +15,8 @@ use super::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
 use crate::{
     config::{self, Config},
     dataplane::{
-        Attached, Cells, Census, Desired, ExactCounters, ExactLimit, ExactLimits, ExactTables,
-        LoadError, Mode, Need, Opened, Plane, TableKey,
+        Attached, BackendKey, Cells, Census, Desired, ExactCounters, ExactLimit, ExactLimits,
+        ExactTables, LoadError, Mode, Need, Opened, Plane, TableKey,
     },
     limits::LimitSpec,
     sys::Mapped,
@@ -129,6 +129,10 @@ impl Dataplane for Kernel {
 
     fn sweep(&mut self) {
         self.plane.sweep();
+    }
+
+    fn in_tables(&self) -> BTreeSet<BackendKey> {
+        self.plane.in_tables()
     }
 
     fn figures(&self) -> Result<Figures, Failure> {

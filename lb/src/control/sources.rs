@@ -72,7 +72,9 @@ async fn check_health(
     publish: watch::Sender<Snapshot>,
 ) -> Result<Infallible, String> {
     let (sender, mut transitions) = mpsc::channel(TRANSITIONS);
-    let checker = Checker::start(targets, sender);
+    let known = publish.borrow().clone();
+    let checker =
+        Checker::start(targets, sender, known).map_err(|error| format!("no thread: {error}"))?;
     let mut snapshot = checker.snapshot();
     loop {
         tokio::select! {

@@ -1,6 +1,12 @@
 //! The loaded data plane: opened or adopted at start, then made to hold what is desired, step by step.
 
-use std::{collections::BTreeMap, fs::File, io::Read, mem::offset_of, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::Read,
+    mem::offset_of,
+    path::Path,
+};
 
 use aya::{Ebpf, maps::Map, util::online_cpus};
 use bytemuck::Pod;
@@ -213,6 +219,20 @@ impl Plane {
             .map(|region| u64::from(region.slots))
             .sum();
         (used, self.slots.len())
+    }
+
+    /// Backends that some lookup table leads to.
+    #[must_use]
+    pub fn in_tables(&self) -> BTreeSet<BackendKey> {
+        let regions = self.registry.tables.values();
+        let numbers: BTreeSet<u16> = regions
+            .flat_map(|region| self.slots.backends(*region))
+            .collect();
+        let backends = self.registry.backends.iter();
+        backends
+            .filter(|(_, number)| numbers.contains(number))
+            .map(|(key, _)| key.clone())
+            .collect()
     }
 
     /// The number of a VIP in the data plane.

@@ -91,6 +91,12 @@ impl Slots {
         }
     }
 
+    /// What a region leads to, slot by slot.
+    pub(crate) fn backends(&self, region: Region) -> impl Iterator<Item = u16> {
+        let end = region.first.saturating_add(region.slots).min(self.len());
+        (region.first..end).map(|slot| self.read(slot) & !SLOT_MOVED)
+    }
+
     /// Writes a table to where nothing of `used` lies.
     pub(crate) fn put(
         &mut self,

@@ -1,23 +1,36 @@
-//! One health check: connect, or ask by HTTP, within a time.
+//! One health check: connect, ask or ping, within a time.
+
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
+use tokio_rustls::TlsConnector;
 
-use crate::config::{Check, Health};
+use super::{
+    Target, Via,
+    http::{self, Stream},
+    icmp::Pinger,
+    tls,
+    tunnel::{Led, Tunnel},
+};
+use crate::config::{Check, HttpCheck, Statuses};
 
 /// Why a check failed, for an operator.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     #[error("connect: {}", plain(.0))]
     Connect(#[source] io::Error),
+    #[error("TLS: {}", tls_error(.0))]
+    Tls(#[source] io::Error),
     #[error("send the request: {}", plain(.0))]
     Send(#[source] io::Error),
     #[error("read the answer: {}", plain(.0))]
@@ -29,114 +42,222 @@ pub enum CheckError {
     #[error("the answer's header is longer than 64 KiB")]
     HeaderTooLong,
     #[error("status {got}, expected {expected}")]
-    Status { got: u16, expected: u16 },
-    #[error("timed out after {}", humantime::format_duration(*.0))]
-    Timeout(Duration),
+    Status { got: u16, expected: Statuses },
+    #[error("the body does not hold {expected:?}")]
+    Body { expected: String },
+    #[error("timed out after {}{}", humantime::format_duration(*.after), hint(*.via))]
+    Timeout { after: Duration, via: Option<Via> },
+    #[error("cannot send echo requests: {0}; the daemon needs CAP_NET_RAW")]
+    NoPinger(String),
+    #[error(
+        "cannot check through the tunnel: {0}; the daemon needs CAP_NET_ADMIN, CAP_NET_RAW and /dev/net/tun, and a network namespace without another one that does this"
+    )]
+    NoTunnel(#[source] io::Error),
+    #[error("{0}")]
+    NotMade(String),
 }
 
-/// Makes one check of a backend, from this host to the backend's own address.
-pub async fn check(address: IpAddr, health: &Health) -> Result<(), CheckError> {
-    let attempt = async {
-        match &health.check {
-            Check::None => Ok(()),
-            Check::Tcp { port } => connect(SocketAddr::new(address, *port)).await.map(drop),
-            Check::Http {
-                port,
-                path,
-                host,
-                status,
+/// What checks share.
+#[derive(Default)]
+pub(super) struct Tools {
+    tls: tls::Settings,
+    pinger: Option<Result<Arc<Pinger>, String>>,
+    tunnel: Arc<Tunnel>,
+}
+
+impl Tools {
+    fn pinger(&mut self) -> Result<Arc<Pinger>, String> {
+        let open = || Pinger::open().map(Arc::new).map_err(|error| plain(&error));
+        match &self.pinger {
+            Some(Ok(pinger)) => Ok(pinger.clone()),
+            _ => self.pinger.insert(open()).clone(),
+        }
+    }
+
+    /// Settings are read afresh from here on: files that they come from may have changed.
+    pub(super) fn refresh(&mut self) {
+        self.tls = tls::Settings::default();
+    }
+}
+
+/// All that is needed to check one backend, again and again.
+pub(super) struct Probe {
+    address: IpAddr,
+    timeout: Duration,
+    way: Way,
+    kind: Kind,
+}
+
+enum Way {
+    Direct,
+    Tunnel(Arc<Tunnel>, Via),
+}
+
+enum Kind {
+    Nothing,
+    /// Why no check can succeed.
+    Unable(String),
+    Icmp(Arc<Pinger>),
+    NoPinger(String),
+    Tcp {
+        port: u16,
+    },
+    Http {
+        check: HttpCheck,
+        request: Vec<u8>,
+        tls: Option<(TlsConnector, ServerName<'static>)>,
+    },
+}
+
+impl Probe {
+    pub(super) fn new(target: &Target, tools: &mut Tools) -> Self {
+        let way = match target.via {
+            None => Way::Direct,
+            Some(via) => Way::Tunnel(tools.tunnel.clone(), via),
+        };
+        let kind = match &target.health.check {
+            Check::None => Kind::Nothing,
+            Check::Icmp => tools.pinger().map_or_else(Kind::NoPinger, Kind::Icmp),
+            Check::Tcp { port } => Kind::Tcp { port: *port },
+            Check::Http(check) => http_kind(check, target, tools).unwrap_or_else(Kind::Unable),
+        };
+        Self {
+            address: target.address,
+            timeout: target.health.timeout,
+            way,
+            kind,
+        }
+    }
+
+    /// Makes one check, from this host.
+    pub(super) async fn check(&self) -> Result<(), CheckError> {
+        match timeout(self.timeout, self.attempt()).await {
+            Ok(result) => result,
+            Err(_elapsed) => Err(CheckError::Timeout {
+                after: self.timeout,
+                via: match self.way {
+                    Way::Direct => None,
+                    Way::Tunnel(_, via) => Some(via),
+                },
+            }),
+        }
+    }
+
+    async fn attempt(&self) -> Result<(), CheckError> {
+        match &self.kind {
+            Kind::Nothing => Ok(()),
+            Kind::Unable(why) => Err(CheckError::NotMade(why.clone())),
+            Kind::NoPinger(why) => Err(CheckError::NoPinger(why.clone())),
+            Kind::Icmp(pinger) => self.ping(pinger).await,
+            Kind::Tcp { port } => self.connect(*port).await.map(drop),
+            Kind::Http {
+                check,
+                request,
+                tls,
             } => {
-                let peer = SocketAddr::new(address, *port);
-                let host = host.clone().unwrap_or_else(|| host_of(peer));
-                let got = get(peer, path, &host).await?;
-                if got == *status {
-                    Ok(())
-                } else {
-                    Err(CheckError::Status {
-                        got,
-                        expected: *status,
-                    })
+                let (mut stream, _led) = self.connect(check.port).await?;
+                match tls {
+                    None => ask(check, request, &mut stream).await,
+                    Some((connector, name)) => {
+                        let mut stream = connector
+                            .connect(name.clone(), stream)
+                            .await
+                            .map_err(CheckError::Tls)?;
+                        ask(check, request, &mut stream).await
+                    }
                 }
             }
         }
-    };
-    match timeout(health.timeout, attempt).await {
-        Ok(result) => result,
-        Err(_elapsed) => Err(CheckError::Timeout(health.timeout)),
     }
-}
 
-const HEADER_LIMIT_BYTES: usize = 64 * 1024;
-
-async fn connect(peer: SocketAddr) -> Result<TcpStream, CheckError> {
-    let stream = TcpStream::connect(peer)
-        .await
-        .map_err(CheckError::Connect)?;
-    // We close first, and thousands of checks a second would leave a heap of sockets in TIME_WAIT.
-    stream.set_zero_linger().map_err(CheckError::Connect)?;
-    Ok(stream)
-}
-
-/// Asks for `path` and returns the answer's status.
-async fn get(peer: SocketAddr, path: &str, host: &str) -> Result<u16, CheckError> {
-    let mut stream = connect(peer).await?;
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sluice-health\r\nAccept: */*\r\nConnection: close\r\n\r\n"
-    );
-    stream
-        .write_all(request.as_bytes())
-        .await
-        .map_err(CheckError::Send)?;
-    let mut header = Vec::with_capacity(1024);
-    loop {
-        if let Some(status) = final_status(&header)? {
-            return Ok(status);
-        }
-        if header.len() >= HEADER_LIMIT_BYTES {
-            return Err(CheckError::HeaderTooLong);
-        }
-        if stream
-            .read_buf(&mut header)
-            .await
-            .map_err(CheckError::Read)?
-            == 0
-        {
-            return Err(CheckError::Closed);
-        }
-    }
-}
-
-/// The status once the whole header is there. Interim answers (100 to 199, but not 101) are skipped.
-fn final_status(mut received: &[u8]) -> Result<Option<u16>, CheckError> {
-    const PREFIX: &[u8] = b"HTTP/1.";
-    loop {
-        let known = received.len().min(PREFIX.len());
-        if received[..known] != PREFIX[..known] {
-            return Err(CheckError::NotHttp);
-        }
-        let Some(end) = received.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
-            return Ok(None);
+    async fn connect(&self, port: u16) -> Result<(TcpStream, Option<Led>), CheckError> {
+        let (to, led, socket) = match &self.way {
+            Way::Direct => {
+                let socket = socket(self.address).map_err(CheckError::Connect)?;
+                (self.address, None, socket)
+            }
+            Way::Tunnel(tunnel, via) => {
+                let open = tunnel.open().await.map_err(CheckError::NoTunnel)?;
+                let socket = socket(via.vip).map_err(CheckError::Connect)?;
+                let led = open
+                    .lead(&socket, self.address, *via)
+                    .map_err(CheckError::Connect)?;
+                (via.vip, Some(led), socket)
+            }
         };
-        // "HTTP/1.1 200 OK": the status is at 9 to 12.
-        let status = received[..end]
-            .get(9..12)
-            .and_then(|digits| std::str::from_utf8(digits).ok());
-        let status: u16 = status
-            .and_then(|digits| digits.parse().ok())
-            .ok_or(CheckError::NotHttp)?;
-        if !(100..200).contains(&status) || status == 101 {
-            return Ok(Some(status));
-        }
-        received = &received[end + 4..];
+        let stream = socket
+            .connect(SocketAddr::new(to, port))
+            .await
+            .map_err(CheckError::Connect)?;
+        // We close first, and thousands of checks a second would leave a heap of sockets in TIME_WAIT.
+        stream.set_zero_linger().map_err(CheckError::Connect)?;
+        Ok((stream, led))
+    }
+
+    async fn ping(&self, pinger: &Pinger) -> Result<(), CheckError> {
+        let ping = match &self.way {
+            Way::Direct => {
+                let ping = pinger.prepare(self.address);
+                ping.send().map_err(CheckError::Send)?;
+                ping
+            }
+            Way::Tunnel(tunnel, via) => {
+                let open = tunnel.open().await.map_err(CheckError::NoTunnel)?;
+                let ping = pinger.prepare(via.vip);
+                open.ping(&ping, self.address, *via)
+                    .map_err(CheckError::Send)?;
+                ping
+            }
+        };
+        ping.answered().await.map_err(CheckError::Read)
     }
 }
 
-/// What a client would put into `Host` for this address.
-fn host_of(peer: SocketAddr) -> String {
-    match (peer.port(), peer.ip()) {
-        (80, IpAddr::V4(address)) => address.to_string(),
-        (80, IpAddr::V6(address)) => format!("[{address}]"),
-        _ => peer.to_string(),
+fn http_kind(check: &HttpCheck, target: &Target, tools: &mut Tools) -> Result<Kind, String> {
+    let asked = target.via.map_or(target.address, |via| via.vip);
+    let tls = match tools.tls.get(&check.tls) {
+        None => None,
+        Some(settings) => {
+            let settings: Arc<ClientConfig> = settings?;
+            let name = tls::server_name(check.host.as_deref(), asked)?;
+            Some((TlsConnector::from(settings), name))
+        }
+    };
+    Ok(Kind::Http {
+        check: check.clone(),
+        request: http::request(check, SocketAddr::new(asked, check.port)),
+        tls,
+    })
+}
+
+fn socket(to: IpAddr) -> io::Result<TcpSocket> {
+    match to {
+        IpAddr::V4(_) => TcpSocket::new_v4(),
+        IpAddr::V6(_) => TcpSocket::new_v6(),
+    }
+}
+
+/// Sends the request, and reads until the answer is good or bad.
+async fn ask(
+    check: &HttpCheck,
+    request: &[u8],
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+) -> Result<(), CheckError> {
+    stream.write_all(request).await.map_err(CheckError::Send)?;
+    stream.flush().await.map_err(CheckError::Send)?;
+    let mut received = Vec::with_capacity(1024);
+    loop {
+        let read = stream.read_buf(&mut received).await;
+        let state = match read {
+            Ok(0) => Stream::Ended,
+            // A server that closes TLS without saying so has answered all the same.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Stream::Ended,
+            Ok(_) => Stream::Open,
+            Err(error) => return Err(CheckError::Read(error)),
+        };
+        if http::judge(check, &received, state)? {
+            return Ok(());
+        }
     }
 }
 
@@ -148,16 +269,37 @@ fn plain(error: &io::Error) -> String {
         | io::ErrorKind::ConnectionAborted
         | io::ErrorKind::HostUnreachable
         | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::PermissionDenied
         | io::ErrorKind::BrokenPipe => error.kind().to_string(),
         _ => error.to_string(),
     }
 }
 
+fn tls_error(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            "the connection was closed; is the port one for https?".into()
+        }
+        _ => plain(error),
+    }
+}
+
+fn hint(via: Option<Via>) -> String {
+    via.map_or_else(String::new, |via| {
+        format!(
+            "; does the backend take the tunnel off, and answer from {}?",
+            via.vip
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
 
     use super::*;
+    use crate::config::{Health, Tls};
 
     const LOCALHOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
@@ -166,19 +308,24 @@ mod tests {
         Health {
             check,
             interval,
+            fast_interval: interval,
+            jitter: Duration::ZERO,
             timeout,
             rise: 1,
             fall: 1,
+            via_tunnel: false,
         }
     }
 
     fn http(port: u16) -> Health {
-        health(Check::Http {
+        health(Check::Http(HttpCheck {
+            tls: Tls::Off,
             port,
             path: "/health".into(),
             host: None,
-            status: 200,
-        })
+            status: Statuses::new(vec![200..=200]),
+            body: None,
+        }))
     }
 
     /// A server that answers one connection with these bytes, and hands back what it was asked.
@@ -201,8 +348,18 @@ mod tests {
         (port, task)
     }
 
+    async fn check(health: &Health) -> Result<(), CheckError> {
+        let target = Target {
+            pool: "web".into(),
+            address: LOCALHOST,
+            health: health.clone(),
+            via: None,
+        };
+        Probe::new(&target, &mut Tools::default()).check().await
+    }
+
     async fn error(health: &Health) -> String {
-        check(LOCALHOST, health).await.unwrap_err().to_string()
+        check(health).await.unwrap_err().to_string()
     }
 
     #[tokio::test]
@@ -211,7 +368,7 @@ mod tests {
         let health = health(Check::Tcp {
             port: listener.local_addr().unwrap().port(),
         });
-        check(LOCALHOST, &health).await.unwrap();
+        check(&health).await.unwrap();
         drop(listener);
         assert_eq!(error(&health).await, "connect: connection refused");
     }
@@ -221,7 +378,7 @@ mod tests {
         let (port, request) =
             server(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\nhello")
                 .await;
-        check(LOCALHOST, &http(port)).await.unwrap();
+        check(&http(port)).await.unwrap();
         let expected = format!("GET /health HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n");
         let request = request.await.unwrap();
         assert!(request.starts_with(&expected), "{request}");
@@ -243,7 +400,7 @@ mod tests {
             "the connection was closed before the end of the answer's header"
         );
         let mut endless = b"HTTP/1.1 200 OK\r\n".to_vec();
-        endless.resize(HEADER_LIMIT_BYTES + 4096, b'x');
+        endless.resize(http::LIMIT_BYTES + 4096, b'x');
         let (port, _) = server(endless.leak()).await;
         assert_eq!(
             error(&http(port)).await,
@@ -263,16 +420,95 @@ mod tests {
         assert_eq!(error(&health).await, "timed out after 50ms");
     }
 
-    #[test]
-    fn the_host_header_is_written_as_a_client_would() {
-        assert_eq!(host_of("192.0.2.1:80".parse().unwrap()), "192.0.2.1");
-        assert_eq!(
-            host_of("[2001:db8::1]:80".parse().unwrap()),
-            "[2001:db8::1]"
+    #[tokio::test]
+    async fn an_icmp_check_asks_the_host() {
+        let result = check(&health(Check::Icmp)).await;
+        if let Err(error) = result {
+            let text = error.to_string();
+            assert!(text.contains("CAP_NET_RAW"), "only without rights: {text}");
+        }
+    }
+
+    /// A certificate for "www.example.com", and a server that has it and answers every connection with 200.
+    async fn tls_server(dir: &std::path::Path) -> (u16, std::path::PathBuf) {
+        let made = rcgen::generate_simple_self_signed(["www.example.com".to_owned()]).unwrap();
+        let ca_file = dir.join("ca.pem");
+        std::fs::write(&ca_file, made.cert.pem()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![made.cert.der().clone()],
+                made.signing_key.serialize_der().try_into().unwrap(),
+            )
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let Ok(mut stream) = acceptor.accept(stream).await else {
+                        return;
+                    };
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"\r\n\r\n") {
+                        if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    // Closed without a word of TLS, as many servers do.
+                    let _sent = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nall good").await;
+                    let _sent = stream.flush().await;
+                });
+            }
+        });
+        (port, ca_file)
+    }
+
+    fn https(port: u16, tls: Tls, host: &str) -> Health {
+        let Check::Http(http) = http(port).check else {
+            unreachable!()
+        };
+        health(Check::Http(HttpCheck {
+            tls,
+            host: Some(host.into()),
+            body: Some("good".into()),
+            ..http
+        }))
+    }
+
+    #[tokio::test]
+    async fn https_takes_any_certificate_unless_told_whose() {
+        let dir = tempfile::tempdir().unwrap();
+        let (port, ca_file) = tls_server(dir.path()).await;
+        let verified = |host| {
+            let ca_file = ca_file.clone();
+            https(port, Tls::Verified { ca_file }, host)
+        };
+        check(&https(port, Tls::Unverified, "other.example"))
+            .await
+            .unwrap();
+        check(&verified("www.example.com")).await.unwrap();
+        let error = error(&verified("other.example")).await;
+        assert!(
+            error.starts_with("TLS: invalid peer certificate"),
+            "{error}"
         );
-        assert_eq!(
-            host_of("[2001:db8::1]:8080".parse().unwrap()),
-            "[2001:db8::1]:8080"
+    }
+
+    #[tokio::test]
+    async fn a_port_without_tls_fails_an_https_check() {
+        let (port, _server) = server(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        drop(_server);
+        let error = error(&https(port, Tls::Unverified, "www.example.com")).await;
+        assert!(
+            error.contains("TLS") || error.starts_with("timed out"),
+            "{error}"
         );
     }
 }

@@ -10,6 +10,14 @@ pub enum State {
     Down,
 }
 
+/// How soon the next check is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    Ordinary,
+    /// The state is not known, or the last results speak against it.
+    Fast,
+}
+
 /// Counts results in a row.
 ///
 /// The first success ever makes a backend `Up` at once, so that a start does not wait for `rise` intervals. From then
@@ -41,6 +49,14 @@ impl Machine {
 
     pub fn state(&self) -> State {
         self.state
+    }
+
+    pub fn pace(&self) -> Pace {
+        if self.state == State::Unknown || self.against > 0 {
+            Pace::Fast
+        } else {
+            Pace::Ordinary
+        }
     }
 
     /// Takes the result of one check. Returns the new state if this changed it.
@@ -90,6 +106,37 @@ mod tests {
         assert_eq!(machine.observe(false), None);
         assert_eq!(machine.state(), State::Unknown);
         assert_eq!(machine.observe(false), Some(State::Down));
+    }
+
+    #[test]
+    fn checks_are_quicker_while_the_state_is_in_doubt() {
+        use Pace::{Fast, Ordinary};
+        use State::{Down, Up};
+
+        let mut machine = Machine::new(2, 3);
+        assert_eq!(machine.pace(), Fast, "unknown");
+        let results = [
+            true, false, false, true, false, false, false, false, true, true,
+        ];
+        let paces = results.map(|ok| {
+            machine.observe(ok);
+            (machine.state(), machine.pace())
+        });
+        assert_eq!(
+            paces,
+            [
+                (Up, Ordinary),
+                (Up, Fast),
+                (Up, Fast),
+                (Up, Ordinary),
+                (Up, Fast),
+                (Up, Fast),
+                (Down, Ordinary),
+                (Down, Ordinary),
+                (Down, Fast),
+                (Up, Ordinary)
+            ]
+        );
     }
 
     proptest! {

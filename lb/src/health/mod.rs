@@ -1,32 +1,53 @@
-//! Health of the backends: a task per backend that checks it, and one that collects what they find.
+//! Health of the backends: a thread of its own that checks them all, and tells what it finds.
+//!
+//! Each backend has a task there: it waits, makes a check, counts. One core is enough for thousands, and neither the API
+//! nor the control loop waits for them.
 mod check;
+mod http;
+mod icmp;
 mod machine;
+mod schedule;
+mod tls;
+mod tunnel;
 
 use std::{
     collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
+    io,
     net::IpAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
+use futures_util::FutureExt;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval_at, sleep},
+    time::sleep_until,
 };
 
 use crate::config::{Check, Health};
 
-pub use check::{CheckError, check};
-pub use machine::{Machine, State};
+pub use check::CheckError;
+pub use machine::{Machine, Pace, State};
+pub use schedule::Schedule;
+pub use tunnel::{Carrier, Via};
 
-/// A backend to check, at its own address and by this host's ordinary routes.
+use check::{Probe, Tools};
+
+/// A backend to check.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     pub pool: String,
     pub address: IpAddr,
     pub health: Health,
+    /// `None`: at its own address, by this host's ordinary routes.
+    pub via: Option<Via>,
 }
 
 /// A backend whose state changed.
@@ -48,56 +69,115 @@ pub struct Status {
     pub error: Option<String>,
     /// When `state` was entered.
     pub since: SystemTime,
+    /// When it last came up after it was down.
+    pub returned: Option<Instant>,
+    /// When it last went down after it was up.
+    pub lost: Option<Instant>,
 }
 
 /// Every target by pool and address.
 pub type Snapshot = Arc<BTreeMap<(String, IpAddr), Status>>;
 
-/// The tasks that check. They end when this is dropped, or when either channel is closed by the other side.
+/// The thread that checks. It ends when this is dropped, or when either channel is closed by the other side.
 #[derive(Debug)]
 pub struct Checker {
     snapshot: watch::Receiver<Snapshot>,
-    task: JoinHandle<()>,
+    load: Arc<Load>,
+    _ends: oneshot::Sender<()>,
+}
+
+/// How the checks keep up.
+#[derive(Debug, Default)]
+pub struct Load {
+    checks: AtomicU64,
+    latest_ns: AtomicU64,
+}
+
+impl Load {
+    /// Checks that have begun.
+    pub fn checks(&self) -> u64 {
+        self.checks.load(Ordering::Relaxed)
+    }
+
+    /// How much later than it was due the latest check began, since this was asked last.
+    pub fn take_lateness(&self) -> Duration {
+        Duration::from_nanos(self.latest_ns.swap(0, Ordering::Relaxed))
+    }
+
+    fn begins(&self, due: Instant) {
+        let late = due.elapsed().as_nanos();
+        self.checks.fetch_add(1, Ordering::Relaxed);
+        self.latest_ns
+            .fetch_max(u64::try_from(late).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
 }
 
 /// First checks are made within this time, or within an interval if that is shorter.
 const START: Duration = Duration::from_secs(1);
 /// Reports that are handled, and published, together.
 const BATCH: usize = 1024;
+/// How often it is looked whether the checks keep up.
+const LOOK: Duration = Duration::from_secs(10);
+/// Checks that begin later than this are said.
+const LATE: Duration = Duration::from_millis(250);
 
 impl Checker {
     /// Starts to check. The targets may change at any time: a target that is in both the old and the new list, alike,
     /// is checked on undisturbed; one whose check changed keeps its state until the new check says otherwise.
+    /// `known` is what an earlier checker knew: its states hold until a check says otherwise.
     ///
     /// Every change of a state is sent, none is dropped: who does not read `transitions` stops the reports.
+    ///
+    /// Sockets belong to the network namespace of the calling thread.
     pub fn start(
         targets: watch::Receiver<Arc<Vec<Target>>>,
         transitions: mpsc::Sender<Transition>,
-    ) -> Self {
-        let (publish, snapshot) = watch::channel(Snapshot::default());
+        known: Snapshot,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (publish, snapshot) = watch::channel(known.clone());
         let (report, reports) = mpsc::channel(BATCH);
+        let (ends, ended) = oneshot::channel::<()>();
+        let load = Arc::new(Load::default());
         let collector = Collector {
             watched: HashMap::new(),
+            known,
+            tools: Tools::default(),
             next_id: 0,
             report,
+            broken: Arc::default(),
+            load: load.clone(),
             transitions,
             publish,
         };
-        Self {
+        thread::Builder::new()
+            .name("health".into())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        _ = ended => {}
+                        () = collector.run(targets, reports) => {}
+                    }
+                });
+                // Checks that are under way are not waited for.
+                runtime.shutdown_background();
+            })?;
+        Ok(Self {
             snapshot,
-            task: tokio::spawn(collector.run(targets, reports)),
-        }
+            load,
+            _ends: ends,
+        })
     }
 
     /// The latest statuses.
     pub fn snapshot(&self) -> watch::Receiver<Snapshot> {
         self.snapshot.clone()
     }
-}
 
-impl Drop for Checker {
-    fn drop(&mut self) {
-        self.task.abort();
+    pub fn load(&self) -> &Load {
+        &self.load
     }
 }
 
@@ -105,8 +185,14 @@ type Key = (String, IpAddr);
 
 struct Collector {
     watched: HashMap<Key, Watched>,
+    /// Of targets that are not watched yet.
+    known: Snapshot,
+    tools: Tools,
     next_id: u64,
     report: mpsc::Sender<Report>,
+    /// A task panicked: better all are started again than one backend is never checked.
+    broken: Arc<Notify>,
+    load: Arc<Load>,
     transitions: mpsc::Sender<Transition>,
     publish: watch::Sender<Snapshot>,
 }
@@ -114,7 +200,7 @@ struct Collector {
 struct Watched {
     /// Tells reports of this task from those of its predecessor.
     id: u64,
-    health: Health,
+    target: Target,
     status: Status,
     /// Absent when there is nothing to check.
     _task: Option<Task>,
@@ -147,6 +233,8 @@ impl Collector {
     ) {
         targets.mark_changed();
         let mut batch = Vec::with_capacity(BATCH);
+        let mut look = tokio::time::interval(LOOK);
+        let broken = self.broken.clone();
         loop {
             let result = tokio::select! {
                 changed = targets.changed() => {
@@ -157,6 +245,11 @@ impl Collector {
                     self.retarget(&now).await
                 }
                 _ = reports.recv_many(&mut batch, BATCH) => self.collect(batch.drain(..)).await,
+                _ = look.tick() => {
+                    self.say_if_late();
+                    continue;
+                }
+                () = broken.notified() => return,
             };
             let all = self
                 .watched
@@ -169,33 +262,41 @@ impl Collector {
         }
     }
 
+    fn say_if_late(&self) {
+        let late = self.load.take_lateness();
+        if late >= LATE {
+            tracing::warn!(
+                late = %humantime::format_duration(Duration::from_millis(u64::try_from(late.as_millis()).unwrap_or(u64::MAX))),
+                backends = self.watched.len(),
+                "health checks begin late: this machine has too little time for so many; make `interval` longer"
+            );
+        }
+    }
+
     async fn retarget(&mut self, targets: &[Target]) -> Result<(), Closed> {
         let mut old = std::mem::take(&mut self.watched);
+        self.tools.refresh();
         for target in targets {
             let key = (target.pool.clone(), target.address);
             let status = match old.remove(&key) {
-                Some(watched) if watched.health == target.health => {
+                Some(watched) if watched.target == *target => {
                     self.watched.insert(key, watched);
                     continue;
                 }
                 Some(watched) => watched.status,
-                None => Status::unknown(),
+                None => self
+                    .known
+                    .get(&key)
+                    .cloned()
+                    .unwrap_or_else(Status::unknown),
             };
             let id = self.next_id;
             self.next_id += 1;
             let checked = !matches!(target.health.check, Check::None);
-            let task = checked.then(|| {
-                let report = self.report.clone();
-                Task(tokio::spawn(watch_over(
-                    target.clone(),
-                    id,
-                    status.state,
-                    report,
-                )))
-            });
+            let task = checked.then(|| self.spawn(target, id, status.state));
             let watched = Watched {
                 id,
-                health: target.health.clone(),
+                target: target.clone(),
                 status,
                 _task: task,
             };
@@ -210,7 +311,28 @@ impl Collector {
                 .await?;
             }
         }
+        self.known = Snapshot::default();
         Ok(())
+    }
+
+    fn spawn(&mut self, target: &Target, id: u64, state: State) -> Task {
+        let probe = Probe::new(target, &mut self.tools);
+        let watch = watch_over(
+            target.clone(),
+            probe,
+            Observer {
+                id,
+                state,
+                report: self.report.clone(),
+                load: self.load.clone(),
+            },
+        );
+        let broken = self.broken.clone();
+        Task(tokio::spawn(async move {
+            if AssertUnwindSafe(watch).catch_unwind().await.is_err() {
+                broken.notify_one();
+            }
+        }))
     }
 
     async fn collect(&mut self, reports: impl Iterator<Item = Report>) -> Result<(), Closed> {
@@ -233,8 +355,7 @@ impl Collector {
             return Ok(());
         }
         let at = SystemTime::now();
-        watched.status.state = report.state;
-        watched.status.since = at;
+        watched.status.enter(report.state, at, Instant::now());
         let (pool, address) = report.key;
         let transition = Transition {
             pool,
@@ -252,59 +373,90 @@ impl Collector {
 
 impl Status {
     fn unknown() -> Self {
+        Self::new(State::Unknown, SystemTime::now())
+    }
+
+    /// Of a backend that was never in another state.
+    #[must_use]
+    pub fn new(state: State, since: SystemTime) -> Self {
         Self {
-            state: State::Unknown,
+            state,
             error: None,
-            since: SystemTime::now(),
+            since,
+            returned: None,
+            lost: None,
         }
     }
+
+    fn enter(&mut self, state: State, at: SystemTime, now: Instant) {
+        match (self.state, state) {
+            (State::Down, State::Up) => self.returned = Some(now),
+            (State::Up, State::Down) => self.lost = Some(now),
+            _ => {}
+        }
+        self.state = state;
+        self.since = at;
+    }
+}
+
+/// Where a task takes its state from, and tells what it finds.
+struct Observer {
+    id: u64,
+    state: State,
+    report: mpsc::Sender<Report>,
+    load: Arc<Load>,
 }
 
 /// Checks one backend for ever.
-async fn watch_over(target: Target, id: u64, state: State, report: mpsc::Sender<Report>) {
+async fn watch_over(target: Target, probe: Probe, observer: Observer) {
     let health = &target.health;
-    let phase = phase(&target);
-    let mut machine = Machine::resume(state, health.rise, health.fall);
+    let mut random = Random(seed(&target));
+    let mut machine = Machine::resume(observer.state, health.rise, health.fall);
     let mut last_error = None;
-    let mut ticks = interval_at(
-        Instant::now() + health.interval.mul_f64(1.0 + phase),
-        health.interval,
-    );
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    // The first check comes soon, the later ones spread over the whole interval.
-    sleep(START.min(health.interval).mul_f64(phase)).await;
+    // The first check comes soon, spread as the later ones are.
+    let first = START.min(health.interval).mul_f64(random.next());
+    let mut schedule = Schedule::new(health, Instant::now() + first);
     loop {
-        let error = check(target.address, health)
-            .await
-            .err()
-            .map(|error| error.to_string());
+        let due = schedule.begins(machine.pace(), random.next());
+        sleep_until(due.into()).await;
+        observer.load.begins(due);
+        let error = probe.check().await.err().map(|error| error.to_string());
         let changed = machine.observe(error.is_none()).is_some();
+        schedule.advance(machine.pace(), Instant::now());
         if changed || error != last_error {
             last_error.clone_from(&error);
-            let key = (target.pool.clone(), target.address);
-            if report
-                .send(Report {
-                    key,
-                    id,
-                    state: machine.state(),
-                    error,
-                })
-                .await
-                .is_err()
-            {
+            let report = Report {
+                key: (target.pool.clone(), target.address),
+                id: observer.id,
+                state: machine.state(),
+                error,
+            };
+            if observer.report.send(report).await.is_err() {
                 return;
             }
         }
-        ticks.tick().await;
     }
 }
 
-/// Where in the interval a target's checks start, 0 to 1: spread evenly, and the same after a restart.
-fn phase(target: &Target) -> f64 {
+/// Different for each target, and the same after a restart: so first checks are spread evenly, always in the same way.
+fn seed(target: &Target) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&target.pool, target.address).hash(&mut hasher);
-    let top = u32::try_from(hasher.finish() >> 32).unwrap_or(u32::MAX);
-    f64::from(top) / (f64::from(u32::MAX) + 1.0)
+    hasher.finish()
+}
+
+/// Numbers from 0 to 1, for what needs to be uneven and no more.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f64 {
+        // SplitMix64.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let top = u32::try_from((mixed ^ mixed >> 31) >> 32).unwrap_or(u32::MAX);
+        f64::from(top) / (f64::from(u32::MAX) + 1.0)
+    }
 }
 
 #[cfg(test)]

@@ -10,14 +10,18 @@ fn target(pool: &str, last: u8, check: Check) -> Target {
     let health = Health {
         check,
         interval,
+        fast_interval: interval,
+        jitter: Duration::ZERO,
         timeout,
         rise: 2,
         fall: 2,
+        via_tunnel: false,
     };
     Target {
         pool: pool.into(),
         address: IpAddr::from([127, 0, 0, last]),
         health,
+        via: None,
     }
 }
 
@@ -33,7 +37,7 @@ fn start(targets: Vec<Target>) -> Running {
     Running {
         targets: sender,
         transitions,
-        checker: Checker::start(receiver, report),
+        checker: Checker::start(receiver, report, Snapshot::default()).unwrap(),
     }
 }
 
@@ -185,15 +189,52 @@ async fn checks_stop_with_the_target_and_with_the_checker() {
     assert_eq!(running.transitions.recv().await, None);
 }
 
+#[tokio::test]
+async fn a_new_checker_goes_on_from_what_the_old_one_knew() {
+    let listener = listen(IpAddr::from([127, 0, 0, 5]), 0).await;
+    let port = listener.local_addr().unwrap().port();
+    let web = target("web", 5, Check::Tcp { port });
+    let since = SystemTime::UNIX_EPOCH;
+    let known = BTreeMap::from([(
+        ("web".to_owned(), web.address),
+        Status::new(State::Up, since),
+    )]);
+    let (_targets, receiver) = watch::channel(Arc::new(vec![web.clone()]));
+    let (report, mut transitions) = mpsc::channel(16);
+    let checker = Checker::start(receiver, report, Arc::new(known)).unwrap();
+    let quiet = timeout(Duration::from_millis(200), transitions.recv()).await;
+    assert!(quiet.is_err(), "it was up, and is: {quiet:?}");
+    let snapshot = checker.snapshot().borrow().clone();
+    assert_eq!(snapshot[&("web".to_owned(), web.address)].since, since);
+    assert!(checker.load().checks() > 2);
+    drop(listener);
+    let down = timeout(Duration::from_secs(10), transitions.recv()).await;
+    assert_eq!(down.unwrap().unwrap().state, State::Down);
+}
+
+#[test]
+fn a_status_tells_when_its_backend_went_and_came() {
+    let now = Instant::now();
+    let mut status = Status::unknown();
+    status.enter(State::Up, SystemTime::now(), now);
+    assert_eq!((status.lost, status.returned), (None, None));
+    status.enter(State::Down, SystemTime::now(), now);
+    assert_eq!((status.lost, status.returned), (Some(now), None));
+    let later = now + Duration::from_secs(1);
+    status.enter(State::Up, SystemTime::now(), later);
+    assert_eq!((status.lost, status.returned), (Some(now), Some(later)));
+}
+
 #[test]
 fn checks_are_spread_over_the_interval() {
     let mut quarters = [0; 4];
     for n in 0..4000_u32 {
         let address = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + n));
-        let phase = phase(&Target {
+        let phase = Random(seed(&Target {
             address,
             ..target("web", 1, Check::None)
-        });
+        }))
+        .next();
         let quarter = (0..4)
             .find(|quarter| phase < f64::from(quarter + 1) / 4.0)
             .unwrap();

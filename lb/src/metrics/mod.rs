@@ -12,7 +12,7 @@ use prometheus::{
 use names::{Kind, Metric};
 
 use crate::{
-    api::is_up,
+    api::{is_up, state},
     config::Mode,
     control::{Figures, LimitInForce, View},
 };
@@ -137,6 +137,8 @@ fn backends(page: &mut Page, view: &View, figures: &Figures) {
             page.add(names::BACKEND_FLOWS, &labels, flows);
             let up = is_up(view, &pool.name, backend.address);
             page.add(names::BACKEND_UP, &labels, up.into());
+            let state = state(view, pool, backend, flows);
+            page.add(names::BACKEND_STATE, &[&pool.name, &address, state], 1);
             page.add(names::BACKEND_WEIGHT, &labels, backend.weight.into());
         }
     }

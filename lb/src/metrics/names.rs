@@ -57,6 +57,8 @@ metrics! {
         "Bytes of these packets, from the IP header on, without outer headers.";
     BACKEND_UP = Gauge "sluice_backend_up" ["pool", "backend"]
         "1 if health checks say that the backend is up.";
+    BACKEND_STATE = Gauge "sluice_backend_state" ["pool", "backend", "state"]
+        "Always 1: the backend's state in a word.";
     BACKEND_FLOWS = Gauge "sluice_backend_flows" ["pool", "backend"]
         "Live flows of a backend.";
     BACKEND_WEIGHT = Gauge "sluice_backend_weight" ["pool", "backend"]
