@@ -13,7 +13,7 @@ use tokio::{net::UnixStream, sync::watch, task::JoinHandle};
 use super::{Api, bind, router};
 use crate::{
     config,
-    control::{Control, Handle, Sources, Start, fake::Fake},
+    control::{Control, Handle, Sources, Start, Supervisor, fake::Fake},
     health::{Snapshot, State, Status, Target},
     net::{NextHop, Reason, Resolution, Resolutions, Wanted},
     store::{Directory, Store, Writer},
@@ -121,7 +121,7 @@ impl World {
             adopted: false,
             warnings: vec!["slow".into()],
         };
-        let (control, handle) = Control::new(start, sources);
+        let (control, handle) = Control::new(start, sources, Supervisor::default());
         let control = tokio::spawn(control.run());
         let listener = bind(&dir.path().join("run/sluice.sock")).unwrap();
         let api = Api {

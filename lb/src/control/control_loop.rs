@@ -17,7 +17,8 @@ use tokio::{
 use crate::{
     config::{self, Config},
     control::{
-        Command, Dataplane, Event, Figures, Handle, HealthChange, Refused, Reload, Sources, View,
+        Command, Dataplane, Event, Figures, Handle, HealthChange, Refused, Reload, Sources,
+        Supervisor, View,
         changes::Changes,
         events::Events,
         limits::{Limits, now_ms},
@@ -82,8 +83,38 @@ const COMMANDS: usize = 256;
 
 impl<P: Dataplane> Control<P> {
     /// Asks for health and next hops of what the config names; nothing is applied before [`Control::run`].
-    pub fn new(mut start: Start<P>, sources: Sources) -> (Self, Handle) {
-        let events = Events::new();
+    pub fn new(start: Start<P>, sources: Sources, supervisor: Supervisor) -> (Self, Handle) {
+        let config = Arc::new(start.config.clone());
+        let view = View {
+            config_hash: config::hash(&config),
+            config,
+            desired: Arc::default(),
+            health: sources.health.borrow().clone(),
+            resolutions: sources.resolutions.borrow().clone(),
+            drains: Arc::default(),
+            last_reload: Reload {
+                at: SystemTime::now(),
+                error: None,
+            },
+            ready: false,
+            adopted: start.adopted,
+            attachments: Vec::new(),
+            program_id: None,
+            started: Instant::now(),
+            warnings: Vec::new(),
+        };
+        let handle = Handle {
+            commands: Arc::new(ArcSwap::from_pointee(mpsc::channel(1).0)),
+            view: Arc::new(ArcSwap::from_pointee(view)),
+            events: Events::new(),
+            supervisor,
+        };
+        (Self::resume(start, sources, &handle), handle)
+    }
+
+    /// Takes the place of a loop that ended: whoever has its handle speaks to this one.
+    pub(super) fn resume(mut start: Start<P>, sources: Sources, handle: &Handle) -> Self {
+        let events = handle.events.clone();
         let Contents {
             limits,
             next_limit_id,
@@ -94,29 +125,7 @@ impl<P: Dataplane> Control<P> {
         start.warnings.extend(warnings);
         let config = Arc::new(start.config);
         let (sender, commands) = mpsc::channel(COMMANDS);
-        let view = Arc::new(ArcSwap::from_pointee(View {
-            config_hash: config::hash(&config),
-            config: config.clone(),
-            desired: Arc::default(),
-            health: sources.health.borrow().clone(),
-            resolutions: sources.resolutions.borrow().clone(),
-            drains: Arc::new(drains.clone()),
-            last_reload: Reload {
-                at: SystemTime::now(),
-                error: None,
-            },
-            ready: false,
-            adopted: start.adopted,
-            attachments: start.plane.attachments(),
-            program_id: start.plane.program_id(),
-            started: Instant::now(),
-            warnings: start.warnings.clone(),
-        }));
-        let handle = Handle {
-            commands: sender,
-            view: view.clone(),
-            events: events.clone(),
-        };
+        handle.commands.store(Arc::new(sender));
         let control = Self {
             held: start.plane.in_tables(),
             plane: start.plane,
@@ -128,7 +137,7 @@ impl<P: Dataplane> Control<P> {
             changes: Changes::new(start.writer),
             sources,
             commands,
-            view,
+            view: handle.view.clone(),
             events,
             start_warnings: start.warnings,
             apply_error: None,
@@ -137,7 +146,15 @@ impl<P: Dataplane> Control<P> {
             gathered: None,
         };
         control.watch();
-        (control, handle)
+        let (attachments, program_id) = (control.plane.attachments(), control.plane.program_id());
+        let (drains, warnings) = (Arc::new(control.drains.clone()), control.warnings());
+        control.publish(|view| {
+            view.drains = drains;
+            view.attachments = attachments;
+            view.program_id = program_id;
+            view.warnings = warnings;
+        });
+        control
     }
 
     /// Runs until nobody can send commands any more. What the plane holds stays there.

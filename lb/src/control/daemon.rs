@@ -17,7 +17,7 @@ use tokio::{
     sync::Mutex,
 };
 
-use super::{Control, Handle, Sources, Start, kernel::Kernel, sources::supervised};
+use super::{Control, Handle, Sources, Start, keep::keep, kernel::Kernel, supervise::Supervisor};
 use crate::{
     api::{self, Api, SocketError},
     config::{self, Config, ConfigErrors, SecretError},
@@ -122,9 +122,24 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
 
-    let (control, handle) = Control::new(start, Sources::start());
-    let mut control = tokio::spawn(control.run());
-    listen(listener, socket.to_owned(), config_file, handle.clone());
+    let supervisor = Supervisor::default();
+    let sources = Sources::start(&supervisor);
+    let (control, handle) = Control::new(start, sources.clone(), supervisor.clone());
+    let reopen = {
+        let config_file = config_file.clone();
+        move |config: Arc<Config>| match prepare(Config::clone(&config), &config_file) {
+            Ok((start, _adopted)) => Ok(start),
+            Err(error) => Err(super::chain(&error)),
+        }
+    };
+    let mut control = tokio::spawn(keep(control, handle.clone(), sources, reopen));
+    listen(
+        &supervisor,
+        listener,
+        socket.to_owned(),
+        config_file,
+        handle.clone(),
+    );
     let result = loop {
         tokio::select! {
             _ = hangup.recv() => {
@@ -144,9 +159,15 @@ async fn serve(
 }
 
 /// Serves the API. If that ends, a new socket is made.
-fn listen(listener: UnixListener, socket: PathBuf, config_file: PathBuf, control: Handle) {
+fn listen(
+    supervisor: &Supervisor,
+    listener: UnixListener,
+    socket: PathBuf,
+    config_file: PathBuf,
+    control: Handle,
+) {
     let first = Arc::new(Mutex::new(Some(listener)));
-    supervised("API", move || {
+    supervisor.run("API", move |heart| {
         let (first, socket) = (first.clone(), socket.clone());
         let router = api::router(Api {
             control: control.clone(),
@@ -157,9 +178,12 @@ fn listen(listener: UnixListener, socket: PathBuf, config_file: PathBuf, control
                 Some(listener) => listener,
                 None => api::bind(&socket).map_err(|error| super::chain(&error))?,
             };
-            match axum::serve(listener, router).await {
-                Ok(()) => Err("the server ended".into()),
-                Err(error) => Err(error.to_string()),
+            tokio::select! {
+                served = axum::serve(listener, router) => match served {
+                    Ok(()) => Err("the server ended".into()),
+                    Err(error) => Err(error.to_string()),
+                },
+                never = heart.beats() => match never {},
             }
         }
     });

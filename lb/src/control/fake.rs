@@ -23,6 +23,7 @@ struct Held {
     desired: Desired,
     interfaces: Vec<String>,
     fails: Option<&'static str>,
+    panics: bool,
     limits: BTreeMap<u32, LimitSpec>,
     last_limit: u32,
     /// For so many limits.
@@ -40,6 +41,11 @@ impl Fake {
 
     pub(crate) fn make_room_for(&self, limits: Option<usize>) {
         self.0.lock().unwrap().room = limits;
+    }
+
+    /// Whoever asks for figures next finds a bug.
+    pub(crate) fn panic_next(&self) {
+        self.0.lock().unwrap().panics = true;
     }
 
     /// From now on nothing can be applied, until this is called with `None`.
@@ -68,7 +74,13 @@ impl Dataplane for Fake {
 
     /// Every VIP and backend has some of everything.
     fn figures(&self) -> Result<Figures, Failure> {
-        let held = self.0.lock().unwrap();
+        let mut held = self.0.lock().unwrap();
+        let panics = std::mem::take(&mut held.panics);
+        let held = held;
+        if panics {
+            drop(held);
+            panic!("a bug");
+        }
         if let Some(error) = held.fails {
             return Err(error.into());
         }

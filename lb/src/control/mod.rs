@@ -6,9 +6,11 @@ mod daemon;
 
 mod dataplane;
 mod events;
+mod keep;
 mod kernel;
 mod limits;
 mod sources;
+mod supervise;
 mod view;
 
 #[cfg(test)]
@@ -35,14 +37,17 @@ pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFig
 pub use events::{Event, HealthChange};
 pub use limits::{LimitInForce, LimitPage, Novelty};
 pub use sources::Sources;
+pub use supervise::{Heart, Supervisor, TaskStatus};
 pub use view::{Reload, View};
 
 /// Speaks to the control loop.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    commands: mpsc::Sender<Command>,
+    /// Of the loop that runs now: one that ended is replaced.
+    commands: Arc<ArcSwap<mpsc::Sender<Command>>>,
     view: Arc<ArcSwap<View>>,
     events: events::Events,
+    supervisor: Supervisor,
 }
 
 /// Why a command was not carried out.
@@ -102,6 +107,11 @@ enum Command {
 }
 
 impl Handle {
+    /// How the daemon's tasks are.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
+    }
+
     /// The state as it was last published.
     pub fn view(&self) -> Arc<View> {
         self.view.load_full()
@@ -181,7 +191,8 @@ impl Handle {
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refused> {
         let (reply, answer) = oneshot::channel();
-        self.commands
+        let commands = self.commands.load_full();
+        commands
             .send(command(reply))
             .await
             .map_err(|_closed| Refused::Ended)?;

@@ -1,12 +1,13 @@
-//! Keeps the health checks and the resolver running: one that ends is said and started again.
+//! Keeps the health checks and the resolver running.
 
-use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
-    time::sleep,
+    time::interval,
 };
+
+use super::supervise::{BEAT, Heart, Supervisor};
 
 use crate::{
     health::{Checker, Snapshot, State, Target, Transition},
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// What the control loop watches, and how it says what is to be watched.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Sources {
     pub health: watch::Receiver<Snapshot>,
     pub targets: watch::Sender<Arc<Vec<Target>>>,
@@ -24,16 +25,16 @@ pub struct Sources {
 
 impl Sources {
     /// Starts both. They live as long as the runtime.
-    pub fn start() -> Self {
+    pub fn start(supervisor: &Supervisor) -> Self {
         let (targets, targets_receiver) = watch::channel(Arc::default());
         let (health_sender, health) = watch::channel(Snapshot::default());
-        supervised("health checks", move || {
-            check_health(targets_receiver.clone(), health_sender.clone())
+        supervisor.run("health checks", move |heart| {
+            check_health(heart, targets_receiver.clone(), health_sender.clone())
         });
         let (wanted, wanted_receiver) = watch::channel(Wanted::default());
         let (resolutions_sender, resolutions) = watch::channel(Resolutions::default());
-        supervised("resolver", move || {
-            resolve(wanted_receiver.clone(), resolutions_sender.clone())
+        supervisor.run("resolver", move |heart| {
+            resolve(heart, wanted_receiver.clone(), resolutions_sender.clone())
         });
         Self {
             health,
@@ -44,30 +45,10 @@ impl Sources {
     }
 }
 
-/// Runs a task that shall never end, and starts it again a second after it does.
-pub(super) fn supervised<F>(
-    name: &'static str,
-    start: impl Fn() -> F + Send + 'static,
-) -> JoinHandle<()>
-where
-    F: Future<Output = Result<Infallible, String>> + Send + 'static,
-{
-    tokio::spawn(async move {
-        loop {
-            let error = match tokio::spawn(start()).await {
-                Ok(Err(error)) => error,
-                Err(error) => error.to_string(),
-            };
-            tracing::error!(task = name, %error, "a task ended; it is started again");
-            sleep(RESTART).await;
-        }
-    })
-}
-
-const RESTART: Duration = Duration::from_secs(1);
 const TRANSITIONS: usize = 1024;
 
 async fn check_health(
+    heart: Heart,
     targets: watch::Receiver<Arc<Vec<Target>>>,
     publish: watch::Sender<Snapshot>,
 ) -> Result<Infallible, String> {
@@ -76,8 +57,10 @@ async fn check_health(
     let checker =
         Checker::start(targets, sender, known).map_err(|error| format!("no thread: {error}"))?;
     let mut snapshot = checker.snapshot();
+    let mut beat = interval(BEAT);
     loop {
         tokio::select! {
+            _ = beat.tick() => heart.beat(),
             changed = snapshot.changed() => {
                 changed.map_err(|_closed| "the checks ended")?;
                 publish.send_replace(snapshot.borrow_and_update().clone());
@@ -88,17 +71,21 @@ async fn check_health(
 }
 
 async fn resolve(
+    heart: Heart,
     wanted: watch::Receiver<Wanted>,
     publish: watch::Sender<Resolutions>,
 ) -> Result<Infallible, String> {
     let resolver = Resolver::start(wanted).map_err(|error| error.to_string())?;
     let mut resolutions = resolver.resolutions();
+    let mut beat = interval(BEAT);
     loop {
-        resolutions
-            .changed()
-            .await
-            .map_err(|_closed| "the resolver ended")?;
-        publish.send_replace(resolutions.borrow_and_update().clone());
+        tokio::select! {
+            _ = beat.tick() => heart.beat(),
+            changed = resolutions.changed() => {
+                changed.map_err(|_closed| "the resolver ended")?;
+                publish.send_replace(resolutions.borrow_and_update().clone());
+            }
+        }
     }
 }
 

@@ -18,8 +18,6 @@ use crate::{
 
 /// In jiffies: before any packet.
 const LONG_AGO: u64 = 1;
-/// In ticks: before a switch that handshakes are under way of, and not so long that an unproven flow expires.
-const EARLIER: u16 = HANDSHAKE_TICKS as u16 + 3;
 const FLOW_BUCKET_MASK: u64 = (1 << 17) - 1;
 
 fn packet(family: Family, host: u8) -> Packet {
@@ -259,7 +257,8 @@ fn a_handshake_that_leaves_no_mark_stays_with_the_old_table() {
         let ack = goes_to(&mut rig, &tcp(47_210, ACK));
         assert_eq!((syn, ack), (old, old), "no room");
 
-        crowd(&mut rig, &tcp(47_211, SYN), EARLIER);
+        let earlier = u16::try_from(HANDSHAKE_TICKS).unwrap() + 3;
+        crowd(&mut rig, &tcp(47_211, SYN), earlier);
         let syn = goes_to(&mut rig, &tcp(47_211, SYN));
         let ack = goes_to(&mut rig, &tcp(47_211, ACK));
         assert_eq!((syn, ack), (new, new), "room by what is from before");
