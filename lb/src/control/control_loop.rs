@@ -15,13 +15,13 @@ use tokio::{
 use crate::{
     config::{self, Config},
     control::{
-        Command, Dataplane, Draining, Figures, Handle, Refused, Reload, Sources, View,
-        limits::Limits,
+        Command, Dataplane, Draining, Event, Figures, Handle, HealthChange, Refused, Reload,
+        Sources, View, events::Events, limits::Limits,
     },
     dataplane::Desired,
     desired::{self, Inputs},
     drains::{BackendName, DrainStore},
-    health::State,
+    health::{self, State},
     limits::{LimitSpec, LimitStore},
     net::{Reason, Resolution},
 };
@@ -48,6 +48,7 @@ pub struct Control<P> {
     sources: Sources,
     commands: mpsc::Receiver<Command>,
     view: Arc<ArcSwap<View>>,
+    events: Events,
     /// What was told at the start; it stays true.
     start_warnings: Vec<String>,
     /// Why the plane does not hold what is desired.
@@ -66,7 +67,8 @@ const COMMANDS: usize = 64;
 impl<P: Dataplane> Control<P> {
     /// Asks for health and next hops of what the config names; nothing is applied before [`Control::run`].
     pub fn new(mut start: Start<P>, sources: Sources) -> (Self, Handle) {
-        let (limits, warnings) = Limits::adopt(start.limits, &mut start.plane);
+        let events = Events::new();
+        let (limits, warnings) = Limits::adopt(start.limits, &mut start.plane, events.clone());
         start.warnings.extend(warnings);
         let config = Arc::new(start.config);
         let (sender, commands) = mpsc::channel(COMMANDS);
@@ -91,6 +93,7 @@ impl<P: Dataplane> Control<P> {
         let handle = Handle {
             commands: sender,
             view: view.clone(),
+            events: events.clone(),
         };
         let control = Self {
             plane: start.plane,
@@ -101,6 +104,7 @@ impl<P: Dataplane> Control<P> {
             sources,
             commands,
             view,
+            events,
             start_warnings: start.warnings,
             apply_error: None,
             settled: false,
@@ -215,6 +219,10 @@ impl<P: Dataplane> Control<P> {
             Draining::End => tracing::info!(backend = %name, "not draining any more"),
         }
         self.reconcile();
+        self.events.tell(match draining {
+            Draining::Begin => Event::DrainBegun(name),
+            Draining::End => Event::DrainEnded(name),
+        });
         self.applied()
     }
 
@@ -227,6 +235,14 @@ impl<P: Dataplane> Control<P> {
                 tracing::error!(%error, "config refused; the one before stays in force");
             }
         }
+        self.events.tell(match &error {
+            None => Event::ReloadDone {
+                config_hash: config::hash(&self.config),
+            },
+            Some(error) => Event::ReloadRefused {
+                error: error.clone(),
+            },
+        });
         let reload = Reload {
             at: SystemTime::now(),
             error,
@@ -327,6 +343,7 @@ impl<P: Dataplane> Control<P> {
             self.sources.health.borrow().clone(),
             self.sources.resolutions.borrow().clone(),
         );
+        tell_health(&self.events, &self.view.load().health, &health);
         let config = self.config.clone();
         let drains = Arc::new(self.drains.drains().clone());
         let (attachments, program_id) = (self.plane.attachments(), self.plane.program_id());
@@ -415,6 +432,24 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Tells what differs between two snapshots of health.
+fn tell_health(events: &Events, before: &health::Snapshot, now: &health::Snapshot) {
+    for ((pool, address), status) in now.iter() {
+        let before = before
+            .get(&(pool.clone(), *address))
+            .map_or(State::Unknown, |status| status.state);
+        if before != status.state {
+            events.tell(Event::Health(HealthChange {
+                pool: pool.clone(),
+                address: *address,
+                before,
+                state: status.state,
+                error: status.error.clone(),
+            }));
+        }
+    }
 }
 
 async fn next_change(sources: &mut Sources) {

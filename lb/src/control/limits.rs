@@ -2,10 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{Dataplane, Failure, Refused, chain};
+use super::{Dataplane, Event, Failure, Refused, chain, events::Events};
 use crate::{
     dataplane::ExactCounters,
     limits::{LimitRecord, LimitSpec, LimitStore, StoreError},
@@ -30,14 +31,20 @@ pub(super) struct Limits {
     store: LimitStore,
     /// Numbers in the data plane by id. Limits of a VIP that is not there are not in it.
     numbers: BTreeMap<u64, u32>,
+    events: Events,
 }
 
 impl Limits {
     /// Makes the data plane hold those that the store holds. Returns what an operator should know.
-    pub(super) fn adopt(store: LimitStore, plane: &mut impl Dataplane) -> (Self, Vec<String>) {
+    pub(super) fn adopt(
+        store: LimitStore,
+        plane: &mut impl Dataplane,
+        events: Events,
+    ) -> (Self, Vec<String>) {
         let mut limits = Self {
             store,
             numbers: BTreeMap::new(),
+            events,
         };
         limits.expire(plane);
         let records: Vec<&LimitRecord> = limits
@@ -123,6 +130,7 @@ impl Limits {
     pub(super) fn remove(&mut self, id: u64, plane: &mut impl Dataplane) -> Result<(), Refused> {
         self.store.remove(&[id]).map_err(refused)?;
         self.take_out(id, plane);
+        self.events.tell(Event::LimitRemoved(id));
         Ok(())
     }
 
@@ -142,6 +150,7 @@ impl Limits {
         for id in &expired {
             self.take_out(*id, plane);
             tracing::info!(limit = id, "expired");
+            self.events.tell(Event::LimitExpired(*id));
         }
         if let Err(error) = self.store.remove(&expired) {
             tracing::error!(error = chain(&error), "expired limits stay in the store");
@@ -159,13 +168,13 @@ impl Limits {
         let result = match self.numbers.get(&id) {
             Some(number) => plane.replace_limit(*number, &record.spec),
             // It comes with the VIP's tables.
-            None if !has_vip(plane, &record.spec) => return Ok(self.in_force(record, plane)),
+            None if !has_vip(plane, &record.spec) => return Ok(self.is_set(record, plane)),
             None => plane.insert_limit(&record.spec),
         };
         match result {
             Ok(number) => {
                 self.numbers.insert(id, number);
-                Ok(self.in_force(record, plane))
+                Ok(self.is_set(record, plane))
             }
             Err(error) => {
                 let undone = match before {
@@ -194,6 +203,11 @@ impl Limits {
                 "cannot take a limit out of the data plane"
             );
         }
+    }
+
+    fn is_set(&self, record: LimitRecord, plane: &impl Dataplane) -> LimitInForce {
+        self.events.tell(Event::LimitSet(Arc::new(record.clone())));
+        self.in_force(record, plane)
     }
 
     fn in_force(&self, record: LimitRecord, plane: &impl Dataplane) -> LimitInForce {

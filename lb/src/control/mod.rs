@@ -4,6 +4,7 @@ mod control_loop;
 mod daemon;
 
 mod dataplane;
+mod events;
 mod kernel;
 mod limits;
 mod sources;
@@ -15,7 +16,7 @@ pub(crate) mod fake;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
     drains::BackendName,
@@ -27,6 +28,7 @@ pub use control_loop::{Control, Start};
 pub use daemon::{DaemonError, run};
 
 pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
+pub use events::{Event, HealthChange};
 pub use limits::{LimitInForce, Novelty};
 pub use sources::Sources;
 pub use view::{Reload, View};
@@ -36,6 +38,7 @@ pub use view::{Reload, View};
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     view: Arc<ArcSwap<View>>,
+    events: events::Events,
 }
 
 /// Why a command was not carried out.
@@ -91,6 +94,11 @@ impl Handle {
     /// The state as it was last published.
     pub fn view(&self) -> Arc<View> {
         self.view.load_full()
+    }
+
+    /// Every change from now on. Who is too slow is told how many events were lost.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.listen()
     }
 
     /// Drains a backend, or ends that. The data plane has it when this returns.

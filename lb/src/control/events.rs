@@ -1,0 +1,80 @@
+//! What changed, told to whoever listens at the moment when it is in force.
+
+use std::{net::IpAddr, sync::Arc};
+
+use tokio::sync::broadcast;
+
+use crate::{drains::BackendName, health::State, limits::LimitRecord};
+
+/// One change of the state.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A limit is new, or another than it was.
+    LimitSet(Arc<LimitRecord>),
+    /// Many limits were set in one request: their ids.
+    LimitsSet(Arc<[u64]>),
+    LimitRemoved(u64),
+    /// A limit's time was over.
+    LimitExpired(u64),
+    DrainBegun(BackendName),
+    DrainEnded(BackendName),
+    Health(HealthChange),
+    /// The config file was read again, and is in force.
+    ReloadDone {
+        config_hash: u64,
+    },
+    /// The config before stays in force.
+    ReloadRefused {
+        error: String,
+    },
+}
+
+/// A backend's health is another than before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HealthChange {
+    pub pool: String,
+    pub address: IpAddr,
+    pub before: State,
+    pub state: State,
+    /// Why it is down.
+    pub error: Option<String>,
+}
+
+impl Event {
+    /// The word for it.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::LimitSet(_) => "limit_set",
+            Self::LimitsSet(_) => "limits_set",
+            Self::LimitRemoved(_) => "limit_removed",
+            Self::LimitExpired(_) => "limit_expired",
+            Self::DrainBegun(_) => "drain_begun",
+            Self::DrainEnded(_) => "drain_ended",
+            Self::Health(_) => "health",
+            Self::ReloadDone { .. } => "reload_done",
+            Self::ReloadRefused { .. } => "reload_refused",
+        }
+    }
+}
+
+/// Where the control loop tells events.
+#[derive(Clone, Debug)]
+pub(super) struct Events(broadcast::Sender<Event>);
+
+impl Events {
+    pub(super) fn new() -> Self {
+        Self(broadcast::Sender::new(CAPACITY))
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        // That nobody listens is no error.
+        _ = self.0.send(event);
+    }
+
+    pub(super) fn listen(&self) -> broadcast::Receiver<Event> {
+        self.0.subscribe()
+    }
+}
+
+/// A listener that is so many events behind loses the oldest, and is told how many.
+const CAPACITY: usize = 1024;
