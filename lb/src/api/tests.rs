@@ -1,16 +1,31 @@
 //! Every route and every error over a real socket, above a data plane in memory.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::SystemTime};
+mod described;
+mod events;
+mod hostile;
+mod remote;
+
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, client::conn::http1, header};
+use hyper::{HeaderMap, Method, Request, client::conn::http1, header, http::request};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{net::UnixStream, sync::watch};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+    sync::watch,
+    task::JoinHandle,
+};
 
-use super::{Api, bind, router};
+use super::{Access, Api, Caps, bind, guard::BODY_TIME, router, serve_local};
 use crate::{
     config,
     control::{Control, Handle, Sources, Start, fake::Fake},
@@ -47,11 +62,14 @@ struct World {
     _targets: watch::Receiver<Arc<Vec<Target>>>,
     resolutions: watch::Sender<Resolutions>,
     _wanted: watch::Receiver<Wanted>,
+    api: Arc<Api>,
+    control: JoinHandle<()>,
 }
 
 struct Answer {
     status: u16,
     kind: String,
+    headers: HeaderMap,
     body: Bytes,
 }
 
@@ -69,6 +87,12 @@ impl World {
     /// A daemon with both backends up and resolved, and its tables applied.
     async fn ready() -> Self {
         let world = Self::start(CONFIG);
+        world.become_ready().await;
+        world
+    }
+
+    async fn become_ready(&self) {
+        let world = self;
         world.health([State::Up, State::Up]);
         let hop = Resolution::Resolved(NextHop {
             ifindex: 1,
@@ -83,11 +107,13 @@ impl World {
         while !world.handle.view().ready {
             tokio::task::yield_now().await;
         }
-        world
     }
 
     fn start(config: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), config, BODY_TIME)
+    }
+
+    fn start_in(dir: TempDir, config: &str, body_time: Duration) -> Self {
         let config_file = dir.path().join("sluice.toml");
         std::fs::write(&config_file, config).unwrap();
         let plane = Fake::default();
@@ -111,13 +137,17 @@ impl World {
             warnings: vec!["slow".into()],
         };
         let (control, handle) = Control::new(start, sources);
-        tokio::spawn(control.run());
+        let control = tokio::spawn(control.run());
         let listener = bind(&dir.path().join("run/sluice.sock")).unwrap();
-        let api = Api {
-            control: handle.clone(),
-            config_file,
-        };
-        tokio::spawn(async move { axum::serve(listener, router(api)).await });
+        let remote = handle.view().config.api.remote.clone();
+        let access = Access::load(remote).unwrap();
+        let api = Arc::new(Api {
+            body_time,
+            ..Api::new(handle.clone(), config_file, access)
+        });
+        tokio::spawn(api.events.clone().follow(handle.events()));
+        let router = router(api.clone());
+        tokio::spawn(async move { serve_local(&listener, router, Caps::default()).await });
         Self {
             dir,
             plane,
@@ -126,6 +156,8 @@ impl World {
             _targets: targets_receiver,
             resolutions,
             _wanted: wanted_receiver,
+            api,
+            control,
         }
     }
 
@@ -150,26 +182,13 @@ impl World {
     }
 
     async fn send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
-        let stream = UnixStream::connect(self.dir.path().join("run/sluice.sock"))
-            .await
-            .unwrap();
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "sluice")
-            .body(Full::new(body.into()))
-            .unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        Answer {
-            status: response.status().as_u16(),
-            kind: response
-                .headers()
-                .get(header::CONTENT_TYPE)
-                .map_or_else(String::new, |kind| kind.to_str().unwrap().to_owned()),
-            body: response.into_body().collect().await.unwrap().to_bytes(),
-        }
+        let request = Request::builder().method(method).uri(path);
+        exchange(self.connect().await, request, body).await
+    }
+
+    async fn connect(&self) -> UnixStream {
+        let socket = self.dir.path().join("run/sluice.sock");
+        UnixStream::connect(socket).await.unwrap()
     }
 
     /// Weights in the fake's table, by the last byte of the backend's address.
@@ -179,6 +198,29 @@ impl World {
             .into_values()
             .flat_map(|table| table.weights.into_values())
             .collect()
+    }
+}
+
+/// One request over a fresh connection.
+async fn exchange<S>(stream: S, request: request::Builder, body: impl Into<Bytes>) -> Answer
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = request
+        .header(header::HOST, "sluice")
+        .body(Full::new(body.into()))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let headers = response.headers().clone();
+    Answer {
+        status: response.status().as_u16(),
+        kind: headers
+            .get(header::CONTENT_TYPE)
+            .map_or_else(String::new, |kind| kind.to_str().unwrap().to_owned()),
+        headers,
+        body: response.into_body().collect().await.unwrap().to_bytes(),
     }
 }
 
@@ -423,7 +465,7 @@ async fn readiness_waits_for_the_first_tables() {
 #[tokio::test]
 async fn without_any_news_the_tables_are_applied_after_a_while() {
     let world = World::start(CONFIG);
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
     assert!(world.handle.view().ready);
     assert_eq!(world.plane.held().vips.len(), 1);
     assert!(world.weights().is_empty());
@@ -615,7 +657,7 @@ async fn a_limit_goes_when_its_time_is_over_and_waits_while_its_vip_is_gone() {
         .await;
     world.send(Method::POST, "/v1/limits", LIMIT).await;
     assert_eq!(world.plane.limits().len(), 2);
-    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert_eq!(world.plane.limits().len(), 1);
     assert_eq!(
         world.get("/v1/limits").await.json()["items"]

@@ -6,6 +6,8 @@ mod cross;
 mod error;
 mod keys;
 mod model;
+mod outside;
+mod read_api;
 mod read_policy;
 mod read_pool;
 mod read_site;
@@ -24,17 +26,18 @@ use toml::{Spanned, de::DeTable};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use model::{
     Api, Backend, Check, Class, Config, Dataplane, Forward, HashInput, Health, Mode, Origin,
-    Policy, Pool, Pop, PrefixLengths, Protocol, Scope, SourceLimit, Vip, XdpMode,
+    Policy, Pool, Pop, PrefixLengths, Protocol, Remote, Scope, SourceLimit, Tls, Vip, XdpMode,
 };
 pub use secret::{SecretError, read_secret};
 
 use error::{Errors, Lines};
+use outside::Outside;
 use section::Section;
 
 /// Where the config is unless a flag names another file.
 pub const DEFAULT_FILE: &str = "/etc/sluice/sluice.toml";
 
-/// Reads and checks a config file, and the secret that it names.
+/// Reads and checks a config file, and the files that it names.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let unreadable = |source: io::Error| ConfigErrors::Unreadable {
         file: path.to_owned(),
@@ -46,17 +49,12 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
         .take(MAX_BYTES as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;
-    let check_secret = |path: &Path| {
-        read_secret(path)
-            .map(drop)
-            .map_err(|wrong| wrong.to_string())
-    };
-    read(&bytes, &path.display().to_string(), &check_secret)
+    read(&bytes, &path.display().to_string(), Outside::Checked)
 }
 
-/// Checks a config that is already in memory. Nothing outside of `text` is looked at, so a secret need not exist.
+/// Checks a config that is already in memory. Nothing outside of `text` is looked at, so the files that it names need not exist.
 pub fn parse(text: &str, file_name: &str) -> Result<Config, ConfigErrors> {
-    read(text.as_bytes(), file_name, &|_| Ok(()))
+    read(text.as_bytes(), file_name, Outside::Ignored)
 }
 
 /// Refuses a config that names interfaces which this machine does not have.
@@ -104,11 +102,7 @@ pub fn hash(config: &Config) -> u64 {
 /// A file larger than this is surely not a config: 65,535 VIPs take some 10 MiB.
 const MAX_BYTES: usize = 16 << 20;
 
-fn read(
-    bytes: &[u8],
-    file_name: &str,
-    check_secret: &dyn Fn(&Path) -> Result<(), String>,
-) -> Result<Config, ConfigErrors> {
+fn read(bytes: &[u8], file_name: &str, outside: Outside) -> Result<Config, ConfigErrors> {
     let errors = Errors::default();
     if bytes.len() > MAX_BYTES {
         errors.add(0, || {
@@ -143,7 +137,7 @@ fn read(
             return errors.into_result(None, &lines, file_name);
         }
     };
-    let config = tables(&table, &lines, &errors, check_secret, file_name);
+    let config = tables(&table, &lines, &errors, outside, file_name);
     errors.into_result(config, &lines, file_name)
 }
 
@@ -152,7 +146,7 @@ fn tables(
     root: &Spanned<DeTable<'_>>,
     lines: &Lines<'_>,
     errors: &Errors,
-    check_secret: &dyn Fn(&Path) -> Result<(), String>,
+    outside: Outside,
     file_name: &str,
 ) -> Option<Config> {
     let file = Section::new(root.get_ref(), 0, &keys::FILE, errors);
@@ -172,9 +166,9 @@ fn tables(
     let policy_names = cross::names(&policy_tables, "policy", lines);
     cross::names(&vip_tables, "VIP", lines);
 
-    let pop = read_site::pop(&file, check_secret);
+    let pop = read_site::pop(&file, outside);
     let dataplane = read_site::dataplane(&file);
-    let api = read_site::api(&file);
+    let api = read_api::api(&file, outside);
     let pools: Vec<_> = pool_tables.iter().filter_map(read_pool::pool).collect();
     let vips: Vec<_> = vip_tables.iter().filter_map(read_vip::vip).collect();
     let policies: Vec<_> = policy_tables
