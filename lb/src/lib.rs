@@ -12,4 +12,5 @@ pub mod limits;
 pub mod metrics;
 pub mod net;
 pub mod objects;
+pub mod store;
 pub mod sys;

@@ -24,7 +24,7 @@ use tokio::time::{Sleep, sleep};
 use super::{Api, Problem};
 
 /// No route takes a larger body. Some take less.
-pub(super) const MAX_BODY_BYTES: u64 = 64 << 20;
+pub(super) const MAX_BODY_BYTES: usize = 64 << 20;
 /// A body must be here whole after this time.
 pub(super) const BODY_TIME: Duration = Duration::from_secs(30);
 
@@ -35,7 +35,7 @@ pub(super) async fn check_body(
     next: Next,
 ) -> Response {
     let size = request.body().size_hint();
-    if size.lower() > MAX_BODY_BYTES {
+    if size.lower() > MAX_BODY_BYTES as u64 {
         let bytes = size.lower();
         let why =
             format!("the body has {bytes} bytes; no request needs more than {MAX_BODY_BYTES}");

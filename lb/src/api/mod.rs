@@ -5,9 +5,11 @@ mod connections;
 mod docs;
 mod events;
 mod guard;
+mod limits;
 pub mod model;
 mod openapi;
 mod problem;
+mod query;
 mod render;
 mod server;
 mod show;
@@ -17,14 +19,15 @@ mod tls;
 mod tokens;
 
 #[cfg(test)]
+mod limits_tests;
+#[cfg(test)]
 mod tests;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, Path, State},
     http::StatusCode,
     middleware::{from_fn, from_fn_with_state},
 };
@@ -32,9 +35,8 @@ use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    control::{Draining, Handle, Novelty, Refused},
+    control::{Draining, Handle, Refused},
     drains::BackendName,
-    limits::LimitSpec,
 };
 
 pub use access::{Access, AccessError, Peer};
@@ -48,8 +50,6 @@ pub use socket::{SocketError, bind};
 pub use tls::{ServerTls, TlsError};
 pub(crate) use tls::{certificates, provider, roots, said};
 pub use tokens::{Denied, Grant, Role, Tokens, TokensError, create};
-
-use model::{Items, LimitItem};
 
 /// What the routes need.
 #[derive(Debug)]
@@ -108,8 +108,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(show::backends))
         .routes(routes!(show::flows))
         .routes(routes!(show::drops))
-        .routes(routes!(limits, set_limit))
-        .routes(routes!(limit, replace_limit, remove_limit))
+        .routes(routes!(limits::limits, limits::set))
+        .routes(routes!(limits::limit, limits::replace, limits::remove))
         // A backend's name has a slash in it.
         .routes(routes!(drain, undrain))
         .routes(routes!(reload))
@@ -124,105 +124,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
 const MAX_BODY_BYTES: usize = 1 << 20;
 
 type Answer<T> = Result<Json<T>, Problem>;
-type Body = Result<Bytes, BytesRejection>;
 type Shared = State<Arc<Api>>;
-
-/// Limits set at run time
-#[utoipa::path(get, path = "/v1/limits", tag = "limits", responses(
-    (status = 200, body = Items<LimitItem>, description = "All of them"),
-    (status = 503, description = "The daemon is about to end"),
-))]
-async fn limits(State(api): Shared) -> Answer<Items<LimitItem>> {
-    let limits = api.control.limits().await?;
-    list(limits.into_iter().map(render::limit).collect())
-}
-
-/// One limit
-#[utoipa::path(get, path = "/v1/limits/{id}", tag = "limits", params(("id" = u64, Path, description = "As it was answered when the limit was set")), responses(
-    (status = 200, body = LimitItem, description = "As it is"),
-    (status = 404, description = "There is no such limit"),
-    (status = 503, description = "The daemon is about to end"),
-))]
-async fn limit(State(api): Shared, Path(id): Path<String>) -> Answer<LimitItem> {
-    let id = limit_id(&id)?;
-    let limits = api.control.limits().await?;
-    let found = limits.into_iter().find(|limit| limit.record.id == id);
-    let found = found.ok_or_else(|| no_limit(&id.to_string()))?;
-    Ok(Json(render::limit(found)))
-}
-
-/// Set a limit
-///
-/// One for the same prefix, VIP and class is replaced. Packets meet it when this is answered.
-#[utoipa::path(post, path = "/v1/limits", tag = "limits", request_body = LimitSpec, responses(
-    (status = 200, body = LimitItem, description = "It replaced another"),
-    (status = 201, body = LimitItem, description = "It is new"),
-    (status = 409, description = "The data plane has no room for it"),
-    (status = 422, description = "A value is wrong; `field` says which"),
-    (status = 500, description = "It cannot be stored"),
-    (status = 503, description = "The daemon is about to end"),
-))]
-async fn set_limit(
-    State(api): Shared,
-    body: Body,
-) -> Result<(StatusCode, Json<LimitItem>), Problem> {
-    let (limit, novelty) = api.control.set_limit(limit_spec(body)?).await?;
-    let status = match novelty {
-        Novelty::New => StatusCode::CREATED,
-        Novelty::Replaced => StatusCode::OK,
-    };
-    Ok((status, Json(render::limit(limit))))
-}
-
-/// Make a limit be another
-#[utoipa::path(put, path = "/v1/limits/{id}", tag = "limits", params(("id" = u64, Path, description = "As it was answered when the limit was set")), request_body = LimitSpec, responses(
-    (status = 200, body = LimitItem, description = "Packets meet it"),
-    (status = 404, description = "There is no such limit"),
-    (status = 409, description = "Another limit is for the same packets, or the data plane has no room"),
-    (status = 422, description = "A value is wrong; `field` says which"),
-    (status = 500, description = "It cannot be stored"),
-    (status = 503, description = "The daemon is about to end"),
-))]
-async fn replace_limit(
-    State(api): Shared,
-    Path(id): Path<String>,
-    body: Body,
-) -> Answer<LimitItem> {
-    let spec = limit_spec(body)?;
-    let limit = api.control.replace_limit(limit_id(&id)?, spec).await?;
-    Ok(Json(render::limit(limit)))
-}
-
-/// Remove a limit
-#[utoipa::path(delete, path = "/v1/limits/{id}", tag = "limits", params(("id" = u64, Path, description = "As it was answered when the limit was set")), responses(
-    (status = 204, description = "No packet meets it any more"),
-    (status = 404, description = "There is no such limit"),
-    (status = 500, description = "It cannot be stored"),
-    (status = 503, description = "The daemon is about to end"),
-))]
-async fn remove_limit(State(api): Shared, Path(id): Path<String>) -> Result<StatusCode, Problem> {
-    api.control.remove_limit(limit_id(&id)?).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-fn limit_id(text: &str) -> Result<u64, Problem> {
-    text.parse().map_err(|_no_number| no_limit(text))
-}
-
-fn no_limit(id: &str) -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, format!("there is no limit {id}"))
-}
-
-fn limit_spec(body: Body) -> Result<LimitSpec, Problem> {
-    let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
-    LimitSpec::from_json(&body).map_err(|error| {
-        if error.field.is_empty() {
-            Problem::new(StatusCode::BAD_REQUEST, error.message)
-        } else {
-            Refused::from(error).into()
-        }
-    })
-}
 
 /// Give a backend no new flows
 #[utoipa::path(put, path = "/v1/drains/{kind}/{*name}", tag = "drains", params(
@@ -232,9 +134,10 @@ fn limit_spec(body: Body) -> Result<LimitSpec, Problem> {
     (status = 204, description = "The data plane has it"),
     (status = 400, description = "This cannot be a name"),
     (status = 404, description = "The config has no such backend"),
-    (status = 500, description = "It cannot be stored, or the data plane refused"),
+    (status = 500, description = "The data plane refused"),
     (status = 501, description = "A `vip` or `pop`: not in this version"),
     (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
 ))]
 async fn drain(
     State(api): Shared,
@@ -251,9 +154,10 @@ async fn drain(
     (status = 204, description = "The data plane has it"),
     (status = 400, description = "This cannot be a name"),
     (status = 404, description = "It is not draining"),
-    (status = 500, description = "It cannot be stored, or the data plane refused"),
+    (status = 500, description = "The data plane refused"),
     (status = 501, description = "A `vip` or `pop`: not in this version"),
     (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
 ))]
 async fn undrain(
     State(api): Shared,
@@ -298,8 +202,4 @@ async fn set_drain(
 async fn reload(State(api): Shared) -> Result<StatusCode, Problem> {
     api.reload().await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-fn list<T>(items: Vec<T>) -> Answer<Items<T>> {
-    Ok(Json(Items { items }))
 }

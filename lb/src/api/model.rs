@@ -6,10 +6,12 @@ use utoipa::ToSchema;
 
 use crate::{config::Mode, limits::ClassWord};
 
-/// Every list.
+/// A part of a list, or all of it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Items<T> {
+pub struct Page<T> {
     pub items: Vec<T>,
+    /// Give it as `after` for what comes next; null if this is the end.
+    pub next: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -99,6 +101,7 @@ pub struct FlowItem {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Flows {
     pub items: Vec<FlowItem>,
+    pub next: Option<String>,
     pub proven: u64,
     pub unproven: u64,
     pub capacity: u64,
@@ -130,13 +133,25 @@ pub struct LimitItem {
     pub mode: Mode,
     pub ttl_seconds: Option<u64>,
     pub comment: String,
-    /// RFC 3339, as `expires`.
+    /// Changes with each change of the limit; `If-Match` takes it.
+    pub etag: String,
+    /// RFC 3339 with milliseconds, as `expires`.
     pub created: String,
     /// Absent: it stays until it is removed.
     pub expires: Option<String>,
     pub matched_packets: u64,
     /// Over the limit; with mode `monitor` they were not dropped.
     pub dropped_packets: u64,
+}
+
+/// What became of many limits.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LimitsDone {
+    pub created: usize,
+    /// Limits for the same packets that these took the place of.
+    pub replaced: usize,
+    /// In the order of the request.
+    pub ids: Vec<u64>,
 }
 
 /// A limit that was set, without what it counts.

@@ -51,7 +51,9 @@ impl From<Refused> for Problem {
             Refused::Invalid { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Refused::NotAvailable(_) => StatusCode::NOT_IMPLEMENTED,
             Refused::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Refused::Ended => StatusCode::SERVICE_UNAVAILABLE,
+            Refused::Precondition(_) => StatusCode::PRECONDITION_FAILED,
+            Refused::Disk(_) => StatusCode::INSUFFICIENT_STORAGE,
+            Refused::Busy(_) | Refused::Ended => StatusCode::SERVICE_UNAVAILABLE,
         };
         let problem = Self::new(status, refused.to_string());
         match refused {

@@ -118,6 +118,7 @@ pub(super) fn flows(figures: &Figures) -> Flows {
     };
     Flows {
         items: figures.flows.backends.iter().map(item).collect(),
+        next: None,
         proven: figures.flows.proven,
         unproven: figures.flows.unproven,
         capacity: figures.flows.capacity,
@@ -137,19 +138,21 @@ pub(super) fn drops(figures: &Figures) -> Vec<DropItem> {
 
 pub(super) fn limit(limit: LimitInForce) -> LimitItem {
     let LimitInForce { record, counters } = limit;
+    let spec = &record.spec;
     LimitItem {
         id: record.id,
-        burst: record.spec.burst_packets(),
-        prefix: record.spec.prefix,
-        vip: record.spec.vip,
-        class: record.spec.class,
-        pps: record.spec.pps,
-        bps: record.spec.bps,
-        mode: record.spec.mode,
-        ttl_seconds: record.spec.ttl_seconds,
-        comment: record.spec.comment,
-        created: date(record.created),
-        expires: record.expires.map(date),
+        etag: record.etag().to_string(),
+        burst: spec.burst_packets(),
+        prefix: spec.prefix,
+        vip: spec.vip.clone(),
+        class: spec.class,
+        pps: spec.pps,
+        bps: spec.bps,
+        mode: spec.mode,
+        ttl_seconds: spec.ttl_seconds,
+        comment: spec.comment.clone(),
+        created: date(record.created_ms),
+        expires: record.expires_ms.map(date),
         matched_packets: counters.passed_packets + counters.dropped_packets,
         dropped_packets: counters.dropped_packets,
     }
@@ -210,13 +213,14 @@ fn summary(record: &LimitRecord) -> LimitSummary {
         pps: spec.pps,
         bps: spec.bps,
         mode: spec.mode,
-        expires: record.expires.map(date),
+        expires: record.expires_ms.map(date),
         comment: spec.comment.clone(),
     }
 }
 
-fn date(seconds: u64) -> String {
-    rfc3339(UNIX_EPOCH + Duration::from_secs(seconds))
+fn date(ms: u64) -> String {
+    let time = UNIX_EPOCH + Duration::from_millis(ms);
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) -> BackendItem {

@@ -129,7 +129,7 @@ impl Accept {
                 Ok((stream, peer)) => match self.connections.open(Instant::now()) {
                     Some(open) => begin(stream, peer, open),
                     None => {
-                        complaint.say(self.name, "every connection is busy; one more was closed")
+                        complaint.say(self.name, "every connection is busy; one more was closed");
                     }
                 },
                 // The client may be gone already, which is nobody's fault.
@@ -235,7 +235,7 @@ async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     // However this goes, the connection ends.
     _ = timeout(LINGER, async {
         stream.shutdown().await?;
-        let mut rest = stream.take(MAX_BODY_BYTES);
+        let mut rest = stream.take(MAX_BODY_BYTES as u64);
         tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
     })
     .await;

@@ -29,13 +29,12 @@ use super::{Access, Api, Caps, bind, guard::BODY_TIME, router, serve_local};
 use crate::{
     config,
     control::{Control, Handle, Sources, Start, fake::Fake},
-    drains::DrainStore,
     health::{Snapshot, State, Status, Target},
-    limits::LimitStore,
     net::{NextHop, Reason, Resolution, Resolutions, Wanted},
+    store::{Contents, Directory, Store, Writer},
 };
 
-const CONFIG: &str = r#"
+pub(super) const CONFIG: &str = r#"
 [pop]
 name = "ams"
 id = 1
@@ -54,39 +53,45 @@ pool = "web"
 forward = "ipip"
 "#;
 
-struct World {
-    dir: TempDir,
-    plane: Fake,
-    handle: Handle,
+pub(super) struct World {
+    pub(super) dir: TempDir,
+    pub(super) plane: Fake,
+    pub(super) handle: Handle,
+    tasks: Vec<JoinHandle<()>>,
     health: watch::Sender<Snapshot>,
     _targets: watch::Receiver<Arc<Vec<Target>>>,
     resolutions: watch::Sender<Resolutions>,
     _wanted: watch::Receiver<Wanted>,
     api: Arc<Api>,
-    control: JoinHandle<()>,
 }
 
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub(super) status: u16,
     kind: String,
+    pub(super) etag: String,
     headers: HeaderMap,
     body: Bytes,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    fn text(&self) -> &str {
+    pub(super) fn text(&self) -> &str {
         str::from_utf8(&self.body).unwrap()
     }
 }
 
 impl World {
     /// A daemon with both backends up and resolved, and its tables applied.
-    async fn ready() -> Self {
-        let world = Self::start(CONFIG);
+    pub(super) async fn ready() -> Self {
+        Self::ready_in(tempfile::tempdir().unwrap()).await
+    }
+
+    /// The same with the state that is there.
+    pub(super) async fn ready_in(dir: TempDir) -> Self {
+        let world = Self::start_in(dir, CONFIG, BODY_TIME);
         world.become_ready().await;
         world
     }
@@ -114,6 +119,18 @@ impl World {
     }
 
     fn start_in(dir: TempDir, config: &str, body_time: Duration) -> Self {
+        let (store, contents, said) = Store::open(Directory::new(dir.path())).unwrap();
+        assert_eq!(said, [""; 0]);
+        let state = (contents, Writer::start(store).unwrap());
+        Self::start_with(dir, config, body_time, state)
+    }
+
+    fn start_with(
+        dir: TempDir,
+        config: &str,
+        body_time: Duration,
+        (contents, writer): (Contents, Writer),
+    ) -> Self {
         let config_file = dir.path().join("sluice.toml");
         std::fs::write(&config_file, config).unwrap();
         let plane = Fake::default();
@@ -131,8 +148,8 @@ impl World {
             plane: plane.clone(),
             config: config::load(&config_file).unwrap(),
             config_file: config_file.clone(),
-            drains: DrainStore::open(dir.path()).unwrap().0,
-            limits: LimitStore::open(dir.path(), 0).unwrap().0,
+            contents,
+            writer,
             adopted: false,
             warnings: vec!["slow".into()],
         };
@@ -145,10 +162,13 @@ impl World {
             body_time,
             ..Api::new(handle.clone(), config_file, access)
         });
-        tokio::spawn(api.events.clone().follow(handle.events()));
+        let log = tokio::spawn(api.events.clone().follow(handle.events()));
         let router = router(api.clone());
-        tokio::spawn(async move { serve_local(&listener, router, Caps::default()).await });
+        let server = tokio::spawn(async move {
+            serve_local(&listener, router, Caps::default()).await;
+        });
         Self {
+            tasks: vec![control, server, log],
             dir,
             plane,
             handle,
@@ -157,8 +177,16 @@ impl World {
             resolutions,
             _wanted: wanted_receiver,
             api,
-            control,
         }
+    }
+
+    /// Ends the daemon, and leaves what it wrote.
+    pub(super) async fn stop(self) -> TempDir {
+        for task in self.tasks {
+            task.abort();
+            _ = task.await;
+        }
+        self.dir
     }
 
     fn health(&self, states: [State; 2]) {
@@ -173,17 +201,30 @@ impl World {
         self.health.send_replace(Arc::new(statuses.collect()));
     }
 
-    fn config_file(&self) -> PathBuf {
+    pub(super) fn config_file(&self) -> PathBuf {
         self.dir.path().join("sluice.toml")
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(super) async fn get(&self, path: &str) -> Answer {
         self.send(Method::GET, path, "").await
     }
 
-    async fn send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
+    pub(super) async fn send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
         let request = Request::builder().method(method).uri(path);
         exchange(self.connect().await, request, body).await
+    }
+
+    /// With a header that says when.
+    pub(super) async fn send_if(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<Bytes>,
+        name: header::HeaderName,
+        value: &str,
+    ) -> Answer {
+        let request = Request::builder().method(method).uri(path);
+        exchange(self.connect().await, request.header(name, value), body).await
     }
 
     async fn connect(&self) -> UnixStream {
@@ -214,11 +255,14 @@ where
         .unwrap();
     let response = sender.send_request(request).await.unwrap();
     let headers = response.headers().clone();
+    let text = |name| {
+        let value = headers.get(name);
+        value.map_or_else(String::new, |value| value.to_str().unwrap().to_owned())
+    };
     Answer {
         status: response.status().as_u16(),
-        kind: headers
-            .get(header::CONTENT_TYPE)
-            .map_or_else(String::new, |kind| kind.to_str().unwrap().to_owned()),
+        etag: text(header::ETAG),
+        kind: text(header::CONTENT_TYPE),
         headers,
         body: response.into_body().collect().await.unwrap().to_bytes(),
     }
@@ -228,7 +272,7 @@ fn address(n: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, n])
 }
 
-fn assert_problem(answer: &Answer, status: u16, part: &str) {
+pub(super) fn assert_problem(answer: &Answer, status: u16, part: &str) {
     assert_eq!(answer.status, status, "{}", answer.text());
     assert_eq!(answer.kind, "application/problem+json");
     let problem = answer.json();
@@ -273,7 +317,7 @@ async fn vips_backends_flows_and_drops_are_listed() {
         tokio::task::yield_now().await;
     }
     let vips = world.get("/v1/vips").await.json();
-    let expected = json!({ "items": [{
+    let expected = json!({ "next": null, "items": [{
         "name": "site", "prefix": "192.0.2.10/32", "protocol": "tcp", "port": 80, "pool": "web", "forward": "ipip",
         "policy": null, "packets": 321, "bytes": 32100, "dropped_packets": 13, "backends_up": 1,
     }] });
@@ -337,8 +381,6 @@ async fn a_drain_is_in_the_tables_when_it_is_answered() {
     let state = &world.get("/v1/backends").await.json()["items"][0]["state"];
     assert_eq!(state, "draining");
     assert_eq!(world.send(Method::PUT, path, "").await.status, 204, "again");
-    let stored = DrainStore::open(world.dir.path()).unwrap().0;
-    assert_eq!(stored.drains().len(), 1);
 
     assert_eq!(world.send(Method::DELETE, path, "").await.status, 204);
     assert_eq!(world.weights(), [1, 5]);
@@ -525,7 +567,7 @@ async fn the_socket_is_for_owner_and_group_and_a_stale_one_is_replaced() {
     assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
 }
 
-const LIMIT: &str = r#"{"prefix": "198.51.100.0/24", "vip": "site", "class": "udp", "pps": 1000, "ttl_seconds": 600}"#;
+pub(super) const LIMIT: &str = r#"{"prefix": "198.51.100.0/24", "vip": "site", "class": "udp", "pps": 1000, "ttl_seconds": 600}"#;
 
 #[tokio::test]
 async fn a_limit_is_set_shown_replaced_and_removed() {
@@ -575,7 +617,10 @@ async fn a_limit_is_set_shown_replaced_and_removed() {
         204
     );
     assert!(world.plane.limits().is_empty());
-    assert_eq!(world.get("/v1/limits").await.json(), json!({ "items": [] }));
+    assert_eq!(
+        world.get("/v1/limits").await.json(),
+        json!({ "items": [], "next": null })
+    );
 }
 
 #[tokio::test]
@@ -607,7 +652,8 @@ async fn a_wrong_limit_is_refused_and_its_field_named() {
         }
     }
     let huge = vec![b' '; (1 << 20) + 1];
-    assert_problem(&world.send(Method::POST, "/v1/limits", huge).await, 413, "");
+    let answer = world.send(Method::PUT, "/v1/limits/1", huge).await;
+    assert_problem(&answer, 413, "longer than");
     for id in ["1", "x"] {
         let path = format!("/v1/limits/{id}");
         assert_problem(&world.get(&path).await, 404, "no limit");

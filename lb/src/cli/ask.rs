@@ -10,7 +10,7 @@ use super::{
     output::Output,
     table::{or_dash, table},
 };
-use crate::api::model::{BackendItem, DropItem, FlowItem, Flows, Items, Status, VipItem};
+use crate::api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, VipItem};
 
 pub(super) async fn ask(command: Command, client: Client, output: Output) -> Result<(), Failed> {
     match command {
@@ -19,22 +19,25 @@ pub(super) async fn ask(command: Command, client: Client, output: Output) -> Res
             output.show(&answer, status)
         }
         Command::Vips => {
-            let answer: Items<VipItem> = client.get("/v1/vips").await?;
+            let answer: Page<VipItem> = client.list("/v1/vips").await?;
             output.show(&answer, |answer| vips(&answer.items))
         }
         Command::Backends => {
-            let answer: Items<BackendItem> = client.get("/v1/backends").await?;
+            let answer: Page<BackendItem> = client.list("/v1/backends").await?;
             output.show(&answer, |answer| backends(&answer.items))
         }
         Command::Flows => {
-            let answer: Flows = client.get("/v1/flows").await?;
+            let mut answer: Flows = client.get("/v1/flows").await?;
+            if answer.next.take().is_some() {
+                answer.items = client.list("/v1/flows").await?.items;
+            }
             output.show(&answer, flows)
         }
         Command::Drops => {
-            let answer: Items<DropItem> = client.get("/v1/drops").await?;
+            let answer: Page<DropItem> = client.list("/v1/drops").await?;
             output.show(&answer, |answer| drops(&answer.items))
         }
-        Command::Limits => limits::show(&client, output).await,
+        Command::Limits(args) => limits::show(&args, &client, output).await,
         Command::Limit(command) => limits::change(command, &client, output).await,
         Command::Drain(args) => {
             client.tell(Method::PUT, &drain_path(&args)).await?;

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::remote::{Remote, Stream};
-use crate::api::Problem;
+use crate::api::{Problem, model::Page};
 
 /// Where the daemon listens unless a config or a flag says otherwise.
 const DEFAULT_SOCKET: &str = "/run/sluice/sluice.sock";
@@ -54,6 +54,24 @@ impl Client {
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let answer = self.send(Method::GET, path, Bytes::new()).await?;
         Ok(serde_json::from_slice(&answer)?)
+    }
+
+    /// All items of a list, however many pages that takes. `path` may have filters behind a `?`.
+    pub(super) async fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<Page<T>, ClientError> {
+        let with = |name: &str, value: &str| {
+            let joint = if path.contains('?') { '&' } else { '?' };
+            format!("{path}{joint}limit={ITEMS}{name}{value}")
+        };
+        let mut all: Page<T> = self.get(&with("", "")).await?;
+        while let Some(after) = all.next.take() {
+            let more: Page<T> = self.get(&with("&after=", &encoded(&after))).await?;
+            all.items.extend(more.items);
+            all.next = more.next;
+        }
+        Ok(all)
     }
 
     /// For what is answered without a body.
@@ -98,6 +116,9 @@ impl Client {
         }
     }
 }
+
+/// So many items are asked for at once.
+const ITEMS: usize = 10_000;
 
 /// One request and its answer.
 async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(

@@ -1,22 +1,28 @@
-//! `sluice limits`, `sluice limit set` and `sluice limit remove`.
+//! `sluice limits` and `sluice limit`.
+
+use std::{fs, io, path::Path};
 
 use hyper::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    ClassArg, Failed, LimitArgs, LimitCommand, ModeArg,
-    client::Client,
+    ClassArg, Failed, LimitArgs, LimitCommand, LimitFilters, ModeArg,
+    client::{Client, encoded},
     output::Output,
     table::{or_dash, table},
 };
 use crate::{
-    api::model::{Items, LimitItem},
+    api::model::{LimitItem, LimitsDone, Page},
     config::Mode,
     limits::{ClassWord, LimitSpec},
 };
 
-pub(super) async fn show(client: &Client, output: Output) -> Result<(), Failed> {
-    let answer: Items<LimitItem> = client.get("/v1/limits").await?;
+pub(super) async fn show(
+    filters: &LimitFilters,
+    client: &Client,
+    output: Output,
+) -> Result<(), Failed> {
+    let answer: Page<LimitItem> = client.list(&path(filters)).await?;
     output.show(&answer, |answer| limits(&answer.items))
 }
 
@@ -32,6 +38,16 @@ pub(super) async fn change(
                 .await?;
             output.show(&item, |item| limits(std::slice::from_ref(item)))
         }
+        LimitCommand::Import { file } => {
+            let limits = read(&file)?;
+            let done: LimitsDone = client
+                .send_json(Method::POST, "/v1/limits", &limits)
+                .await?;
+            output.show(&done, |done| {
+                let (created, replaced) = (done.created, done.replaced);
+                format!("{created} limits set, {replaced} replaced")
+            })
+        }
         LimitCommand::Remove { id } => {
             client
                 .tell(Method::DELETE, &format!("/v1/limits/{id}"))
@@ -41,27 +57,73 @@ pub(super) async fn change(
     }
 }
 
+/// Where the limits that match are listed.
+fn path(filters: &LimitFilters) -> String {
+    let class = filters.class.map(class_word);
+    let pairs = [
+        ("vip", filters.vip.clone()),
+        ("class", class.map(word)),
+        ("mode", filters.mode.map(|mode| word(mode_of(mode)))),
+        ("within", filters.within.map(|prefix| prefix.to_string())),
+        ("covers", filters.covers.clone()),
+        ("comment", filters.comment.clone()),
+    ];
+    let given: Vec<String> = pairs
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!("{name}={}", encoded(&value?))))
+        .collect();
+    if given.is_empty() {
+        "/v1/limits".into()
+    } else {
+        format!("/v1/limits?{}", given.join("&"))
+    }
+}
+
+/// An array of limits, or one on each line. What is in them, the daemon checks.
+fn read(file: &Path) -> Result<Vec<Value>, Failed> {
+    let text = if file == Path::new("-") {
+        io::read_to_string(io::stdin())
+    } else {
+        fs::read_to_string(file)
+    };
+    let text = text.map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    let wrong = |error: serde_json::Error| format!("{}: {error}", file.display());
+    if text.trim_start().starts_with('[') {
+        return Ok(serde_json::from_str(&text).map_err(wrong)?);
+    }
+    let values = serde_json::Deserializer::from_str(&text).into_iter();
+    Ok(values.collect::<Result<_, _>>().map_err(wrong)?)
+}
+
 fn spec(args: LimitArgs) -> LimitSpec {
     LimitSpec {
         prefix: args.prefix,
         vip: args.vip,
-        class: match args.class {
-            ClassArg::All => ClassWord::All,
-            ClassArg::Syn => ClassWord::Syn,
-            ClassArg::Udp => ClassWord::Udp,
-            ClassArg::Icmp => ClassWord::Icmp,
-            ClassArg::Other => ClassWord::Other,
-            ClassArg::Established => ClassWord::Established,
-        },
+        class: class_word(args.class),
         pps: args.pps,
         bps: args.bps,
         burst: args.burst,
-        mode: match args.mode {
-            ModeArg::Enforce => Mode::Enforce,
-            ModeArg::Monitor => Mode::Monitor,
-        },
+        mode: mode_of(args.mode),
         ttl_seconds: args.ttl.map(|ttl| ttl.as_secs()),
         comment: args.comment,
+    }
+}
+
+fn class_word(class: ClassArg) -> ClassWord {
+    match class {
+        ClassArg::All => ClassWord::All,
+        ClassArg::Syn => ClassWord::Syn,
+        ClassArg::Udp => ClassWord::Udp,
+        ClassArg::Icmp => ClassWord::Icmp,
+        ClassArg::Other => ClassWord::Other,
+        ClassArg::Established => ClassWord::Established,
+    }
+}
+
+fn mode_of(mode: ModeArg) -> Mode {
+    match mode {
+        ModeArg::Enforce => Mode::Enforce,
+        ModeArg::Monitor => Mode::Monitor,
     }
 }
 

@@ -69,7 +69,7 @@ enum Command {
     /// Show dropped packets by VIP and reason
     Drops,
     /// Show limits set at run time
-    Limits,
+    Limits(LimitFilters),
     /// Set or remove a limit for a source prefix
     #[command(subcommand)]
     Limit(LimitCommand),
@@ -115,8 +115,36 @@ enum Command {
 enum LimitCommand {
     /// Limit what a source prefix may send; replaces the limit of the same prefix, VIP and class
     Set(LimitArgs),
+    /// Set many limits from a file, all or none
+    Import {
+        /// JSON: an array of limits, or one after the other; `-` for standard input
+        file: PathBuf,
+    },
     /// Remove a limit
     Remove { id: u64 },
+}
+
+/// Which limits to show: those that match all of these.
+#[derive(Debug, Args)]
+struct LimitFilters {
+    /// For this VIP
+    #[arg(long, value_name = "NAME")]
+    vip: Option<String>,
+    /// Of this class
+    #[arg(long, value_enum)]
+    class: Option<ClassArg>,
+    /// Of this mode
+    #[arg(long, value_enum)]
+    mode: Option<ModeArg>,
+    /// Whose prefix lies in this one
+    #[arg(long, value_name = "PREFIX")]
+    within: Option<IpNet>,
+    /// Whose prefix covers this address or prefix
+    #[arg(long, value_name = "ADDRESS")]
+    covers: Option<String>,
+    /// With this in its comment
+    #[arg(long, value_name = "TEXT")]
+    comment: Option<String>,
 }
 
 #[derive(Debug, Args)]

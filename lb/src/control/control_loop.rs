@@ -9,21 +9,25 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval, sleep},
+    task::yield_now,
+    time::{MissedTickBehavior, interval, sleep, sleep_until},
 };
 
 use crate::{
     config::{self, Config},
     control::{
-        Command, Dataplane, Draining, Event, Figures, Handle, HealthChange, Refused, Reload,
-        Sources, View, events::Events, limits::Limits,
+        Command, Dataplane, Event, Figures, Handle, HealthChange, Refused, Reload, Sources, View,
+        changes::Changes,
+        events::Events,
+        limits::{Limits, now_ms},
     },
     dataplane::Desired,
     desired::{self, Inputs},
-    drains::{BackendName, DrainStore},
+    drains::Drains,
     health::{self, State},
-    limits::{LimitSpec, LimitStore},
+    limits::LimitBook,
     net::{Reason, Resolution},
+    store::{Contents, Writer},
 };
 
 /// Everything that the loop starts from.
@@ -31,8 +35,9 @@ pub struct Start<P> {
     pub plane: P,
     pub config: Config,
     pub config_file: PathBuf,
-    pub drains: DrainStore,
-    pub limits: LimitStore,
+    /// What was set at run time.
+    pub contents: Contents,
+    pub writer: Writer,
     /// Whether the plane holds what an earlier daemon put there.
     pub adopted: bool,
     pub warnings: Vec<String>,
@@ -40,20 +45,27 @@ pub struct Start<P> {
 
 /// The loop's state.
 pub struct Control<P> {
-    plane: P,
-    config: Arc<Config>,
+    pub(super) plane: P,
+    pub(super) config: Arc<Config>,
     config_file: PathBuf,
-    drains: DrainStore,
-    limits: Limits,
+    pub(super) drains: Drains,
+    pub(super) limits: Limits,
+    pub(super) changes: Changes,
+    /// Why nothing can be written to the disk.
+    pub(super) trouble: watch::Receiver<Option<String>>,
     sources: Sources,
     commands: mpsc::Receiver<Command>,
     view: Arc<ArcSwap<View>>,
-    events: Events,
+    pub(super) events: Events,
     /// What was told at the start; it stays true.
     start_warnings: Vec<String>,
     /// Why the plane does not hold what is desired.
     apply_error: Option<String>,
     settled: bool,
+    /// The VIPs that the plane holds, as far as that is known.
+    applied_vips: Option<Vec<String>>,
+    /// When what changed lately is to be applied.
+    gathered: Option<tokio::time::Instant>,
 }
 
 /// The plane is compared with what is desired at least this often.
@@ -62,13 +74,20 @@ const RECONCILE: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(3);
 /// Events that come within this time are applied together: a switch that reboots brings many.
 const GATHER: Duration = Duration::from_millis(5);
-const COMMANDS: usize = 64;
+/// So many commands may wait; those that come at once are written at once.
+const COMMANDS: usize = 256;
 
 impl<P: Dataplane> Control<P> {
     /// Asks for health and next hops of what the config names; nothing is applied before [`Control::run`].
     pub fn new(mut start: Start<P>, sources: Sources) -> (Self, Handle) {
         let events = Events::new();
-        let (limits, warnings) = Limits::adopt(start.limits, &mut start.plane, events.clone());
+        let Contents {
+            limits,
+            next_limit_id,
+            drains,
+        } = start.contents;
+        let book = LimitBook::new(limits, next_limit_id);
+        let (limits, warnings) = Limits::adopt(book, &mut start.plane, events.clone());
         start.warnings.extend(warnings);
         let config = Arc::new(start.config);
         let (sender, commands) = mpsc::channel(COMMANDS);
@@ -78,7 +97,7 @@ impl<P: Dataplane> Control<P> {
             desired: Arc::default(),
             health: sources.health.borrow().clone(),
             resolutions: sources.resolutions.borrow().clone(),
-            drains: Arc::new(start.drains.drains().clone()),
+            drains: Arc::new(drains.clone()),
             last_reload: Reload {
                 at: SystemTime::now(),
                 error: None,
@@ -99,8 +118,10 @@ impl<P: Dataplane> Control<P> {
             plane: start.plane,
             config,
             config_file: start.config_file,
-            drains: start.drains,
+            drains,
             limits,
+            trouble: start.writer.trouble(),
+            changes: Changes::new(start.writer),
             sources,
             commands,
             view,
@@ -108,6 +129,8 @@ impl<P: Dataplane> Control<P> {
             start_warnings: start.warnings,
             apply_error: None,
             settled: false,
+            applied_vips: None,
+            gathered: None,
         };
         control.watch();
         (control, handle)
@@ -121,24 +144,42 @@ impl<P: Dataplane> Control<P> {
         tokio::pin!(settle);
         loop {
             // Here, not where its sleep ends: whoever asks often would put that off for ever.
-            self.limits.expire(&mut self.plane);
-            let expiry = self.limits.next_expiry_seconds();
+            let more_expired = self.limits.expire(&mut self.plane);
+            self.begin();
+            let gathered = self.gathered;
             tokio::select! {
                 command = self.commands.recv() => match command {
-                    Some(command) => self.obey(command),
+                    Some(command) => self.obey_all(command),
                     None => return,
                 },
+                turn = self.changes.next() => self.go_on(turn),
+                () = until_expiry(self.limits.next_expiry_ms()), if !more_expired => {}
+                () = yield_now(), if more_expired => {}
                 () = &mut settle, if !self.settled => {
                     self.settled = true;
                     self.reconcile();
                 }
-                () = next_change(&mut self.sources) => {
-                    sleep(GATHER).await;
+                () = next_change(&mut self.sources), if gathered.is_none() => {
+                    self.gathered = Some(tokio::time::Instant::now() + GATHER);
+                }
+                () = sleep_until(gathered.unwrap_or_else(tokio::time::Instant::now)), if gathered.is_some() => {
+                    self.gathered = None;
                     self.settled = self.settled || self.knows_enough();
                     self.reconcile();
                 }
-                () = sleep(Duration::from_secs(expiry.unwrap_or_default())), if expiry.is_some() => {}
+                Ok(()) = self.trouble.changed() => self.publish_warnings(),
                 _ = tick.tick() => self.reconcile(),
+            }
+        }
+    }
+
+    /// Takes what has come so far: changes that come together are written together.
+    fn obey_all(&mut self, first: Command) {
+        self.obey(first);
+        for _ in 1..COMMANDS {
+            match self.commands.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(_) => return,
             }
         }
     }
@@ -146,25 +187,14 @@ impl<P: Dataplane> Control<P> {
     fn obey(&mut self, command: Command) {
         // Who asked may be gone; what was asked for is done all the same.
         match command {
-            Command::Drain(name, draining, reply) => drop(reply.send(self.drain(name, draining))),
+            Command::Change(request) => self.changes.push(request),
             Command::Reload(reply) => drop(reply.send(self.reload())),
             Command::Figures(reply) => drop(reply.send(self.figures())),
             Command::Limits(reply) => drop(reply.send(Ok(self.limits.all(&self.plane)))),
-            Command::SetLimit(spec, reply) => {
-                let result = self
-                    .check_vip(&spec)
-                    .and_then(|()| self.limits.set(spec, &mut self.plane));
-                drop(reply.send(result));
+            Command::LimitPage(query, reply) => {
+                drop(reply.send(Ok(self.limits.page(&query, &self.plane))));
             }
-            Command::ReplaceLimit(id, spec, reply) => {
-                let result = self
-                    .check_vip(&spec)
-                    .and_then(|()| self.limits.replace(id, spec, &mut self.plane));
-                drop(reply.send(result));
-            }
-            Command::RemoveLimit(id, reply) => {
-                drop(reply.send(self.limits.remove(id, &mut self.plane)));
-            }
+            Command::Limit(id, reply) => drop(reply.send(self.limits.get(id, &self.plane))),
         }
     }
 
@@ -172,58 +202,6 @@ impl<P: Dataplane> Control<P> {
         self.plane
             .figures()
             .map_err(|error| Refused::Failed(format!("cannot read the maps: {error}")))
-    }
-
-    fn check_vip(&self, spec: &LimitSpec) -> Result<(), Refused> {
-        match &spec.vip {
-            Some(name) if !self.config.vips.iter().any(|vip| vip.name == *name) => {
-                Err(Refused::Invalid {
-                    field: Some("vip".into()),
-                    message: format!("the config has no VIP `{name}`; `sluice vips` lists them"),
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn drain(&mut self, name: BackendName, draining: Draining) -> Result<(), Refused> {
-        let known = self.config.pools.iter().any(|pool| {
-            pool.name == name.pool
-                && pool
-                    .backends
-                    .iter()
-                    .any(|backend| backend.address == name.address)
-        });
-        let changed = match draining {
-            Draining::Begin if !known => {
-                return Err(Refused::NotFound(format!(
-                    "the config has no backend {name}; `sluice backends` lists them"
-                )));
-            }
-            Draining::Begin => self.drains.drain(name.clone()),
-            Draining::End => self.drains.undrain(&name),
-        };
-        let changed = changed.map_err(|error| {
-            Refused::Failed(format!(
-                "cannot write the drains to the state directory: {error}"
-            ))
-        })?;
-        if !changed {
-            return match draining {
-                Draining::Begin => Ok(()),
-                Draining::End => Err(Refused::NotFound(format!("{name} is not draining"))),
-            };
-        }
-        match draining {
-            Draining::Begin => tracing::info!(backend = %name, "draining: it gets no new flows"),
-            Draining::End => tracing::info!(backend = %name, "not draining any more"),
-        }
-        self.reconcile();
-        self.events.tell(match draining {
-            Draining::Begin => Event::DrainBegun(name),
-            Draining::End => Event::DrainEnded(name),
-        });
-        self.applied()
     }
 
     fn reload(&mut self) -> Result<(), Refused> {
@@ -330,7 +308,7 @@ impl<P: Dataplane> Control<P> {
     }
 
     /// Makes the plane hold what is desired now, and publishes the state.
-    fn reconcile(&mut self) {
+    pub(super) fn reconcile(&mut self) {
         let desired = if self.settled {
             let desired = self.desired();
             self.apply(&desired);
@@ -345,10 +323,9 @@ impl<P: Dataplane> Control<P> {
         );
         tell_health(&self.events, &self.view.load().health, &health);
         let config = self.config.clone();
-        let drains = Arc::new(self.drains.drains().clone());
+        let drains = Arc::new(self.drains.clone());
         let (attachments, program_id) = (self.plane.attachments(), self.plane.program_id());
-        let mut warnings = self.start_warnings.clone();
-        warnings.extend(self.apply_error.clone());
+        let warnings = self.warnings();
         self.publish(|view| {
             if !Arc::ptr_eq(&view.config, &config) {
                 view.config_hash = config::hash(&config);
@@ -367,19 +344,46 @@ impl<P: Dataplane> Control<P> {
         });
     }
 
+    /// What an operator should know now.
+    fn warnings(&self) -> Vec<String> {
+        let trouble = self.trouble.borrow().clone();
+        let refused = trouble.map(|why| format!("nothing can be set at run time: {why}"));
+        let start = self.start_warnings.iter().cloned();
+        start
+            .chain(self.apply_error.clone())
+            .chain(refused)
+            .collect()
+    }
+
+    fn publish_warnings(&mut self) {
+        let warnings = self.warnings();
+        self.publish(|view| view.warnings = warnings);
+    }
+
     fn desired(&self) -> Desired {
         desired::desired(Inputs {
             config: &self.config,
             health: &self.sources.health.borrow(),
             resolutions: &self.sources.resolutions.borrow(),
-            drains: self.drains.drains(),
+            drains: &self.drains,
         })
     }
 
     fn apply(&mut self, desired: &Desired) {
-        self.limits
-            .before_vips_change(&mut self.plane, |vip| desired.vips.contains_key(vip));
+        let same_vips = self
+            .applied_vips
+            .as_ref()
+            .is_some_and(|vips| vips.iter().eq(desired.vips.keys()));
+        if !same_vips {
+            let stays = |vip: &str| desired.vips.contains_key(vip);
+            self.limits.before_vips_change(&mut self.plane, stays);
+        }
         self.apply_tables(desired);
+        if self.apply_error.is_some() {
+            self.applied_vips = None;
+        } else if !same_vips {
+            self.applied_vips = Some(desired.vips.keys().cloned().collect());
+        }
         self.limits.after_vips_change(&mut self.plane);
     }
 
@@ -406,7 +410,7 @@ impl<P: Dataplane> Control<P> {
         }
     }
 
-    fn applied(&self) -> Result<(), Refused> {
+    pub(super) fn applied(&self) -> Result<(), Refused> {
         match &self.apply_error {
             None => Ok(()),
             Some(error) => Err(Refused::Failed(error.clone())),
@@ -449,6 +453,18 @@ fn tell_health(events: &Events, before: &health::Snapshot, now: &health::Snapsho
                 error: status.error.clone(),
             }));
         }
+    }
+}
+
+/// Waits until this time, in milliseconds since 1970; for ever if there is none.
+async fn until_expiry(expiry_ms: Option<u64>) {
+    match expiry_ms {
+        // A clock that is set while this sleeps is noticed at the next reconciliation.
+        Some(expiry) => {
+            let left_ms = expiry.saturating_sub(now_ms()).max(1);
+            sleep(Duration::from_millis(left_ms)).await;
+        }
+        None => std::future::pending().await,
     }
 }
 

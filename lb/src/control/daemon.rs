@@ -20,13 +20,12 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{Control, Sources, Start, kernel::Kernel, limits::now, sources::supervised};
+use super::{Control, Sources, Start, kernel::Kernel, sources::supervised};
 use crate::{
     api::{self, Access, AccessError, Api, Caps, SocketError},
     config::{self, Config, ConfigErrors, SecretError},
     dataplane::LoadError,
-    drains::DrainStore,
-    limits::{LimitStore, StoreError},
+    store::{self, Directory, Store, StoreError, Writer},
 };
 
 /// Why the daemon did not start, or ended.
@@ -44,7 +43,7 @@ pub enum DaemonError {
     #[error("cannot use the state directory {}", path.display())]
     State { path: PathBuf, source: io::Error },
     #[error(transparent)]
-    Limits(#[from] StoreError),
+    Store(#[from] StoreError),
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]
@@ -110,28 +109,21 @@ fn prepare(config: Config, config_file: &Path) -> Result<(Start<Kernel>, bool), 
     let state_dir = &config.dataplane.state_dir;
     let secret_file = config.pop.secret_file.as_deref();
     let secret = secret_file.map(config::read_secret).transpose()?;
-    let (drains, set_aside) = DrainStore::open(state_dir).map_err(|source| DaemonError::State {
+    let (mut store, mut contents, mut said) = Store::open(Directory::new(state_dir))?;
+    said.extend(store::take_over(state_dir, &mut store, &mut contents)?);
+    let writer = Writer::start(store).map_err(|source| DaemonError::State {
         path: state_dir.clone(),
         source,
     })?;
-    let (limits, corruption) = LimitStore::open(state_dir, now())?;
     let (plane, opened) = Kernel::open(&config, secret)?;
     let mut warnings = opened.warnings;
-    warnings.extend(set_aside.map(|said| said.to_string()));
-    warnings.extend(corruption.map(|corruption| {
-        format!(
-            "{} lines of {} cannot be read, and stand in {} now; set again the limits that are missing",
-            corruption.unreadable_lines,
-            corruption.file.display(),
-            corruption.aside.display()
-        )
-    }));
+    warnings.extend(said);
     let start = Start {
         plane,
         config,
         config_file: config_file.to_owned(),
-        drains,
-        limits,
+        contents,
+        writer,
         adopted: opened.adopted,
         warnings,
     };

@@ -25,6 +25,8 @@ struct Held {
     fails: Option<&'static str>,
     limits: BTreeMap<u32, LimitSpec>,
     last_limit: u32,
+    /// For so many limits.
+    room: Option<usize>,
 }
 
 impl Fake {
@@ -34,6 +36,10 @@ impl Fake {
 
     pub(crate) fn limits(&self) -> Vec<LimitSpec> {
         self.0.lock().unwrap().limits.values().cloned().collect()
+    }
+
+    pub(crate) fn make_room_for(&self, limits: Option<usize>) {
+        self.0.lock().unwrap().room = limits;
     }
 
     /// From now on nothing can be applied, until this is called with `None`.
@@ -127,6 +133,9 @@ impl Dataplane for Fake {
         let mut held = self.0.lock().unwrap();
         if let Some(error) = held.fails {
             return Err(error.into());
+        }
+        if held.room.is_some_and(|room| held.limits.len() >= room) {
+            return Err("full".into());
         }
         held.last_limit += 1;
         let number = held.last_limit;

@@ -1,7 +1,7 @@
-//! Limits set at run time: written to the store first, then put into the data plane.
+//! Limits set at run time, in memory and in the data plane. What is changed here is on the disk already.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -9,14 +9,23 @@ use std::{
 use super::{Dataplane, Event, Failure, Refused, chain, events::Events};
 use crate::{
     dataplane::ExactCounters,
-    limits::{LimitRecord, LimitSpec, LimitStore, StoreError},
+    limits::{LimitBook, LimitQuery, LimitRecord, LimitRefusal, LimitSpec, Step},
+    store::Change,
 };
 
 /// A limit, and what it counted.
 #[derive(Clone, Debug)]
 pub struct LimitInForce {
-    pub record: LimitRecord,
+    pub record: Arc<LimitRecord>,
     pub counters: ExactCounters,
+}
+
+/// Some limits, and whether there are more.
+#[derive(Clone, Debug)]
+pub struct LimitPage {
+    pub limits: Vec<LimitInForce>,
+    /// Ask for those after this id; `None` if there are no more.
+    pub next: Option<u64>,
 }
 
 /// Whether a limit is new, or took the place of one for the same packets.
@@ -26,47 +35,89 @@ pub enum Novelty {
     Replaced,
 }
 
-/// The store, and where each of its limits is in the data plane.
+/// The limits, and where each of them is in the data plane.
 pub(super) struct Limits {
-    store: LimitStore,
-    /// Numbers in the data plane by id. Limits of a VIP that is not there are not in it.
-    numbers: BTreeMap<u64, u32>,
+    book: LimitBook,
+    /// Numbers in the data plane by id.
+    numbers: HashMap<u64, u32>,
+    /// Those that are not in it: their VIP is not there, or there is no room.
+    waiting: BTreeSet<u64>,
+    /// Those that stand on the disk otherwise than here: expired, or refused by the data plane after they were written.
+    differing: BTreeSet<u64>,
     events: Events,
 }
 
+/// What a limit was before a step.
+pub(super) struct Before {
+    id: u64,
+    record: Option<Arc<LimitRecord>>,
+}
+
 impl Limits {
-    /// Makes the data plane hold those that the store holds. Returns what an operator should know.
+    /// Makes the data plane hold these. Returns what an operator should know.
     pub(super) fn adopt(
-        store: LimitStore,
+        book: LimitBook,
         plane: &mut impl Dataplane,
         events: Events,
     ) -> (Self, Vec<String>) {
         let mut limits = Self {
-            store,
-            numbers: BTreeMap::new(),
+            book,
+            numbers: HashMap::new(),
+            waiting: BTreeSet::new(),
+            differing: BTreeSet::new(),
             events,
         };
-        limits.expire(plane);
-        let records: Vec<&LimitRecord> = limits
-            .store
-            .iter()
-            .filter(|record| has_vip(plane, &record.spec))
-            .collect();
-        let ids: Vec<u64> = records.iter().map(|record| record.id).collect();
-        let specs: Vec<LimitSpec> = records.iter().map(|record| record.spec.clone()).collect();
+        while limits.expire(plane) {}
+        let all: Vec<&Arc<LimitRecord>> = limits.book.iter().collect();
+        let (here, waiting): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .partition(|record| has_vip(plane, &record.spec));
+        limits.waiting = waiting.into_iter().map(|record| record.id).collect();
+        let specs: Vec<LimitSpec> = here.iter().map(|record| record.spec.clone()).collect();
         let mut warnings = Vec::new();
-        for (id, result) in ids.into_iter().zip(plane.adopt_limits(&specs)) {
+        for (record, result) in here.into_iter().zip(plane.adopt_limits(&specs)) {
             match result {
-                Ok(number) => drop(limits.numbers.insert(id, number)),
-                Err(error) => warnings.push(not_in_force(id, &error)),
+                Ok(number) => drop(limits.numbers.insert(record.id, number)),
+                Err(error) => {
+                    warnings.push(not_in_force(record.id, &error));
+                    limits.waiting.insert(record.id);
+                }
             }
         }
         (limits, warnings)
     }
 
+    pub(super) fn book(&self) -> &LimitBook {
+        &self.book
+    }
+
     pub(super) fn all(&self, plane: &impl Dataplane) -> Vec<LimitInForce> {
-        let records = self.store.iter().cloned();
+        let records = self.book.iter().cloned();
         records.map(|record| self.in_force(record, plane)).collect()
+    }
+
+    pub(super) fn page(&self, query: &LimitQuery, plane: &impl Dataplane) -> LimitPage {
+        let mut found = self
+            .book
+            .after(query.after)
+            .filter(|record| query.matches(record));
+        let limits: Vec<LimitInForce> = found
+            .by_ref()
+            .take(query.most)
+            .map(|record| self.in_force(record.clone(), plane))
+            .collect();
+        let last = limits.last().map(|limit| limit.record.id);
+        LimitPage {
+            next: last.filter(|_| found.next().is_some()),
+            limits,
+        }
+    }
+
+    pub(super) fn get(&self, id: u64, plane: &impl Dataplane) -> Result<LimitInForce, Refused> {
+        match self.book.get(id) {
+            Some(record) => Ok(self.in_force(record.clone(), plane)),
+            None => Err(LimitRefusal::Unknown { id }.into()),
+        }
     }
 
     /// Takes those out of the plane whose VIP is about to go: its number may become another's.
@@ -77,123 +128,162 @@ impl Limits {
     ) {
         let goes = |vip: &Option<String>| vip.as_deref().is_some_and(|vip| !stays(vip));
         let going: Vec<u64> = self
-            .store
+            .book
             .iter()
             .filter(|record| goes(&record.spec.vip))
             .map(|record| record.id)
             .collect();
         for id in going {
             self.take_out(id, plane);
+            self.waiting.insert(id);
         }
     }
 
-    /// Puts those in whose VIP has come.
+    /// Puts those in whose VIP has come, or for which there is room now.
     pub(super) fn after_vips_change(&mut self, plane: &mut impl Dataplane) {
-        for record in self.store.iter() {
-            if self.numbers.contains_key(&record.id) || !has_vip(plane, &record.spec) {
+        for id in std::mem::take(&mut self.waiting) {
+            let Some(record) = self.book.get(id) else {
+                continue;
+            };
+            if !has_vip(plane, &record.spec) {
+                self.waiting.insert(id);
                 continue;
             }
             match plane.insert_limit(&record.spec) {
-                Ok(number) => drop(self.numbers.insert(record.id, number)),
-                Err(error) => tracing::warn!("{}", not_in_force(record.id, &error)),
+                Ok(number) => drop(self.numbers.insert(id, number)),
+                Err(error) => {
+                    tracing::warn!("{}", not_in_force(id, &error));
+                    self.waiting.insert(id);
+                }
             }
         }
     }
 
-    /// Sets a limit; one for the same prefix, VIP and class is replaced.
-    pub(super) fn set(
+    /// Makes one limit be what it is to become; or the data plane refuses, and nothing changed.
+    pub(super) fn take(
         &mut self,
-        spec: LimitSpec,
+        step: &Step,
         plane: &mut impl Dataplane,
-    ) -> Result<(LimitInForce, Novelty), Refused> {
-        let before = self.store.find(&spec).cloned();
-        let record = self.store.set(spec, now()).map_err(refused)?;
-        let novelty = match before {
-            Some(_) => Novelty::Replaced,
-            None => Novelty::New,
+    ) -> Result<Before, Refused> {
+        match step {
+            Step::New(record) | Step::Changed(record) => {
+                let before = Before {
+                    id: record.id,
+                    record: self.book.get(record.id).cloned(),
+                };
+                self.put_in(record, plane)?;
+                Ok(before)
+            }
+            Step::Same(record) => Ok(Before {
+                id: record.id,
+                record: Some(record.clone()),
+            }),
+            Step::Removed(id) => {
+                let record = self.book.remove(*id);
+                self.take_out(*id, plane);
+                Ok(Before { id: *id, record })
+            }
+        }
+    }
+
+    /// Undoes a step that is on the disk.
+    pub(super) fn take_back(&mut self, before: Before, plane: &mut impl Dataplane) {
+        let Before { id, record } = before;
+        self.differing.insert(id);
+        let Some(record) = record else {
+            self.book.remove(id);
+            self.take_out(id, plane);
+            return;
         };
-        Ok((self.put_in(record, before, plane)?, novelty))
+        if let Err(error) = self.put_in(&record, plane) {
+            tracing::error!(limit = id, error = chain(&error), "a limit is not in force");
+            self.take_out(id, plane);
+            self.waiting.insert(id);
+            self.book.put(record);
+        }
     }
 
-    /// Makes a limit be another; it keeps its id.
-    pub(super) fn replace(
+    /// The disk holds this limit otherwise than it is here.
+    pub(super) fn differs(&mut self, id: u64) {
+        self.differing.insert(id);
+    }
+
+    /// No id below this is given again.
+    pub(super) fn use_ids_below(&mut self, next_id: u64) {
+        self.book.use_ids_below(next_id);
+    }
+
+    /// What makes the disk hold what is here, as far as it is known to differ; not all of it at once.
+    pub(super) fn corrections(&mut self) -> Vec<(u64, Change)> {
+        let ids: Vec<u64> = self.differing.iter().take(CORRECTIONS).copied().collect();
+        let correct = |id| {
+            self.differing.remove(&id);
+            let change = match self.book.get(id) {
+                Some(record) => Change::SetLimit(record.clone()),
+                None => Change::RemoveLimit(id),
+            };
+            (id, change)
+        };
+        ids.into_iter().map(correct).collect()
+    }
+
+    pub(super) fn has_corrections(&self) -> bool {
+        !self.differing.is_empty()
+    }
+
+    pub(super) fn next_expiry_ms(&self) -> Option<u64> {
+        self.book.next_expiry_ms()
+    }
+
+    /// Takes out what does not hold any more; true if there is more of that. The disk follows.
+    pub(super) fn expire(&mut self, plane: &mut impl Dataplane) -> bool {
+        let mut expired = self.book.expired(now_ms());
+        let more = expired.len() > EXPIRIES;
+        expired.truncate(EXPIRIES);
+        for id in &expired {
+            self.book.remove(*id);
+            self.take_out(*id, plane);
+            self.differing.insert(*id);
+            self.events.tell(Event::LimitExpired(*id));
+        }
+        match expired.as_slice() {
+            [] => {}
+            [id] => tracing::info!(limit = id, "expired"),
+            [first, .., last] => {
+                tracing::info!(limits = expired.len(), first, last, "expired");
+            }
+        }
+        more
+    }
+
+    fn put_in(
         &mut self,
-        id: u64,
-        spec: LimitSpec,
+        record: &Arc<LimitRecord>,
         plane: &mut impl Dataplane,
-    ) -> Result<LimitInForce, Refused> {
-        let before = self.store.get(id).cloned();
-        let record = self.store.replace(id, spec, now()).map_err(refused)?;
-        self.put_in(record, before, plane)
-    }
-
-    pub(super) fn remove(&mut self, id: u64, plane: &mut impl Dataplane) -> Result<(), Refused> {
-        self.store.remove(&[id]).map_err(refused)?;
-        self.take_out(id, plane);
-        self.events.tell(Event::LimitRemoved(id));
+    ) -> Result<(), Refused> {
+        let id = record.id;
+        if let Some(other) = self.book.holder(&record.spec, id) {
+            return Err(LimitRefusal::Conflict { id: other }.into());
+        }
+        let number = match self.numbers.get(&id) {
+            Some(number) => plane.replace_limit(*number, &record.spec),
+            // It comes with the VIP's tables.
+            None if !has_vip(plane, &record.spec) => {
+                self.waiting.insert(id);
+                self.book.put(record.clone());
+                return Ok(());
+            }
+            None => plane.insert_limit(&record.spec),
+        };
+        let number = number.map_err(|error| Refused::Conflict(chain(&*error)))?;
+        self.numbers.insert(id, number);
+        self.waiting.remove(&id);
+        self.book.put(record.clone());
         Ok(())
     }
 
-    /// Seconds until the next limit expires.
-    pub(super) fn next_expiry_seconds(&self) -> Option<u64> {
-        let expiry = self.store.next_expiry()?;
-        // A limit that could not be removed from the disk is tried again, not at once.
-        Some(expiry.saturating_sub(now()).max(1))
-    }
-
-    /// Takes out what does not hold any more.
-    pub(super) fn expire(&mut self, plane: &mut impl Dataplane) {
-        let expired = self.store.expired(now());
-        if expired.is_empty() {
-            return;
-        }
-        for id in &expired {
-            self.take_out(*id, plane);
-            tracing::info!(limit = id, "expired");
-            self.events.tell(Event::LimitExpired(*id));
-        }
-        if let Err(error) = self.store.remove(&expired) {
-            tracing::error!(error = chain(&error), "expired limits stay in the store");
-        }
-    }
-
-    /// Undoes the change of the store if the plane refuses it.
-    fn put_in(
-        &mut self,
-        record: LimitRecord,
-        before: Option<LimitRecord>,
-        plane: &mut impl Dataplane,
-    ) -> Result<LimitInForce, Refused> {
-        let id = record.id;
-        let result = match self.numbers.get(&id) {
-            Some(number) => plane.replace_limit(*number, &record.spec),
-            // It comes with the VIP's tables.
-            None if !has_vip(plane, &record.spec) => return Ok(self.is_set(record, plane)),
-            None => plane.insert_limit(&record.spec),
-        };
-        match result {
-            Ok(number) => {
-                self.numbers.insert(id, number);
-                Ok(self.is_set(record, plane))
-            }
-            Err(error) => {
-                let undone = match before {
-                    Some(before) => self.store.restore(vec![before]),
-                    None => self.store.remove(&[id]),
-                };
-                if let Err(error) = undone {
-                    tracing::error!(
-                        limit = id,
-                        error = chain(&error),
-                        "cannot undo a limit in the store"
-                    );
-                }
-                Err(Refused::Conflict(chain(&*error)))
-            }
-        }
-    }
-
     fn take_out(&mut self, id: u64, plane: &mut impl Dataplane) {
+        self.waiting.remove(&id);
         if let Some(number) = self.numbers.remove(&id)
             && let Err(error) = plane.remove_limit(number)
         {
@@ -205,12 +295,11 @@ impl Limits {
         }
     }
 
-    fn is_set(&self, record: LimitRecord, plane: &impl Dataplane) -> LimitInForce {
-        self.events.tell(Event::LimitSet(Arc::new(record.clone())));
-        self.in_force(record, plane)
-    }
-
-    fn in_force(&self, record: LimitRecord, plane: &impl Dataplane) -> LimitInForce {
+    pub(super) fn in_force(
+        &self,
+        record: Arc<LimitRecord>,
+        plane: &impl Dataplane,
+    ) -> LimitInForce {
         let number = self.numbers.get(&record.id);
         let counters = number.and_then(|number| plane.limit_counters(*number));
         LimitInForce {
@@ -220,6 +309,11 @@ impl Limits {
     }
 }
 
+/// So many limits expire at once, and others get their turn in between.
+const EXPIRIES: usize = 512;
+/// So many rows are corrected with one write, so that no change waits long for them.
+const CORRECTIONS: usize = 2_000;
+
 fn has_vip(plane: &impl Dataplane, spec: &LimitSpec) -> bool {
     spec.vip.as_deref().is_none_or(|vip| plane.has_vip(vip))
 }
@@ -228,18 +322,24 @@ fn not_in_force(id: u64, error: &Failure) -> String {
     format!("limit {id} is not in force: {}", chain(&**error))
 }
 
-/// Seconds since 1970.
-pub(super) fn now() -> u64 {
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
 }
 
-fn refused(error: StoreError) -> Refused {
-    match error {
-        StoreError::Unknown { .. } => Refused::NotFound(error.to_string()),
-        StoreError::Conflict { .. } => Refused::Conflict(error.to_string()),
-        StoreError::Invalid(invalid) => invalid.into(),
-        StoreError::Disk { .. } => Refused::Failed(chain(&error)),
+impl From<LimitRefusal> for Refused {
+    fn from(refusal: LimitRefusal) -> Self {
+        match refusal {
+            LimitRefusal::Unknown { .. } => Self::NotFound(refusal.to_string()),
+            LimitRefusal::Conflict { .. } => Self::Conflict(refusal.to_string()),
+            LimitRefusal::Stale { .. } | LimitRefusal::Exists { .. } | LimitRefusal::Missing => {
+                Self::Precondition(refusal.to_string())
+            }
+            LimitRefusal::Invalid(invalid) => invalid.into(),
+        }
     }
 }

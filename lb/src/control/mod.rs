@@ -1,5 +1,6 @@
 //! The control loop: one task owns the state; others send it commands and read an immutable view.
 
+mod changes;
 mod control_loop;
 mod daemon;
 
@@ -20,16 +21,19 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
     drains::BackendName,
-    limits::{LimitError, LimitSpec},
+    limits::{LimitError, LimitQuery, LimitSpec, Precondition},
 };
 
+use changes::Request;
+
+pub use changes::LimitsSet;
 pub(crate) use control_loop::chain;
 pub use control_loop::{Control, Start};
 pub use daemon::{DaemonError, run};
 
 pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
 pub use events::{Event, HealthChange};
-pub use limits::{LimitInForce, Novelty};
+pub use limits::{LimitInForce, LimitPage, Novelty};
 pub use sources::Sources;
 pub use view::{Reload, View};
 
@@ -57,6 +61,14 @@ pub enum Refused {
     NotAvailable(String),
     #[error("{0}")]
     Failed(String),
+    /// The limit is not what the request says that it must be.
+    #[error("{0}")]
+    Precondition(String),
+    /// The disk does not take it.
+    #[error("{0}")]
+    Disk(String),
+    #[error("{0}")]
+    Busy(String),
     #[error("the daemon is about to end")]
     Ended,
 }
@@ -81,13 +93,12 @@ type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
 #[derive(Debug)]
 enum Command {
-    Drain(BackendName, Draining, Reply<()>),
+    Change(Request),
     Reload(Reply<()>),
     Figures(Reply<Figures>),
     Limits(Reply<Vec<LimitInForce>>),
-    SetLimit(LimitSpec, Reply<(LimitInForce, Novelty)>),
-    ReplaceLimit(u64, LimitSpec, Reply<LimitInForce>),
-    RemoveLimit(u64, Reply<()>),
+    LimitPage(LimitQuery, Reply<LimitPage>),
+    Limit(u64, Reply<LimitInForce>),
 }
 
 impl Handle {
@@ -103,7 +114,7 @@ impl Handle {
 
     /// Drains a backend, or ends that. The data plane has it when this returns.
     pub async fn drain(&self, name: BackendName, draining: Draining) -> Result<(), Refused> {
-        self.ask(|reply| Command::Drain(name, draining, reply))
+        self.change(|reply| Request::Drain(name, draining, reply))
             .await
     }
 
@@ -122,20 +133,50 @@ impl Handle {
         self.ask(Command::Limits).await
     }
 
-    /// Sets a limit; one for the same prefix, VIP and class is replaced. Packets meet it when this returns.
-    pub async fn set_limit(&self, spec: LimitSpec) -> Result<(LimitInForce, Novelty), Refused> {
-        self.ask(|reply| Command::SetLimit(spec, reply)).await
+    /// Some of them, by id.
+    pub async fn limit_page(&self, query: LimitQuery) -> Result<LimitPage, Refused> {
+        self.ask(|reply| Command::LimitPage(query, reply)).await
     }
 
-    /// Makes a limit be another; it keeps its id.
-    pub async fn replace_limit(&self, id: u64, spec: LimitSpec) -> Result<LimitInForce, Refused> {
-        self.ask(|reply| Command::ReplaceLimit(id, spec, reply))
+    pub async fn limit(&self, id: u64) -> Result<LimitInForce, Refused> {
+        self.ask(|reply| Command::Limit(id, reply)).await
+    }
+
+    /// Sets a limit; one for the same prefix, VIP and class is replaced. Packets meet it when this returns.
+    pub async fn set_limit(
+        &self,
+        spec: LimitSpec,
+        precondition: Precondition,
+    ) -> Result<(LimitInForce, Novelty), Refused> {
+        self.change(|reply| Request::SetLimit(spec, precondition, reply))
             .await
     }
 
+    /// Sets many limits, or none of them.
+    pub async fn set_limits(&self, specs: Vec<LimitSpec>) -> Result<LimitsSet, Refused> {
+        self.change(|reply| Request::SetLimits(specs, reply)).await
+    }
+
+    /// Makes a limit be another; it keeps its id.
+    pub async fn replace_limit(
+        &self,
+        id: u64,
+        spec: LimitSpec,
+        precondition: Precondition,
+    ) -> Result<LimitInForce, Refused> {
+        self.change(|reply| Request::ReplaceLimit(id, spec, precondition, reply))
+            .await
+            .map(|(limit, _)| limit)
+    }
+
     /// No packet meets it any more when this returns.
-    pub async fn remove_limit(&self, id: u64) -> Result<(), Refused> {
-        self.ask(|reply| Command::RemoveLimit(id, reply)).await
+    pub async fn remove_limit(&self, id: u64, precondition: Precondition) -> Result<(), Refused> {
+        self.change(|reply| Request::RemoveLimit(id, precondition, reply))
+            .await
+    }
+
+    async fn change<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Refused> {
+        self.ask(|reply| Command::Change(request(reply))).await
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refused> {

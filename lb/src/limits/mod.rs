@@ -1,9 +1,15 @@
-//! Limits for single prefixes, as the operator sets them at run time: what they may say, and how they outlive a restart.
-mod journal;
+//! Limits that an operator sets for prefixes at run time: what one may be, and all that hold.
+
+mod book;
+mod draft;
+mod query;
+mod record;
 mod spec;
-mod store;
 #[cfg(test)]
 mod tests;
 
+pub use book::LimitBook;
+pub use draft::{Draft, LimitRefusal, Step};
+pub use query::LimitQuery;
+pub use record::{Etag, LimitRecord, NoEtags, Precondition};
 pub use spec::{ClassWord, LimitError, LimitSpec};
-pub use store::{Corruption, LimitRecord, LimitStore, StoreError};

@@ -1,9 +1,12 @@
 //! What an operator may ask of one limit.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, SeqAccess, Visitor},
+};
 use serde_json::{Map, Value};
 use sluice_ebpf::{abi::Class, gcra};
 use utoipa::ToSchema;
@@ -65,8 +68,28 @@ pub struct LimitError {
 impl LimitSpec {
     /// Reads one from JSON, and checks it.
     pub fn from_json(json: &[u8]) -> Result<Self, LimitError> {
-        let mut fields: Map<String, Value> = serde_json::from_slice(json)
+        let fields: Map<String, Value> = serde_json::from_slice(json)
             .map_err(|wrong| error("", format!("this is no JSON object: {wrong}")))?;
+        Self::from_fields(fields)
+    }
+
+    /// Reads an array of them, and checks each.
+    pub fn list_from_json(json: &[u8]) -> Result<Vec<Self>, LimitError> {
+        let mut wrong = None;
+        let mut reader = serde_json::Deserializer::from_slice(json);
+        let list = reader
+            .deserialize_seq(List { wrong: &mut wrong })
+            .and_then(|list| reader.end().map(|()| list));
+        match (list, wrong) {
+            (_, Some(wrong)) => Err(wrong),
+            (Ok(list), None) => Ok(list),
+            (Err(error), None) => Err(LimitError::whole(format!(
+                "this is no JSON array of limits: {error}"
+            ))),
+        }
+    }
+
+    fn from_fields(mut fields: Map<String, Value>) -> Result<Self, LimitError> {
         let given = fields.remove("prefix").unwrap_or_default();
         let spec = Self {
             prefix: prefix(given).map_err(|wrong| error("prefix", wrong.to_string()))?,
@@ -134,10 +157,50 @@ impl LimitSpec {
             bytes: limiter(self.bps.map(|bits| bits / 8), burst * PACKET_BYTES),
         }
     }
+}
 
-    /// Whether both are about the same packets; then the later one replaces the earlier.
-    pub fn is_same(&self, other: &Self) -> bool {
-        self.prefix == other.prefix && self.vip == other.vip && self.class == other.class
+impl LimitError {
+    /// What is wrong with no single field.
+    pub(crate) fn whole(message: impl Into<String>) -> Self {
+        error("", message)
+    }
+
+    /// The same in an array, at this index.
+    pub(crate) fn at(self, index: usize) -> Self {
+        let field = if self.field.is_empty() {
+            format!("[{index}]")
+        } else {
+            format!("[{index}].{}", self.field)
+        };
+        Self { field, ..self }
+    }
+}
+
+/// Reads limits one by one: as JSON values, all of them would need ten times the memory.
+struct List<'a> {
+    /// What is wrong with one of them; no error of JSON could hold it.
+    wrong: &'a mut Option<LimitError>,
+}
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = Vec<LimitSpec>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(fields) = items.next_element()? {
+            match LimitSpec::from_fields(fields) {
+                Ok(spec) => list.push(spec),
+                Err(wrong) => {
+                    *self.wrong = Some(wrong.at(list.len()));
+                    return Err(serde::de::Error::custom("a limit is wrong"));
+                }
+            }
+        }
+        Ok(list)
     }
 }
 

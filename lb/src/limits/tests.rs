@@ -1,8 +1,8 @@
-//! That the store loses nothing which was answered, and says so when a file did.
+//! That changes are thought out as they will be made.
 
-use std::{fs, time::Instant};
+use std::sync::Arc;
 
-use super::{LimitSpec, LimitStore, StoreError};
+use super::*;
 
 fn spec(n: u32, pps: u64, ttl_seconds: Option<u64>) -> LimitSpec {
     let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 + n);
@@ -13,130 +13,258 @@ fn spec(n: u32, pps: u64, ttl_seconds: Option<u64>) -> LimitSpec {
     }
 }
 
-fn content(store: &LimitStore) -> Vec<(u64, u64)> {
-    let figures = |record: &super::LimitRecord| (record.id, record.spec.pps.unwrap());
-    store.iter().map(figures).collect()
+fn make(book: &mut LimitBook, step: &Step) {
+    match step {
+        Step::New(record) | Step::Changed(record) => book.put(record.clone()),
+        Step::Removed(id) => drop(book.remove(*id)),
+        Step::Same(_) => {}
+    }
+}
+
+/// Sets a limit at a time.
+fn set(book: &mut LimitBook, spec: LimitSpec, now_ms: u64) -> Arc<LimitRecord> {
+    let step = Draft::new(book, now_ms)
+        .set(spec, &Precondition::None)
+        .unwrap();
+    make(book, &step);
+    book.get(step.id()).unwrap().clone()
 }
 
 #[test]
-fn a_restart_keeps_limits_and_never_gives_an_id_twice() {
-    let directory = tempfile::tempdir().unwrap();
-    let (mut store, corruption) = LimitStore::open(directory.path(), 100).unwrap();
-    assert_eq!(corruption, None);
+fn a_limit_keeps_its_id_and_no_id_is_given_twice() {
+    let mut book = LimitBook::new([], 1);
     for n in 1..=3 {
-        assert_eq!(store.set(spec(n, 10, None), 100).unwrap().id, u64::from(n));
+        assert_eq!(set(&mut book, spec(n, 10, None), 100).id, u64::from(n));
     }
-    let again = store.set(spec(2, 20, Some(50)), 200).unwrap();
+    let again = set(&mut book, spec(2, 20, Some(50)), 200);
+    let times = (again.created_ms, again.expires_ms);
     assert_eq!(
-        (again.id, again.created, again.expires),
-        (2, 100, Some(250))
+        (again.id, again.revision, times),
+        (2, 2, (100, Some(50_200)))
     );
-    store.remove(&[3]).unwrap();
-    let conflict = store.replace(1, spec(2, 1, None), 300).unwrap_err();
-    assert!(matches!(conflict, StoreError::Conflict { id: 2 }));
-    store.replace(1, spec(9, 90, None), 300).unwrap();
-    for _ in 0..2 {
-        let (reopened, corruption) = LimitStore::open(directory.path(), 400).unwrap();
-        assert_eq!(corruption, None);
-        assert_eq!(content(&reopened), [(1, 90), (2, 20)]);
-        store = reopened;
+    let removed = Draft::new(&book, 0).remove(3, &Precondition::None).unwrap();
+    make(&mut book, &removed);
+    assert_eq!(set(&mut book, spec(3, 1, None), 300).id, 4);
+
+    let records: Vec<LimitRecord> = book.iter().map(|record| (**record).clone()).collect();
+    let mut again = LimitBook::new(records, 9);
+    assert_eq!(again.len(), 3);
+    assert_eq!(set(&mut again, spec(7, 1, None), 400).id, 9);
+}
+
+#[test]
+fn changes_in_one_draft_see_each_other() {
+    let mut book = LimitBook::new([], 1);
+    set(&mut book, spec(1, 10, None), 0);
+    let mut draft = Draft::new(&book, 50);
+    let none = &Precondition::None;
+    let new = draft.set(spec(2, 1, None), none).unwrap();
+    assert!(matches!(&new, Step::New(record) if record.id == 2));
+    let conflict = draft.replace(1, spec(2, 1, None), none).unwrap_err();
+    assert!(matches!(conflict, LimitRefusal::Conflict { id: 2 }));
+    draft.remove(2, none).unwrap();
+    let unknown = draft.replace(2, spec(2, 2, None), none).unwrap_err();
+    assert!(matches!(unknown, LimitRefusal::Unknown { id: 2 }));
+    let moved = draft.replace(1, spec(2, 3, None), none).unwrap();
+    assert!(matches!(&moved, Step::Changed(record) if record.revision == 2));
+    // What it was for is free now.
+    let new = draft.set(spec(1, 1, None), none).unwrap();
+    assert!(matches!(&new, Step::New(record) if record.id == 3));
+    assert_eq!(draft.next_id(), 4);
+    assert_eq!(book.len(), 1, "nothing is made yet");
+}
+
+#[test]
+fn replacing_a_limit_by_itself_changes_nothing() {
+    let mut book = LimitBook::new([], 1);
+    set(&mut book, spec(1, 10, Some(5)), 0);
+    let step = Draft::new(&book, 1_000)
+        .replace(1, spec(1, 10, Some(5)), &Precondition::None)
+        .unwrap();
+    let Step::Same(record) = step else {
+        panic!("{step:?}");
+    };
+    assert_eq!((record.revision, record.expires_ms), (1, Some(5_000)));
+    // Setting it begins its time anew.
+    assert_eq!(
+        set(&mut book, spec(1, 10, Some(5)), 1_000).expires_ms,
+        Some(6_000)
+    );
+}
+
+#[test]
+fn a_stale_tag_refuses_any_change() {
+    let mut book = LimitBook::new([], 1);
+    let old = set(&mut book, spec(1, 10, None), 0).etag().to_string();
+    let new = set(&mut book, spec(1, 20, None), 0).etag().to_string();
+    assert_ne!(old, new);
+    let weak = format!("W/{new}");
+    for (tag, holds) in [(&*old, false), (&*new, true), (&*weak, false), ("*", true)] {
+        let precondition: Precondition = tag.parse().unwrap();
+        let mut draft = Draft::new(&book, 0);
+        let replaced = draft.replace(1, spec(1, 30, None), &precondition).is_ok();
+        let mut draft = Draft::new(&book, 0);
+        let set = draft.set(spec(1, 30, None), &precondition).is_ok();
+        let mut draft = Draft::new(&book, 0);
+        let removed = draft.remove(1, &precondition).is_ok();
+        assert_eq!([replaced, set, removed], [holds; 3], "{tag}");
     }
-    // Also after the lines that used the ids are gone.
-    for round in 0..2_000 {
-        store.set(spec(2, round + 1, None), 500).unwrap();
+    let several: Precondition = format!("{old}, {new}").parse().unwrap();
+    Draft::new(&book, 0).remove(1, &several).unwrap();
+    for wrong in ["", "1-2", "\"1-2", "*, \"1-2\""] {
+        wrong.parse::<Precondition>().unwrap_err();
     }
-    let text = fs::read_to_string(directory.path().join("limits.jsonl")).unwrap();
-    assert!(text.lines().count() < 1_500, "history is dropped");
-    let (mut store, _) = LimitStore::open(directory.path(), 600).unwrap();
-    assert_eq!(store.set(spec(4, 1, None), 600).unwrap().id, 4);
+    let mut draft = Draft::new(&book, 0);
+    let exists = draft
+        .set(spec(1, 1, None), &Precondition::Absent)
+        .unwrap_err();
+    assert!(matches!(exists, LimitRefusal::Exists { id: 1 }));
+    draft.set(spec(2, 1, None), &Precondition::Absent).unwrap();
+    let missing = draft
+        .set(spec(3, 1, None), &Precondition::Exists)
+        .unwrap_err();
+    assert!(matches!(missing, LimitRefusal::Missing));
+}
+
+#[test]
+fn many_limits_are_set_or_none() {
+    let book = LimitBook::new([], 1);
+    let mut draft = Draft::new(&book, 0);
+    let without_rate = LimitSpec {
+        pps: None,
+        ..spec(2, 1, None)
+    };
+    for (wrong, field) in [(without_rate, "[1].pps"), (spec(1, 9, None), "[1]")] {
+        let refused = draft.set_all(vec![spec(1, 1, None), wrong]).unwrap_err();
+        let LimitRefusal::Invalid(error) = refused else {
+            panic!("{refused}");
+        };
+        assert_eq!(error.field, field);
+    }
+    let steps = draft
+        .set_all(vec![spec(1, 1, None), spec(2, 1, None)])
+        .unwrap();
+    assert_eq!(steps.iter().map(Step::id).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn an_array_names_the_limit_and_the_field_that_are_wrong() {
+    let good = r#"{"prefix": "198.51.100.0/24", "pps": 1}"#;
+    let list = LimitSpec::list_from_json(format!("[{good}, {good}]").as_bytes());
+    assert_eq!(list.unwrap().len(), 2);
+    assert!(LimitSpec::list_from_json(b"[]").unwrap().is_empty());
+    for (second, field) in [
+        (r#"{"prefix": "198.51.100.1/24", "pps": 1}"#, "[1].prefix"),
+        (r#"{"prefix": "198.51.100.0/24"}"#, "[1].pps"),
+        (
+            r#"{"prefix": "198.51.100.0/24", "pps": 1, "x": 1}"#,
+            "[1].x",
+        ),
+        ("7", ""),
+        ("", ""),
+        (r#"{"prefix""#, ""),
+    ] {
+        let text = format!("[{good}, {second}]");
+        let error = LimitSpec::list_from_json(text.as_bytes()).unwrap_err();
+        assert_eq!(error.field, field, "{second}: {error}");
+    }
+    let more = format!("[{good}] 1");
+    LimitSpec::list_from_json(more.as_bytes()).unwrap_err();
 }
 
 #[test]
 fn limits_expire_in_order() {
-    let directory = tempfile::tempdir().unwrap();
-    let (mut store, _) = LimitStore::open(directory.path(), 0).unwrap();
-    store
-        .set_all(
-            vec![spec(1, 1, Some(30)), spec(2, 1, None), spec(3, 1, Some(10))],
-            100,
-        )
-        .unwrap();
-    assert_eq!(store.next_expiry(), Some(110));
-    assert!(store.expired(109).is_empty());
-    assert_eq!(store.expired(130), [3, 1]);
-    store.remove(&[3]).unwrap();
-    store.set(spec(1, 1, None), 120).unwrap();
-    assert_eq!(store.next_expiry(), None);
+    let mut book = LimitBook::new([], 1);
+    for (n, ttl) in [(1, Some(30)), (2, None), (3, Some(10))] {
+        set(&mut book, spec(n, 1, ttl), 100);
+    }
+    assert_eq!(book.next_expiry_ms(), Some(10_100));
+    assert!(book.expired(10_099).is_empty());
+    assert_eq!(book.expired(30_100), [3, 1]);
+    book.remove(3);
+    set(&mut book, spec(1, 1, None), 120);
+    assert_eq!(book.next_expiry_ms(), None);
 }
 
 #[test]
-fn a_file_torn_at_any_byte_gives_what_stands_before() {
-    let directory = tempfile::tempdir().unwrap();
-    let (mut store, _) = LimitStore::open(directory.path(), 1_000).unwrap();
-    for n in 1..=4 {
-        store.set(spec(n, u64::from(n), None), 1_000).unwrap();
+fn a_query_finds_what_matches_all_of_it() {
+    let json = r#"{"prefix": "198.51.100.0/24", "vip": "web", "class": "udp", "bps": 9, "comment": "ticket 7"}"#;
+    let record = LimitRecord {
+        id: 1,
+        revision: 1,
+        spec: LimitSpec::from_json(json.as_bytes()).unwrap(),
+        created_ms: 0,
+        expires_ms: None,
+    };
+    let all = LimitQuery::default();
+    let net = |text: &str| Some(text.parse().unwrap());
+    for (query, matches) in [
+        (all.clone(), true),
+        (
+            LimitQuery {
+                vip: Some("web".into()),
+                ..all.clone()
+            },
+            true,
+        ),
+        (
+            LimitQuery {
+                vip: Some("dns".into()),
+                ..all.clone()
+            },
+            false,
+        ),
+        (
+            LimitQuery {
+                class: Some(ClassWord::Syn),
+                ..all.clone()
+            },
+            false,
+        ),
+        (
+            LimitQuery {
+                within: net("198.51.0.0/16"),
+                ..all.clone()
+            },
+            true,
+        ),
+        (
+            LimitQuery {
+                within: net("198.51.100.0/25"),
+                ..all.clone()
+            },
+            false,
+        ),
+        (
+            LimitQuery {
+                covers: net("198.51.100.7/32"),
+                ..all.clone()
+            },
+            true,
+        ),
+        (
+            LimitQuery {
+                covers: net("2001:db8::/32"),
+                ..all.clone()
+            },
+            false,
+        ),
+        (
+            LimitQuery {
+                comment: Some("7".into()),
+                ..all.clone()
+            },
+            true,
+        ),
+        (
+            LimitQuery {
+                comment: Some("ticket".into()),
+                vip: Some("dns".into()),
+                ..all
+            },
+            false,
+        ),
+    ] {
+        assert_eq!(query.matches(&record), matches, "{query:?}");
     }
-    store.remove(&[2]).unwrap();
-    let whole = fs::read(directory.path().join("limits.jsonl")).unwrap();
-    let states: [&[(u64, u64)]; 7] = [
-        &[],
-        &[],
-        &[(1, 1)],
-        &[(1, 1), (2, 2)],
-        &[(1, 1), (2, 2), (3, 3)],
-        &[(1, 1), (2, 2), (3, 3), (4, 4)],
-        &[(1, 1), (3, 3), (4, 4)],
-    ];
-    for cut in 0..=whole.len() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("limits.jsonl");
-        fs::write(&file, &whole[..cut]).unwrap();
-        let (mut store, corruption) = LimitStore::open(directory.path(), 2_000).unwrap();
-        let ends_line = |at: &usize| whole.get(*at) == Some(&b'\n');
-        let complete = (0..cut).chain(Some(cut)).filter(ends_line).count();
-        assert_eq!(content(&store), states[complete], "cut at {cut}");
-        let at_a_line = cut > 0 && (whole[cut - 1] == b'\n' || ends_line(&cut));
-        assert_eq!(corruption.is_none(), at_a_line, "cut at {cut}");
-        if let Some(corruption) = corruption {
-            assert_eq!(fs::read(&corruption.aside).unwrap(), whole[..cut]);
-            assert_eq!(store.set(spec(7, 7, None), 2_000).unwrap().id, 2_000);
-        } else {
-            store.set(spec(7, 7, None), 2_000).unwrap();
-        }
-        let (reopened, corruption) = LimitStore::open(directory.path(), 3_000).unwrap();
-        assert_eq!(corruption, None);
-        assert_eq!(content(&reopened), content(&store));
-    }
-}
-
-#[test]
-fn a_line_that_rotted_costs_only_itself() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("limits.jsonl");
-    let (mut store, _) = LimitStore::open(directory.path(), 1_000).unwrap();
-    for n in 1..=3 {
-        store.set(spec(n, u64::from(n), None), 1_000).unwrap();
-    }
-    let rotten = fs::read_to_string(&file)
-        .unwrap()
-        .replace("\"id\":2", "\"id\":~");
-    fs::write(&file, rotten).unwrap();
-    let (store, corruption) = LimitStore::open(directory.path(), 2_000).unwrap();
-    assert_eq!(corruption.unwrap().unreadable_lines, 1);
-    assert_eq!(content(&store), [(1, 1), (3, 3)]);
-}
-
-#[test]
-fn a_hundred_thousand_limits_are_written_at_once() {
-    let directory = tempfile::tempdir().unwrap();
-    let (mut store, _) = LimitStore::open(directory.path(), 0).unwrap();
-    let specs = (0..100_000).map(|n| spec(n, 1, Some(60))).collect();
-    let start = Instant::now();
-    store.set_all(specs, 0).unwrap();
-    println!("set: {:?}", start.elapsed());
-    let start = Instant::now();
-    let (reopened, _) = LimitStore::open(directory.path(), 0).unwrap();
-    println!("opened: {:?}", start.elapsed());
-    assert_eq!(reopened.len(), 100_000);
-    assert!(start.elapsed().as_secs() < 10);
 }

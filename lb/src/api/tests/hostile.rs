@@ -30,6 +30,7 @@ where
     Answer {
         status: response.status().as_u16(),
         kind: headers[header::CONTENT_TYPE].to_str().unwrap().to_owned(),
+        etag: String::new(),
         headers,
         body: response.into_body().collect().await.unwrap().to_bytes(),
     }

@@ -20,6 +20,7 @@ use super::{
     super::{Role, certificates, create, provider, roots, serve_remote},
     *,
 };
+use crate::store::shaky::Shaky;
 
 /// A daemon that also listens by TCP, with TLS and tokens.
 pub(super) struct Remote {
@@ -28,6 +29,7 @@ pub(super) struct Remote {
     pub(super) read: String,
     pub(super) operate: String,
     expired: String,
+    pub(super) disk: Shaky,
 }
 
 /// Whether clients need a certificate.
@@ -60,7 +62,10 @@ impl Remote {
             path("server.pem"),
             path("server.key"),
         );
-        let world = World::start_in(dir, &config, body_time);
+        let disk = Shaky::default();
+        let (store, contents, _) = Store::open(disk.clone()).unwrap();
+        let state = (contents, Writer::start(store).unwrap());
+        let world = World::start_with(dir, &config, body_time, state);
         world.become_ready().await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -72,6 +77,7 @@ impl Remote {
             read,
             operate,
             expired,
+            disk,
         }
     }
 
@@ -187,7 +193,7 @@ async fn a_role_allows_what_it_says_and_no_more() {
 #[tokio::test]
 async fn without_a_valid_token_nothing_is_answered_but_what_is_public() {
     let remote = Remote::ready().await;
-    let altered = remote.operate.replace(|c: char| c == '0', "1");
+    let altered = format!("{}0", remote.operate);
     for (token, part, challenge) in [
         ("", "send a token", "Bearer realm=\"sluice\""),
         ("nonsense", "not known", "error=\"invalid_token\""),

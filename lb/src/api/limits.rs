@@ -1,0 +1,309 @@
+//! `/v1/limits`: limits set at run time, one by one or many at once.
+
+use std::net::IpAddr;
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Path, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use ipnet::IpNet;
+use serde::de::{DeserializeOwned, value::StrDeserializer};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use utoipa::ToSchema;
+
+use super::{
+    Answer, MAX_BODY_BYTES, Problem, Shared, guard,
+    model::{LimitItem, LimitsDone, Page},
+    query::{self, Params},
+    render,
+};
+use crate::{
+    config::Mode,
+    control::{LimitInForce, Novelty, Refused},
+    limits::{ClassWord, LimitError, LimitQuery, LimitSpec, Precondition},
+};
+
+/// Some limits by id, of those that match every parameter
+#[utoipa::path(get, path = "/v1/limits", tag = "limits", params(
+    ("vip" = Option<String>, Query, description = "For this VIP"),
+    ("class" = Option<ClassWord>, Query, description = "Of this class"),
+    ("mode" = Option<Mode>, Query, description = "Of this mode"),
+    ("comment" = Option<String>, Query, description = "With this comment"),
+    ("within" = Option<String>, Query, description = "Prefixes inside of this one"),
+    ("covers" = Option<String>, Query, description = "Prefixes that hold this address or prefix"),
+    query::WindowParams,
+), responses(
+    (status = 200, body = Page<LimitItem>, description = "A page of them"),
+    (status = 400, description = "A parameter is wrong; `field` says which"),
+    (status = 503, description = "The daemon is about to end"),
+))]
+pub(super) async fn limits(State(api): Shared, mut params: Params) -> Answer<Page<LimitItem>> {
+    const PREFIX: &str = "an address or prefix";
+    let within = params.value("within", PREFIX)?.map(|Prefix(prefix)| prefix);
+    let covers = params.value("covers", PREFIX)?.map(|Prefix(prefix)| prefix);
+    let mut query = LimitQuery {
+        vip: params.text("vip").0,
+        class: word(&mut params, "class")?,
+        mode: word(&mut params, "mode")?,
+        comment: params.text("comment").0,
+        within,
+        covers,
+        ..LimitQuery::default()
+    };
+    let window = params.window()?;
+    (query.after, query.most) = (window.after, window.most);
+    let page = api.control.limit_page(query).await?;
+    Ok(Json(Page {
+        items: page.limits.into_iter().map(render::limit).collect(),
+        next: page.next.map(|id| id.to_string()),
+    }))
+}
+
+/// One limit
+#[utoipa::path(get, path = "/v1/limits/{id}", tag = "limits", params(
+    ("id" = u64, Path, description = "As it was answered when the limit was set"),
+), responses(
+    (status = 200, body = LimitItem, description = "As it is", headers(("ETag" = String, description = "Changes with the limit"))),
+    (status = 404, description = "There is no such limit"),
+    (status = 503, description = "The daemon is about to end"),
+))]
+pub(super) async fn limit(State(api): Shared, Path(id): Path<String>) -> Result<Response, Problem> {
+    Ok(tagged(api.control.limit(limit_id(&id)?).await?))
+}
+
+/// Set one limit, or all of an array
+///
+/// One for the same prefix, VIP and class is replaced. Packets meet it when this is answered. Of an array all are set, or none.
+#[utoipa::path(post, path = "/v1/limits", tag = "limits", params(
+    ("If-Match" = Option<String>, Header, description = "Only if the limit still has this entity tag"),
+    ("If-None-Match" = Option<String>, Header, description = "`*`: only if there is none yet"),
+), request_body = OneOrMany, responses(
+    (status = 200, body = Done, description = "It replaced another, or the array is set"),
+    (status = 201, body = LimitItem, description = "It is new", headers(("ETag" = String, description = "Changes with the limit"))),
+    (status = 409, description = "The data plane has no room for it"),
+    (status = 412, description = "The limit is not what the condition says"),
+    (status = 422, description = "A value is wrong; `field` says which"),
+    (status = 503, description = "Other large requests are being read, or the daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn set(
+    State(api): Shared,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
+    let precondition = precondition(&headers)?;
+    let (body, permit) = read(request, MAX_BATCH_BYTES).await?;
+    let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first != Some(&b'[') {
+        let spec = LimitSpec::from_json(&body).map_err(wrong_limit)?;
+        let (limit, novelty) = api.control.set_limit(spec, precondition).await?;
+        let status = match novelty {
+            Novelty::New => StatusCode::CREATED,
+            Novelty::Replaced => StatusCode::OK,
+        };
+        return Ok((status, tagged(limit)).into_response());
+    }
+    if precondition != Precondition::None {
+        let why = "an array of limits takes no condition";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, why));
+    }
+    // Others must not wait for a hundred thousand limits being read.
+    let specs = tokio::task::spawn_blocking(move || LimitSpec::list_from_json(&body))
+        .await
+        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
+        .map_err(wrong_limit)?;
+    let number = specs.len();
+    let done = api.control.set_limits(specs).await?;
+    drop(permit);
+    Ok(Json(LimitsDone {
+        created: done.created,
+        replaced: number - done.created,
+        ids: done.ids,
+    })
+    .into_response())
+}
+
+/// Make a limit be another
+#[utoipa::path(put, path = "/v1/limits/{id}", tag = "limits", params(
+    ("id" = u64, Path, description = "As it was answered when the limit was set"),
+    ("If-Match" = Option<String>, Header, description = "Only if the limit still has this entity tag"),
+), request_body = LimitSpec, responses(
+    (status = 200, body = LimitItem, description = "Packets meet it", headers(("ETag" = String, description = "Changes with the limit"))),
+    (status = 404, description = "There is no such limit"),
+    (status = 409, description = "Another limit is for the same packets, or the data plane has no room"),
+    (status = 412, description = "The limit is not what the condition says"),
+    (status = 422, description = "A value is wrong; `field` says which"),
+    (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn replace(
+    State(api): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
+    let precondition = precondition(&headers)?;
+    let (body, _) = read(request, MAX_BODY_BYTES).await?;
+    let spec = LimitSpec::from_json(&body).map_err(wrong_limit)?;
+    let id = limit_id(&id)?;
+    Ok(tagged(
+        api.control.replace_limit(id, spec, precondition).await?,
+    ))
+}
+
+/// Remove a limit
+#[utoipa::path(delete, path = "/v1/limits/{id}", tag = "limits", params(
+    ("id" = u64, Path, description = "As it was answered when the limit was set"),
+    ("If-Match" = Option<String>, Header, description = "Only if the limit still has this entity tag"),
+), responses(
+    (status = 204, description = "No packet meets it any more"),
+    (status = 400, description = "The condition makes no sense"),
+    (status = 404, description = "There is no such limit"),
+    (status = 412, description = "The limit is not what the condition says"),
+    (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn remove(
+    State(api): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let precondition = precondition(&headers)?;
+    api.control
+        .remove_limit(limit_id(&id)?, precondition)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What `POST` takes.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only described")]
+enum OneOrMany {
+    One(LimitSpec),
+    Many(Vec<LimitSpec>),
+}
+
+/// What `POST` answers, for one limit and for an array.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only described")]
+enum Done {
+    One(LimitItem),
+    Many(LimitsDone),
+}
+
+/// A limit, with its entity tag in the header.
+fn tagged(limit: LimitInForce) -> Response {
+    let item = render::limit(limit);
+    let etag = HeaderValue::from_str(&item.etag).expect("made of digits");
+    ([(header::ETAG, etag)], Json(item)).into_response()
+}
+
+fn limit_id(text: &str) -> Result<u64, Problem> {
+    let no_limit = |_| {
+        let why = format!("there is no limit {text}");
+        Problem::new(StatusCode::NOT_FOUND, why)
+    };
+    text.parse().map_err(no_limit)
+}
+
+fn wrong_limit(error: LimitError) -> Problem {
+    if error.field.is_empty() {
+        Problem::new(StatusCode::BAD_REQUEST, error.message)
+    } else {
+        Refused::from(error).into()
+    }
+}
+
+/// What `If-Match` or `If-None-Match` ask for.
+fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem> {
+    let bad = |name: &HeaderName, why: String| {
+        Problem::new(StatusCode::BAD_REQUEST, format!("{name}: {why}"))
+    };
+    let (match_, none_match) = (&header::IF_MATCH, &header::IF_NONE_MATCH);
+    let mut tags = headers.get_all(match_).into_iter().peekable();
+    if tags.peek().is_some() {
+        let tags: Vec<_> = tags
+            .map(|value| value.to_str().unwrap_or_default())
+            .collect();
+        return tags
+            .join(",")
+            .parse()
+            .map_err(|wrong: crate::limits::NoEtags| bad(match_, wrong.to_string()));
+    }
+    match headers.get(none_match).map(HeaderValue::as_bytes) {
+        None => Ok(Precondition::None),
+        Some(b"*") => Ok(Precondition::Absent),
+        Some(_) => Err(bad(none_match, "only `*` is of use here".into())),
+    }
+}
+
+/// The body, and leave to have it in memory if it is large.
+async fn read(
+    request: Request,
+    most: usize,
+) -> Result<(Bytes, Option<SemaphorePermit<'static>>), Problem> {
+    let too_long = || {
+        let why = format!("the body is longer than {most} bytes");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, why)
+    };
+    let declared = content_length(&request);
+    if declared.is_some_and(|length| length > most) {
+        return Err(too_long());
+    }
+    let is_small = declared.is_some_and(|length| length <= MAX_BODY_BYTES);
+    let permit = if is_small || most <= MAX_BODY_BYTES {
+        None
+    } else {
+        let permit = LARGE_BODIES.try_acquire().map_err(|_taken| {
+            let why = "other large requests are being read; try again";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
+        })?;
+        Some(permit)
+    };
+    let body = Limited::new(request.into_body(), most).collect().await;
+    let body = body.map_err(|error| match error.downcast::<LengthLimitError>() {
+        Ok(_) => too_long(),
+        Err(error) => Problem::new(StatusCode::BAD_REQUEST, error.to_string()),
+    })?;
+    Ok((body.to_bytes(), permit))
+}
+
+fn content_length(request: &Request) -> Option<usize> {
+    let length = request.headers().get(header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
+}
+
+/// One of a few words.
+fn word<T: DeserializeOwned>(params: &mut Params, name: &str) -> Result<Option<T>, Problem> {
+    let Some(text) = params.text(name).0 else {
+        return Ok(None);
+    };
+    let word = T::deserialize(StrDeserializer::<serde::de::value::Error>::new(&text));
+    word.map(Some)
+        .map_err(|wrong| Problem::new(StatusCode::BAD_REQUEST, wrong.to_string()).of_field(name))
+}
+
+/// A prefix, or an address as the prefix of it alone.
+struct Prefix(IpNet);
+
+impl std::str::FromStr for Prefix {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse::<IpAddr>() {
+            Ok(address) => Ok(Self(address.into())),
+            Err(_) => text.parse().map(Self),
+        }
+    }
+}
+
+/// All limits that a data plane of the default size holds, each with a comment.
+const MAX_BATCH_BYTES: usize = guard::MAX_BODY_BYTES;
+/// Bodies larger than [`MAX_BODY_BYTES`], or of unknown length, that may be in memory at a time.
+static LARGE_BODIES: Semaphore = Semaphore::const_new(2);

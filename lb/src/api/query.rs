@@ -1,0 +1,115 @@
+//! What stands behind the `?` of a path: filters, and which part of a list.
+
+use std::{collections::BTreeMap, str::FromStr};
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, Query},
+    http::{StatusCode, request::Parts},
+};
+
+use utoipa::IntoParams;
+
+use super::{Answer, Problem, model::Page};
+
+/// Parameters that nobody took yet. All must be taken before [`Params::window`].
+#[derive(Debug)]
+pub(super) struct Params(BTreeMap<String, String>);
+
+/// A value that a field must have, if any is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted(pub(super) Option<String>);
+
+/// Which part of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    pub(super) most: usize,
+    /// What was answered as `next`, or nothing.
+    pub(super) after: u64,
+}
+
+/// The same for the description.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "only described")]
+pub(super) struct WindowParams {
+    /// How many at most: 1 to 10,000, 1,000 if nothing is said
+    limit: Option<usize>,
+    /// What was answered as `next`: go on from there
+    after: Option<u64>,
+}
+
+impl Params {
+    pub(super) fn text(&mut self, name: &str) -> Wanted {
+        Wanted(self.0.remove(name))
+    }
+
+    pub(super) fn value<T: FromStr>(
+        &mut self,
+        name: &str,
+        expected: &str,
+    ) -> Result<Option<T>, Problem> {
+        let Some(text) = self.0.remove(name) else {
+            return Ok(None);
+        };
+        let wrong = |_| bad(name, format!("`{text}` is not {expected}"));
+        text.parse().map(Some).map_err(wrong)
+    }
+
+    /// The part of the list that is asked for. What nobody took is refused here.
+    pub(super) fn window(mut self) -> Result<Window, Problem> {
+        let most = self.value("limit", "a number")?.unwrap_or(ITEMS);
+        let after = self.value("after", "what was answered as `next`")?;
+        if let Some(name) = self.0.keys().next() {
+            return Err(bad(name, format!("there is no parameter `{name}` here")));
+        }
+        if !(1..=MOST_ITEMS).contains(&most) {
+            let why = format!("{most} is not from 1 to {MOST_ITEMS}");
+            return Err(bad("limit", why));
+        }
+        Ok(Window {
+            most,
+            after: after.unwrap_or(0),
+        })
+    }
+}
+
+impl Wanted {
+    pub(super) fn is(&self, value: &str) -> bool {
+        self.0.as_ref().is_none_or(|wanted| wanted == value)
+    }
+}
+
+/// A part of a list that stands in a fixed order.
+pub(super) fn page<T>(items: Vec<T>, window: Window) -> Answer<Page<T>> {
+    let first = usize::try_from(window.after).unwrap_or(usize::MAX);
+    let end = first.saturating_add(window.most);
+    let next = (end < items.len()).then(|| end.to_string());
+    let items = items.into_iter().skip(first).take(window.most).collect();
+    Ok(Json(Page { items, next }))
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Params {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
+            .map_err(|wrong| Problem::new(StatusCode::BAD_REQUEST, wrong.body_text()))?;
+        let mut params = BTreeMap::new();
+        for (name, value) in pairs {
+            if params.contains_key(&name) {
+                return Err(bad(&name, format!("`{name}` is given twice")));
+            }
+            params.insert(name, value);
+        }
+        Ok(Self(params))
+    }
+}
+
+fn bad(name: &str, why: String) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, why).of_field(name)
+}
+
+/// Of a list, unless another number is asked for.
+const ITEMS: usize = 1_000;
+pub(super) const MOST_ITEMS: usize = 10_000;

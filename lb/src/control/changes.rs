@@ -1,0 +1,469 @@
+//! Changes of what is set at run time: thought out, written to the disk, then made. Whoever asked is answered last.
+//!
+//! One write is under way at a time, and has in it all that was asked for while the one before was: so a change waits
+//! for two writes at most, however many come at once. The data plane follows in the same order.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Control, Dataplane, Draining, Event, LimitInForce, Novelty, Refused, Reply, chain,
+    limits::{Before, now_ms},
+};
+use crate::{
+    drains::BackendName,
+    limits::{Draft, LimitError, LimitRecord, LimitSpec, Precondition, Step},
+    store::{Change, StoreError, Writer},
+};
+
+/// What somebody wants to be changed.
+#[derive(Debug)]
+pub(super) enum Request {
+    SetLimit(LimitSpec, Precondition, Reply<(LimitInForce, Novelty)>),
+    SetLimits(Vec<LimitSpec>, Reply<LimitsSet>),
+    ReplaceLimit(u64, LimitSpec, Precondition, Reply<(LimitInForce, Novelty)>),
+    RemoveLimit(u64, Precondition, Reply<()>),
+    Drain(BackendName, Draining, Reply<()>),
+}
+
+/// What became of many limits, in the order in which they were given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsSet {
+    pub ids: Vec<u64>,
+    /// How many of them are new; the others took the place of limits for the same packets.
+    pub created: usize,
+}
+
+/// Requests on their way.
+pub(super) struct Changes {
+    writer: Writer,
+    waiting: VecDeque<Request>,
+    stage: Stage,
+}
+
+enum Stage {
+    Idle,
+    Writing(Flight),
+    Making(Making),
+}
+
+/// A write under way.
+struct Flight {
+    planned: VecDeque<Planned>,
+    /// Limits whose rows it corrects.
+    corrected: Vec<u64>,
+    next_limit_id: u64,
+    outcome: oneshot::Receiver<Result<(), StoreError>>,
+}
+
+/// What was written is being made, a part at a time.
+struct Making {
+    planned: VecDeque<Planned>,
+    /// Steps of the first that were taken.
+    taken: Vec<Before>,
+    /// Who waits for the tables.
+    drained: Vec<(BackendName, Draining, Reply<()>)>,
+}
+
+/// A request that can be carried out.
+struct Planned {
+    steps: Vec<Step>,
+    drain: Option<(BackendName, Draining)>,
+    answer: Answer,
+}
+
+enum Answer {
+    Limit(Reply<(LimitInForce, Novelty)>),
+    Limits(Reply<LimitsSet>),
+    Done(Reply<()>),
+}
+
+/// What the requests so far lead to.
+struct Plan<'a> {
+    limits: Draft<'a>,
+    /// Backends that begin to drain, or cease to.
+    drains: BTreeMap<BackendName, Draining>,
+}
+
+/// So many may wait for a disk that is slow or stuck.
+const WAITING: usize = 4_096;
+/// So many steps are taken at once, and others get their turn in between.
+const STEPS: usize = 512;
+
+impl Changes {
+    pub(super) fn new(writer: Writer) -> Self {
+        Self {
+            writer,
+            waiting: VecDeque::new(),
+            stage: Stage::Idle,
+        }
+    }
+
+    /// Waits until the stage that a write is in is over.
+    pub(super) async fn next(&mut self) -> Turn {
+        match &mut self.stage {
+            Stage::Idle => std::future::pending().await,
+            Stage::Writing(flight) => {
+                let outcome = (&mut flight.outcome).await;
+                Turn::Written(outcome.unwrap_or(Err(StoreError::Ended)))
+            }
+            Stage::Making(_) => {
+                tokio::task::yield_now().await;
+                Turn::Make
+            }
+        }
+    }
+
+    pub(super) fn push(&mut self, request: Request) {
+        if self.waiting.len() < WAITING {
+            self.waiting.push_back(request);
+            return;
+        }
+        request.answer().refuse(Refused::Busy(format!(
+            "{WAITING} changes wait for the disk already; try again"
+        )));
+    }
+}
+
+/// What [`Control::go_on`] is to do.
+pub(super) enum Turn {
+    Written(Result<(), StoreError>),
+    Make,
+}
+
+impl<P: Dataplane> Control<P> {
+    /// Has written what waits, unless a write is under way.
+    pub(super) fn begin(&mut self) {
+        let in_trouble = self.trouble.borrow().is_some();
+        let corrections = self.limits.has_corrections() && !in_trouble;
+        let idle = matches!(self.changes.stage, Stage::Idle);
+        if !idle || (self.changes.waiting.is_empty() && !corrections) {
+            return;
+        }
+        let corrections = self.limits.corrections();
+        let mut corrected = Vec::with_capacity(corrections.len());
+        let mut changes = Vec::with_capacity(corrections.len());
+        for (id, change) in corrections {
+            corrected.push(id);
+            changes.push(change);
+        }
+        let requests = std::mem::take(&mut self.changes.waiting);
+        let mut plan = Plan {
+            limits: Draft::new(self.limits.book(), now_ms()),
+            drains: BTreeMap::new(),
+        };
+        let planned: VecDeque<Planned> = requests
+            .into_iter()
+            .filter_map(|request| self.plan(&mut plan, request))
+            .collect();
+        for planned in &planned {
+            planned.write(&mut changes);
+        }
+        let next_limit_id = plan.limits.next_id();
+        if next_limit_id > self.limits.book().next_id() {
+            changes.push(Change::NextLimitId(next_limit_id));
+        }
+        let outcome = if changes.is_empty() {
+            let (done, outcome) = oneshot::channel();
+            _ = done.send(Ok(()));
+            outcome
+        } else {
+            self.changes.writer.submit(changes)
+        };
+        self.changes.stage = Stage::Writing(Flight {
+            planned,
+            corrected,
+            next_limit_id,
+            outcome,
+        });
+    }
+
+    /// Takes the next turn of the write that is under way.
+    pub(super) fn go_on(&mut self, turn: Turn) {
+        let stage = std::mem::replace(&mut self.changes.stage, Stage::Idle);
+        match (turn, stage) {
+            (Turn::Written(Ok(())), Stage::Writing(flight)) => {
+                self.limits.use_ids_below(flight.next_limit_id);
+                self.make(Making {
+                    planned: flight.planned,
+                    taken: Vec::new(),
+                    drained: Vec::new(),
+                });
+            }
+            (Turn::Written(Err(error)), Stage::Writing(flight)) => {
+                let why = chain(&error);
+                for id in flight.corrected {
+                    self.limits.differs(id);
+                }
+                for planned in flight.planned {
+                    planned.answer.refuse(Refused::Disk(why.clone()));
+                }
+            }
+            (Turn::Make, Stage::Making(making)) => self.make(making),
+            (_, stage) => self.changes.stage = stage,
+        }
+    }
+
+    /// Whether the request can be carried out after those before it; if not, it is answered.
+    fn plan(&self, plan: &mut Plan<'_>, request: Request) -> Option<Planned> {
+        let limits = &mut plan.limits;
+        match request {
+            Request::SetLimit(spec, precondition, reply) => {
+                let step = self
+                    .check_vip(&spec)
+                    .map_err(Refused::from)
+                    .and_then(|()| Ok(limits.set(spec, &precondition)?));
+                Planned::limit(step, reply)
+            }
+            Request::ReplaceLimit(id, spec, precondition, reply) => {
+                let step = self
+                    .check_vip(&spec)
+                    .map_err(Refused::from)
+                    .and_then(|()| Ok(limits.replace(id, spec, &precondition)?));
+                Planned::limit(step, reply)
+            }
+            Request::SetLimits(specs, reply) => {
+                let checked = specs.iter().enumerate().try_for_each(|(at, spec)| {
+                    self.check_vip(spec).map_err(|error| error.at(at).into())
+                });
+                let steps = checked.and_then(|()| Ok(limits.set_all(specs)?));
+                let (steps, reply) = or_refuse(steps, reply)?;
+                Some(Planned::new(steps, Answer::Limits(reply)))
+            }
+            Request::RemoveLimit(id, precondition, reply) => {
+                let step = limits.remove(id, &precondition).map_err(Refused::from);
+                let (step, reply) = or_refuse(step, reply)?;
+                Some(Planned::new(vec![step], Answer::Done(reply)))
+            }
+            Request::Drain(name, draining, reply) => {
+                let checked = self.check_drain(plan, &name, draining);
+                let (drain, reply) = or_refuse(checked, reply)?;
+                let mut planned = Planned::new(Vec::new(), Answer::Done(reply));
+                planned.drain = drain.then_some((name, draining));
+                Some(planned)
+            }
+        }
+    }
+
+    fn check_vip(&self, spec: &LimitSpec) -> Result<(), LimitError> {
+        match &spec.vip {
+            Some(name) if !self.config.vips.iter().any(|vip| vip.name == *name) => {
+                Err(LimitError {
+                    field: "vip".into(),
+                    message: format!("the config has no VIP `{name}`; `sluice vips` lists them"),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether this changes anything.
+    fn check_drain(
+        &self,
+        plan: &mut Plan<'_>,
+        name: &BackendName,
+        draining: Draining,
+    ) -> Result<bool, Refused> {
+        let known = self.config.pools.iter().any(|pool| {
+            let has = |backend: &crate::config::Backend| backend.address == name.address;
+            pool.name == name.pool && pool.backends.iter().any(has)
+        });
+        let now = match plan.drains.get(name) {
+            Some(draining) => *draining,
+            None if self.drains.contains(name) => Draining::Begin,
+            None => Draining::End,
+        };
+        if draining == Draining::Begin && !known {
+            return Err(Refused::NotFound(format!(
+                "the config has no backend {name}; `sluice backends` lists them"
+            )));
+        }
+        if draining == now {
+            return match draining {
+                Draining::Begin => Ok(false),
+                Draining::End => Err(Refused::NotFound(format!("{name} is not draining"))),
+            };
+        }
+        plan.drains.insert(name.clone(), draining);
+        Ok(true)
+    }
+
+    /// Makes some of what was written, and keeps the rest for the next turn.
+    fn make(&mut self, mut making: Making) {
+        let mut left = STEPS;
+        while let Some(planned) = making.planned.front() {
+            let steps = planned.steps.iter().skip(making.taken.len()).take(left);
+            left -= steps.len();
+            let refused = steps
+                .map(|step| self.limits.take(step, &mut self.plane))
+                .try_for_each(|taken| {
+                    making.taken.push(taken?);
+                    Ok::<(), Refused>(())
+                });
+            if refused.is_ok() && making.taken.len() < planned.steps.len() {
+                self.changes.stage = Stage::Making(making);
+                return;
+            }
+            let Some(planned) = making.planned.pop_front() else {
+                break;
+            };
+            let taken = std::mem::take(&mut making.taken);
+            match refused {
+                Ok(()) => self.made(planned, &mut making.drained),
+                Err(refused) => self.unmake(planned, taken, refused),
+            }
+        }
+        self.end_drains(making.drained);
+    }
+
+    fn made(&mut self, planned: Planned, drained: &mut Vec<(BackendName, Draining, Reply<()>)>) {
+        if let Some((name, draining)) = planned.drain {
+            match draining {
+                Draining::Begin => drop(self.drains.insert(name.clone())),
+                Draining::End => drop(self.drains.remove(&name)),
+            }
+            let Answer::Done(reply) = planned.answer else {
+                return;
+            };
+            drained.push((name, draining, reply));
+            return;
+        }
+        self.tell_limits(&planned.steps);
+        planned.answer.give(&planned.steps, |record| {
+            self.limits.in_force(record.clone(), &self.plane)
+        });
+    }
+
+    /// The data plane refused a step: those before it are taken back.
+    fn unmake(&mut self, planned: Planned, taken: Vec<Before>, refused: Refused) {
+        for step in planned.steps.iter().skip(taken.len()) {
+            self.limits.differs(step.id());
+        }
+        for before in taken.into_iter().rev() {
+            self.limits.take_back(before, &mut self.plane);
+        }
+        planned.answer.refuse(refused);
+    }
+
+    fn tell_limits(&self, steps: &[Step]) {
+        let events = &self.events;
+        match steps {
+            [Step::New(record) | Step::Changed(record)] => {
+                events.tell(Event::LimitSet(record.clone()));
+            }
+            [Step::Removed(id)] => events.tell(Event::LimitRemoved(*id)),
+            [] | [Step::Same(_)] => {}
+            many => events.tell(Event::LimitsSet(many.iter().map(Step::id).collect())),
+        }
+    }
+
+    /// Applies drains that are on the disk, and answers those who asked for them.
+    fn end_drains(&mut self, drained: Vec<(BackendName, Draining, Reply<()>)>) {
+        if drained.is_empty() {
+            return;
+        }
+        self.reconcile();
+        for (name, draining, reply) in drained {
+            match draining {
+                Draining::Begin => {
+                    tracing::info!(backend = %name, "draining: it gets no new flows");
+                    self.events.tell(Event::DrainBegun(name));
+                }
+                Draining::End => {
+                    tracing::info!(backend = %name, "not draining any more");
+                    self.events.tell(Event::DrainEnded(name));
+                }
+            }
+            drop(reply.send(self.applied()));
+        }
+    }
+}
+
+impl Request {
+    fn answer(self) -> Answer {
+        match self {
+            Self::SetLimit(_, _, reply) | Self::ReplaceLimit(_, _, _, reply) => {
+                Answer::Limit(reply)
+            }
+            Self::SetLimits(_, reply) => Answer::Limits(reply),
+            Self::RemoveLimit(_, _, reply) | Self::Drain(_, _, reply) => Answer::Done(reply),
+        }
+    }
+}
+
+impl Planned {
+    fn new(steps: Vec<Step>, answer: Answer) -> Self {
+        Self {
+            steps,
+            drain: None,
+            answer,
+        }
+    }
+
+    fn limit(step: Result<Step, Refused>, reply: Reply<(LimitInForce, Novelty)>) -> Option<Self> {
+        let (step, reply) = or_refuse(step, reply)?;
+        Some(Self::new(vec![step], Answer::Limit(reply)))
+    }
+
+    fn write(&self, changes: &mut Vec<Change>) {
+        changes.extend(self.steps.iter().filter_map(|step| match step {
+            Step::New(record) | Step::Changed(record) => Some(Change::SetLimit(record.clone())),
+            Step::Removed(id) => Some(Change::RemoveLimit(*id)),
+            Step::Same(_) => None,
+        }));
+        changes.extend(self.drain.iter().map(|(name, draining)| match draining {
+            Draining::Begin => Change::Drain(name.clone()),
+            Draining::End => Change::Undrain(name.clone()),
+        }));
+    }
+}
+
+impl Answer {
+    // Who asked may be gone; what was asked for is done all the same.
+    fn refuse(self, refused: Refused) {
+        match self {
+            Self::Limit(reply) => drop(reply.send(Err(refused))),
+            Self::Limits(reply) => drop(reply.send(Err(refused))),
+            Self::Done(reply) => drop(reply.send(Err(refused))),
+        }
+    }
+
+    fn give(self, steps: &[Step], in_force: impl Fn(&Arc<LimitRecord>) -> LimitInForce) {
+        match (self, steps) {
+            (Self::Limit(reply), [Step::New(record)]) => {
+                drop(reply.send(Ok((in_force(record), Novelty::New))));
+            }
+            (Self::Limit(reply), [Step::Changed(record) | Step::Same(record)]) => {
+                drop(reply.send(Ok((in_force(record), Novelty::Replaced))));
+            }
+            // No other step sets one limit, and dropping the reply says so.
+            (Self::Limit(_), _) => {}
+            (Self::Limits(reply), steps) => {
+                let set = LimitsSet {
+                    ids: steps.iter().map(Step::id).collect(),
+                    created: steps
+                        .iter()
+                        .filter(|step| matches!(step, Step::New(_)))
+                        .count(),
+                };
+                drop(reply.send(Ok(set)));
+            }
+            (Self::Done(reply), _) => drop(reply.send(Ok(()))),
+        }
+    }
+}
+
+/// Answers at once if there is nothing to be done.
+fn or_refuse<T, R>(result: Result<T, Refused>, reply: Reply<R>) -> Option<(T, Reply<R>)> {
+    match result {
+        Ok(value) => Some((value, reply)),
+        Err(refused) => {
+            drop(reply.send(Err(refused)));
+            None
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! A limit that was set.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::spec::LimitSpec;
+
+/// A limit that was set. Times are milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitRecord {
+    pub id: u64,
+    /// 1 when it is new, and one more with each change.
+    pub revision: u64,
+    pub spec: LimitSpec,
+    pub created_ms: u64,
+    /// From then on it does not hold.
+    pub expires_ms: Option<u64>,
+}
+
+impl LimitRecord {
+    /// Names what this limit is now; any change gives it another.
+    pub fn etag(&self) -> Etag {
+        Etag(format!("\"{}-{}\"", self.id, self.revision))
+    }
+}
+
+/// An entity tag, as it stands in a header. Weak ones are like no other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Etag(String);
+
+impl fmt::Display for Etag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Under which condition a limit may be changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Precondition {
+    #[default]
+    None,
+    /// It exists.
+    Exists,
+    /// It does not exist.
+    Absent,
+    /// It is one of these.
+    Is(Vec<Etag>),
+}
+
+impl Precondition {
+    pub(super) fn holds(&self, now: Option<&LimitRecord>) -> bool {
+        match (self, now) {
+            (Self::None, _) | (Self::Exists, Some(_)) | (Self::Absent, None) => true,
+            (Self::Exists, None) | (Self::Absent, Some(_)) | (Self::Is(_), None) => false,
+            (Self::Is(tags), Some(record)) => tags.contains(&record.etag()),
+        }
+    }
+}
+
+/// A text that is no list of entity tags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("give `*`, or entity tags as the daemon answers them, like \"7-1\" with its quotes")]
+pub struct NoEtags;
+
+/// The value of an `If-Match` header.
+impl FromStr for Precondition {
+    type Err = NoEtags;
+
+    fn from_str(text: &str) -> Result<Self, NoEtags> {
+        if text.trim() == "*" {
+            return Ok(Self::Exists);
+        }
+        let tags = text.split(',').map(|tag| {
+            let tag = tag.trim();
+            let opaque = tag.strip_prefix("W/").unwrap_or(tag);
+            let is_quoted = opaque.len() >= 2 && opaque.starts_with('"') && opaque.ends_with('"');
+            is_quoted.then(|| Etag(tag.to_owned())).ok_or(NoEtags)
+        });
+        tags.collect::<Result<_, _>>().map(Self::Is)
+    }
+}

@@ -1,0 +1,132 @@
+//! The store's file in the state directory.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
+};
+use redb::StorageBackend;
+
+use super::Medium;
+
+/// The state directory, which one daemon at a time uses.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    file: PathBuf,
+}
+
+impl Directory {
+    pub fn new(directory: &Path) -> Self {
+        Self {
+            file: directory.join(FILE),
+        }
+    }
+
+    fn unused_name(&self) -> PathBuf {
+        let seconds = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        (seconds..)
+            .map(|seconds| {
+                self.file
+                    .with_extension(format!("redb.unreadable-{seconds}"))
+            })
+            .find(|name| !name.exists())
+            .unwrap_or_else(|| self.file.with_extension("redb.unreadable"))
+    }
+
+    /// Names are on the disk too before anything counts.
+    fn sync_names(&self) -> io::Result<()> {
+        match self.file.parent() {
+            Some(directory) => File::open(directory)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Medium for Directory {
+    type Backend = Allocated;
+
+    fn path(&self) -> &Path {
+        &self.file
+    }
+
+    fn exists(&self) -> bool {
+        fs::metadata(&self.file).is_ok_and(|found| found.len() > 0)
+    }
+
+    fn open(&self) -> io::Result<Allocated> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&self.file)?;
+        self.sync_names()?;
+        Ok(Allocated(file))
+    }
+
+    fn set_aside(&self) -> io::Result<PathBuf> {
+        let aside = self.unused_name();
+        fs::rename(&self.file, &aside)?;
+        self.sync_names()?;
+        Ok(aside)
+    }
+
+    fn copy_aside(&self) -> io::Result<PathBuf> {
+        let aside = self.unused_name();
+        fs::copy(&self.file, &aside)?;
+        File::open(&aside)?.sync_all()?;
+        self.sync_names()?;
+        Ok(aside)
+    }
+}
+
+/// A file whose blocks are there before they are written: a full disk refuses to let it grow, and never a write inside.
+#[derive(Debug)]
+pub struct Allocated(File);
+
+impl StorageBackend for Allocated {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let now = self.len()?;
+        if len <= now {
+            return self.0.set_len(len);
+        }
+        let range = |n: u64| i64::try_from(n).map_err(io::Error::other);
+        match fallocate(
+            &self.0,
+            FallocateFlags::empty(),
+            range(now)?,
+            range(len - now)?,
+        ) {
+            Ok(()) => Ok(()),
+            Err(Errno::EOPNOTSUPP) => self.0.set_len(len),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+}
+
+const FILE: &str = "state.redb";

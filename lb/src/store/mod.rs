@@ -1,0 +1,311 @@
+//! What is set at run time, on the disk: limits and drains, in one embedded store in the state directory.
+//!
+//! A change is on the disk when [`Store::commit`] returns, or was not made. After a write that failed, nobody knows
+//! what the disk holds: the store is opened anew, and what the failed write may have left is taken back, before anything
+//! else is written.
+
+mod disk;
+mod earlier;
+mod tables;
+mod writer;
+
+#[cfg(test)]
+pub(crate) mod shaky;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use redb::{Builder, Database, StorageBackend, WriteTransaction};
+
+use crate::{
+    drains::{BackendName, Drains},
+    limits::LimitRecord,
+};
+
+pub use disk::{Allocated, Directory};
+pub use earlier::take_over;
+pub use writer::Writer;
+
+use tables::{Read, Row, Unreadable};
+
+/// One change of one row. Many are written at once, all or none.
+#[derive(Clone, Debug)]
+pub enum Change {
+    SetLimit(Arc<LimitRecord>),
+    RemoveLimit(u64),
+    /// All ids below this one were used.
+    NextLimitId(u64),
+    Drain(BackendName),
+    Undrain(BackendName),
+}
+
+/// Everything that the store holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contents {
+    /// By id.
+    pub limits: Vec<LimitRecord>,
+    pub next_limit_id: u64,
+    pub drains: Drains,
+}
+
+/// Why a change is not on the disk, or a store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot use {}{}", path.display(), advice(source))]
+    Io { path: PathBuf, source: io::Error },
+    #[error("the store {} fails: {what}", path.display())]
+    Engine { path: PathBuf, what: String },
+    #[error("{} cannot be read ({what}), and cannot be put aside", path.display())]
+    Aside {
+        path: PathBuf,
+        what: String,
+        source: io::Error,
+    },
+    #[error("the thread that writes to the disk ended; restart the daemon")]
+    Ended,
+}
+
+/// The open store. It lies in a directory, but for tests.
+#[derive(Debug)]
+pub struct Store<M: Medium = Directory> {
+    medium: M,
+    /// `None` after a failure.
+    database: Option<Database>,
+    /// What rows held before a write of which nobody knows how it ended.
+    undo: Vec<Row>,
+}
+
+/// Where a store lies.
+pub trait Medium: Send + 'static {
+    type Backend: StorageBackend;
+
+    fn path(&self) -> &Path;
+    /// Whether anything was ever written.
+    fn exists(&self) -> bool;
+    fn open(&self) -> io::Result<Self::Backend>;
+    /// Moves all of it out of the way, and tells where to.
+    fn set_aside(&self) -> io::Result<PathBuf>;
+    /// Keeps a copy of all of it, and tells where.
+    fn copy_aside(&self) -> io::Result<PathBuf>;
+}
+
+impl<M: Medium> Store<M> {
+    /// Opens what is there, or begins a new store. Tells what it holds, and what an operator should know.
+    ///
+    /// A store that cannot be read is set aside, and said. One that cannot be begun, because the disk is full, takes
+    /// no changes until it can.
+    pub fn open(medium: M) -> Result<(Self, Contents, Vec<String>), StoreError> {
+        let existed = medium.exists();
+        let path = medium.path().to_owned();
+        let mut store = Self {
+            medium,
+            database: None,
+            undo: Vec::new(),
+        };
+        let mut warnings = Vec::new();
+        let read = match store.load() {
+            Ok(read) => read,
+            Err(Failure::Io(source)) if !existed => {
+                let why = crate::control::chain(&StoreError::Io { path, source });
+                warnings.push(format!("nothing can be set at run time: {why}"));
+                Read::default()
+            }
+            Err(Failure::Unreadable(what)) => {
+                let aside = store.medium.set_aside();
+                let aside = aside.map_err(|source| StoreError::Aside {
+                    path: path.clone(),
+                    what: what.clone(),
+                    source,
+                })?;
+                warnings.push(format!(
+                    "{} cannot be read ({what}); it stands in {} now, and the limits and drains in it are not in force: \
+                     set again what must be",
+                    path.display(),
+                    aside.display()
+                ));
+                store.load().map_err(|failure| failure.of(path))?
+            }
+            Err(failure) => return Err(failure.of(path)),
+        };
+        warnings.extend(store.remove_unreadable(&read.unreadable)?);
+        Ok((store, read.contents, warnings))
+    }
+
+    /// Writes all of these changes, or none. They are on the disk when this returns.
+    pub fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        self.recover()?;
+        self.write(|transaction| tables::apply(transaction, changes))
+            .map_err(|(error, undo)| {
+                self.undo = undo;
+                error
+            })
+    }
+
+    /// After a failure: opens the store anew, and makes it hold what it held before.
+    pub fn recover(&mut self) -> Result<(), StoreError> {
+        if self.database.is_none() {
+            let path = self.medium.path().to_owned();
+            self.load().map_err(|failure| failure.of(path))?;
+        }
+        let undo = std::mem::take(&mut self.undo);
+        if !undo.is_empty() {
+            let restored = self.write(|transaction| tables::restore(transaction, &undo));
+            restored.map_err(|(error, _)| {
+                self.undo = undo;
+                error
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether the disk is known to hold what was committed, and nothing else.
+    pub fn is_sound(&self) -> bool {
+        self.database.is_some() && self.undo.is_empty()
+    }
+
+    fn remove_unreadable(
+        &mut self,
+        unreadable: &[Unreadable],
+    ) -> Result<Option<String>, StoreError> {
+        if unreadable.is_empty() {
+            return Ok(None);
+        }
+        let path = self.medium.path().to_owned();
+        let aside = self.medium.copy_aside();
+        let aside = aside.map_err(|source| StoreError::Aside {
+            path: path.clone(),
+            what: format!("{} of its rows", unreadable.len()),
+            source,
+        })?;
+        let rows: Vec<Row> = unreadable.iter().map(|row| row.without_value()).collect();
+        self.write(|transaction| tables::restore(transaction, &rows))
+            .map_err(|(error, _)| error)?;
+        let all: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+        Ok(Some(format!(
+            "{} rows of {} cannot be read, and are not in force; they stand in {}: {}",
+            all.len(),
+            path.display(),
+            aside.display(),
+            all.join(", ")
+        )))
+    }
+
+    /// Opens the database, and reads all of it.
+    fn load(&mut self) -> Result<Read, Failure> {
+        self.close();
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let backend = self.medium.open().map_err(Failure::Io)?;
+            let database = Builder::new()
+                .set_cache_size(CACHE_BYTES)
+                .set_check_integrity_on_open(true)
+                .create_with_backend(backend)
+                .map_err(|error| Failure::from(redb::Error::from(error)))?;
+            let read = tables::read(&database)?;
+            Ok((database, read))
+        }));
+        let (database, read) =
+            opened.unwrap_or_else(|panic| Err(Failure::Unreadable(said(&*panic))))?;
+        self.database = Some(database);
+        Ok(read)
+    }
+
+    /// Fills a transaction, and commits it. If it fails, the rows before come with the error unless they are untouched.
+    fn write(
+        &mut self,
+        fill: impl FnOnce(&WriteTransaction) -> Result<Vec<Row>, redb::Error>,
+    ) -> Result<(), (StoreError, Vec<Row>)> {
+        let mut before = Vec::new();
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            let Some(database) = &self.database else {
+                return Err(Failure::Engine("it is not open".into()));
+            };
+            let transaction = database.begin_write().map_err(redb::Error::from)?;
+            let rows = fill(&transaction)?;
+            before = rows;
+            transaction.commit().map_err(redb::Error::from)?;
+            Ok(())
+        }));
+        let written = written.unwrap_or_else(|panic| Err(Failure::Engine(said(&*panic))));
+        written.map_err(|failure| {
+            self.close();
+            (failure.of(self.medium.path().to_owned()), before)
+        })
+    }
+
+    fn close(&mut self) {
+        let database = self.database.take();
+        // After a failure there is nothing that closing it could still do.
+        _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
+    }
+}
+
+impl Default for Contents {
+    fn default() -> Self {
+        Self {
+            limits: Vec::new(),
+            next_limit_id: 1,
+            drains: Drains::new(),
+        }
+    }
+}
+
+/// How the engine failed.
+#[derive(Debug)]
+enum Failure {
+    Io(io::Error),
+    /// What is there makes no sense.
+    Unreadable(String),
+    Engine(String),
+}
+
+impl Failure {
+    fn of(self, path: PathBuf) -> StoreError {
+        match self {
+            Self::Io(source) => StoreError::Io { path, source },
+            Self::Unreadable(what) | Self::Engine(what) => StoreError::Engine { path, what },
+        }
+    }
+}
+
+impl From<redb::Error> for Failure {
+    fn from(error: redb::Error) -> Self {
+        match error {
+            redb::Error::Io(error)
+                if [io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof]
+                    .contains(&error.kind()) =>
+            {
+                Self::Unreadable(error.to_string())
+            }
+            redb::Error::Io(error) => Self::Io(error),
+            redb::Error::Corrupted(_)
+            | redb::Error::UpgradeRequired(_)
+            | redb::Error::TableTypeMismatch { .. }
+            | redb::Error::TypeDefinitionChanged { .. }
+            | redb::Error::TableIsMultimap(_) => Self::Unreadable(error.to_string()),
+            error => Self::Engine(error.to_string()),
+        }
+    }
+}
+
+const CACHE_BYTES: usize = 16 << 20;
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull => "; make room on that disk",
+        io::ErrorKind::QuotaExceeded => "; raise the quota, or make room",
+        io::ErrorKind::ReadOnlyFilesystem => "; mount it writable",
+        _ => "",
+    }
+}
+
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("the engine gave up").to_owned()
+}

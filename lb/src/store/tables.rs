@@ -1,0 +1,194 @@
+//! The store's tables: what their keys and values are, and how they stand on the disk.
+//!
+//! A new kind of thing gets a table here, a [`Change`] for each way in which it changes, and a field in [`Contents`].
+//! A change that an older daemon could not read raises [`FORMAT`].
+
+use std::fmt;
+
+use redb::{
+    Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction,
+};
+
+use super::{Change, Contents, Failure};
+use crate::limits::LimitRecord;
+
+/// Single numbers by name.
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// [`LimitRecord`] as JSON, by id.
+const LIMITS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("limits");
+/// Names of backends that drain.
+const DRAINS: TableDefinition<'_, &str, ()> = TableDefinition::new("drains");
+
+/// Rows of [`META`].
+const FORMAT_ROW: &str = "format";
+const NEXT_LIMIT_ID: &str = "next_limit_id";
+
+/// What this daemon writes, and the highest that it reads.
+const FORMAT: u64 = 1;
+
+/// A row as it stands on the disk; without a value: that there is none.
+#[derive(Clone, Debug)]
+pub(super) enum Row {
+    Meta(&'static str, Option<u64>),
+    Limit(u64, Option<Vec<u8>>),
+    Drain(String, Option<()>),
+}
+
+/// A row that is whole and makes no sense.
+#[derive(Clone, Debug)]
+pub(super) enum Unreadable {
+    Limit(u64),
+    Drain(String),
+}
+
+impl Unreadable {
+    pub(super) fn without_value(&self) -> Row {
+        match self {
+            Self::Limit(id) => Row::Limit(*id, None),
+            Self::Drain(name) => Row::Drain(name.clone(), None),
+        }
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Limit(id) => write!(f, "limit {id}"),
+            Self::Drain(name) => write!(f, "drain {name:?}"),
+        }
+    }
+}
+
+/// All that could be read.
+#[derive(Debug, Default)]
+pub(super) struct Read {
+    pub(super) contents: Contents,
+    pub(super) unreadable: Vec<Unreadable>,
+}
+
+/// Reads everything; makes the tables if there are none.
+pub(super) fn read(database: &Database) -> Result<Read, Failure> {
+    match format(database)? {
+        Some(FORMAT) => {}
+        Some(other) => {
+            return Err(Failure::Unreadable(format!(
+                "it was written by another version: its format is {other}, and this one's {FORMAT}"
+            )));
+        }
+        None => begin(database)?,
+    }
+    let transaction = database.begin_read().map_err(redb::Error::from)?;
+    let mut read = Read::default();
+    let meta = transaction.open_table(META).map_err(redb::Error::from)?;
+    let next = meta.get(NEXT_LIMIT_ID).map_err(redb::Error::from)?;
+    read.contents.next_limit_id = next.map_or(1, |next| next.value().max(1));
+    let limits = transaction.open_table(LIMITS).map_err(redb::Error::from)?;
+    for row in limits.iter().map_err(redb::Error::from)? {
+        let (id, record) = row.map_err(redb::Error::from)?;
+        match serde_json::from_slice::<LimitRecord>(record.value()) {
+            Ok(record) if record.id == id.value() => read.contents.limits.push(record),
+            _ => read.unreadable.push(Unreadable::Limit(id.value())),
+        }
+    }
+    let drains = transaction.open_table(DRAINS).map_err(redb::Error::from)?;
+    for row in drains.iter().map_err(redb::Error::from)? {
+        let (name, _) = row.map_err(redb::Error::from)?;
+        match name.value().parse() {
+            Ok(name) => drop(read.contents.drains.insert(name)),
+            Err(_) => read
+                .unreadable
+                .push(Unreadable::Drain(name.value().to_owned())),
+        }
+    }
+    Ok(read)
+}
+
+/// Makes changes, and tells what stood there before.
+pub(super) fn apply(
+    transaction: &WriteTransaction,
+    changes: &[Change],
+) -> Result<Vec<Row>, redb::Error> {
+    let mut meta = transaction.open_table(META)?;
+    let mut limits = transaction.open_table(LIMITS)?;
+    let mut drains = transaction.open_table(DRAINS)?;
+    let mut before = Vec::with_capacity(changes.len());
+    let owned = |value: Option<redb::AccessGuard<'_, &[u8]>>| value.map(|v| v.value().to_vec());
+    for change in changes {
+        before.push(match change {
+            Change::SetLimit(record) => {
+                let value = serde_json::to_vec(&**record)
+                    .map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+                Row::Limit(record.id, owned(limits.insert(record.id, &*value)?))
+            }
+            Change::RemoveLimit(id) => Row::Limit(*id, owned(limits.remove(id)?)),
+            Change::NextLimitId(next) => {
+                let value = meta.insert(NEXT_LIMIT_ID, next)?;
+                Row::Meta(NEXT_LIMIT_ID, value.map(|value| value.value()))
+            }
+            Change::Drain(name) => {
+                let name = name.to_string();
+                let value = drains.insert(&*name, ())?.map(|_| ());
+                Row::Drain(name, value)
+            }
+            Change::Undrain(name) => {
+                let name = name.to_string();
+                let value = drains.remove(&*name)?.map(|_| ());
+                Row::Drain(name, value)
+            }
+        });
+    }
+    Ok(before)
+}
+
+/// Makes rows be what they were.
+pub(super) fn restore(
+    transaction: &WriteTransaction,
+    rows: &[Row],
+) -> Result<Vec<Row>, redb::Error> {
+    let mut meta = transaction.open_table(META)?;
+    let mut limits = transaction.open_table(LIMITS)?;
+    let mut drains = transaction.open_table(DRAINS)?;
+    // A row that changed twice was first what its first change found.
+    for row in rows.iter().rev() {
+        match row {
+            Row::Meta(name, Some(value)) => drop(meta.insert(name, value)?),
+            Row::Meta(name, None) => drop(meta.remove(name)?),
+            Row::Limit(id, Some(value)) => drop(limits.insert(id, &**value)?),
+            Row::Limit(id, None) => drop(limits.remove(id)?),
+            Row::Drain(name, Some(())) => drop(drains.insert(&**name, ())?),
+            Row::Drain(name, None) => drop(drains.remove(&**name)?),
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// The format that was written; `None` in a database that nobody wrote to.
+fn format(database: &Database) -> Result<Option<u64>, Failure> {
+    let transaction = database.begin_read().map_err(redb::Error::from)?;
+    let meta = match transaction.open_table(META) {
+        Ok(meta) => meta,
+        Err(TableError::TableDoesNotExist(_)) => {
+            let tables = transaction.list_tables().map_err(redb::Error::from)?;
+            if tables.count() > 0 {
+                return Err(Failure::Unreadable("it is another program's".into()));
+            }
+            return Ok(None);
+        }
+        Err(error) => return Err(redb::Error::from(error).into()),
+    };
+    let format = meta.get(FORMAT_ROW).map_err(redb::Error::from)?;
+    let format = format.ok_or_else(|| Failure::Unreadable("it tells no format".into()))?;
+    Ok(Some(format.value()))
+}
+
+fn begin(database: &Database) -> Result<(), Failure> {
+    let transaction = database.begin_write().map_err(redb::Error::from)?;
+    {
+        let mut meta = transaction.open_table(META).map_err(redb::Error::from)?;
+        meta.insert(FORMAT_ROW, FORMAT).map_err(redb::Error::from)?;
+        transaction.open_table(LIMITS).map_err(redb::Error::from)?;
+        transaction.open_table(DRAINS).map_err(redb::Error::from)?;
+    }
+    transaction.commit().map_err(redb::Error::from)?;
+    Ok(())
+}
