@@ -13,6 +13,8 @@ pub struct Config {
     pub extra: String,
     /// More lines for `[dataplane]`.
     pub dataplane: String,
+    /// More lines for `[api]`.
+    pub api: String,
 }
 
 #[derive(Clone, Debug)]
@@ -85,6 +87,7 @@ impl Config {
             ],
             extra: String::new(),
             dataplane: String::new(),
+            api: String::new(),
         }
     }
 

@@ -110,13 +110,14 @@ impl Node {
         format!(
             "[pop]\nname = \"lab\"\nid = 1\nsecret_file = {:?}\n\n\
              [dataplane]\ninterfaces = {:?}\nflows = 65536\nexact_limits = 16384\nsketch_cells = 65536\n\
-             pin_dir = {:?}\nstate_dir = {:?}\n{}\n[api]\nsocket = {:?}\n{}",
+             pin_dir = {:?}\nstate_dir = {:?}\n{}\n[api]\nsocket = {:?}\n{}\n{}",
             self.secret_file,
             self.interfaces,
             self.pin_dir,
             self.dir.join("state"),
             config.dataplane,
             self.socket(),
+            config.api,
             config.toml()
         )
     }

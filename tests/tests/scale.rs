@@ -51,6 +51,7 @@ fn empty() -> sluice_tests::Config {
         vips: Vec::new(),
         extra: String::new(),
         dataplane: String::new(),
+        api: String::new(),
     }
 }
 

@@ -1,39 +1,47 @@
 //! `/v1/limits`: limits set at run time, one by one or many at once.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::net::IpAddr;
 
 use axum::{
-    Json, Router,
+    Json,
     body::Bytes,
     extract::{Path, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use ipnet::IpNet;
 use serde::de::{DeserializeOwned, value::StrDeserializer};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use utoipa::ToSchema;
 
 use super::{
-    Answer, Api, MAX_BODY_BYTES, Problem, Shared,
+    Answer, MAX_BODY_BYTES, Problem, Shared, guard,
     model::{LimitItem, LimitsDone, Page},
-    query::Params,
+    query::{self, Params},
     render,
 };
 use crate::{
+    config::Mode,
     control::{LimitInForce, Novelty, Refused},
-    limits::{LimitError, LimitQuery, LimitSpec, Precondition},
+    limits::{ClassWord, LimitError, LimitQuery, LimitSpec, Precondition},
 };
 
-pub(super) fn routes() -> Router<Arc<Api>> {
-    Router::new()
-        .route("/limits", get(limits).post(set))
-        .route("/limits/{id}", get(limit).put(replace).delete(remove))
-}
-
-/// Some limits by id, of those that match every parameter.
-async fn limits(State(api): Shared, mut params: Params) -> Answer<Page<LimitItem>> {
+/// Some limits by id, of those that match every parameter
+#[utoipa::path(get, path = "/v1/limits", tag = "limits", params(
+    ("vip" = Option<String>, Query, description = "For this VIP"),
+    ("class" = Option<ClassWord>, Query, description = "Of this class"),
+    ("mode" = Option<Mode>, Query, description = "Of this mode"),
+    ("comment" = Option<String>, Query, description = "With this comment"),
+    ("within" = Option<String>, Query, description = "Prefixes inside of this one"),
+    ("covers" = Option<String>, Query, description = "Prefixes that hold this address or prefix"),
+    query::WindowParams,
+), responses(
+    (status = 200, body = Page<LimitItem>, description = "A page of them"),
+    (status = 400, description = "A parameter is wrong; `field` says which"),
+    (status = 503, description = "The daemon is about to end"),
+))]
+pub(super) async fn limits(State(api): Shared, mut params: Params) -> Answer<Page<LimitItem>> {
     const PREFIX: &str = "an address or prefix";
     let within = params.value("within", PREFIX)?.map(|Prefix(prefix)| prefix);
     let covers = params.value("covers", PREFIX)?.map(|Prefix(prefix)| prefix);
@@ -55,12 +63,34 @@ async fn limits(State(api): Shared, mut params: Params) -> Answer<Page<LimitItem
     }))
 }
 
-async fn limit(State(api): Shared, Path(id): Path<String>) -> Result<Response, Problem> {
+/// One limit
+#[utoipa::path(get, path = "/v1/limits/{id}", tag = "limits", params(
+    ("id" = u64, Path, description = "As it was answered when the limit was set"),
+), responses(
+    (status = 200, body = LimitItem, description = "As it is", headers(("ETag" = String, description = "Changes with the limit"))),
+    (status = 404, description = "There is no such limit"),
+    (status = 503, description = "The daemon is about to end"),
+))]
+pub(super) async fn limit(State(api): Shared, Path(id): Path<String>) -> Result<Response, Problem> {
     Ok(tagged(api.control.limit(limit_id(&id)?).await?))
 }
 
-/// Sets one limit, or all of an array.
-async fn set(
+/// Set one limit, or all of an array
+///
+/// One for the same prefix, VIP and class is replaced. Packets meet it when this is answered. Of an array all are set, or none.
+#[utoipa::path(post, path = "/v1/limits", tag = "limits", params(
+    ("If-Match" = Option<String>, Header, description = "Only if the limit still has this entity tag"),
+    ("If-None-Match" = Option<String>, Header, description = "`*`: only if there is none yet"),
+), request_body = OneOrMany, responses(
+    (status = 200, body = Done, description = "It replaced another, or the array is set"),
+    (status = 201, body = LimitItem, description = "It is new", headers(("ETag" = String, description = "Changes with the limit"))),
+    (status = 409, description = "The data plane has no room for it"),
+    (status = 412, description = "The limit is not what the condition says"),
+    (status = 422, description = "A value is wrong; `field` says which"),
+    (status = 503, description = "Other large requests are being read, or the daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn set(
     State(api): Shared,
     headers: HeaderMap,
     request: Request,
@@ -97,7 +127,20 @@ async fn set(
     .into_response())
 }
 
-async fn replace(
+/// Make a limit be another
+#[utoipa::path(put, path = "/v1/limits/{id}", tag = "limits", params(
+    ("id" = u64, Path, description = "As it was answered when the limit was set"),
+    ("If-Match" = Option<String>, Header, description = "Only if the limit still has this entity tag"),
+), request_body = LimitSpec, responses(
+    (status = 200, body = LimitItem, description = "Packets meet it", headers(("ETag" = String, description = "Changes with the limit"))),
+    (status = 404, description = "There is no such limit"),
+    (status = 409, description = "Another limit is for the same packets, or the data plane has no room"),
+    (status = 412, description = "The limit is not what the condition says"),
+    (status = 422, description = "A value is wrong; `field` says which"),
+    (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn replace(
     State(api): Shared,
     Path(id): Path<String>,
     headers: HeaderMap,
@@ -112,7 +155,19 @@ async fn replace(
     ))
 }
 
-async fn remove(
+/// Remove a limit
+#[utoipa::path(delete, path = "/v1/limits/{id}", tag = "limits", params(
+    ("id" = u64, Path, description = "As it was answered when the limit was set"),
+    ("If-Match" = Option<String>, Header, description = "Only if the limit still has this entity tag"),
+), responses(
+    (status = 204, description = "No packet meets it any more"),
+    (status = 400, description = "The condition makes no sense"),
+    (status = 404, description = "There is no such limit"),
+    (status = 412, description = "The limit is not what the condition says"),
+    (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn remove(
     State(api): Shared,
     Path(id): Path<String>,
     headers: HeaderMap,
@@ -122,6 +177,24 @@ async fn remove(
         .remove_limit(limit_id(&id)?, precondition)
         .await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What `POST` takes.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only described")]
+enum OneOrMany {
+    One(LimitSpec),
+    Many(Vec<LimitSpec>),
+}
+
+/// What `POST` answers, for one limit and for an array.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only described")]
+enum Done {
+    One(LimitItem),
+    Many(LimitsDone),
 }
 
 /// A limit, with its entity tag in the header.
@@ -193,12 +266,7 @@ async fn read(
         })?;
         Some(permit)
     };
-    let collected = Limited::new(request.into_body(), most).collect();
-    let body = tokio::time::timeout(READ, collected).await;
-    let body = body.map_err(|_elapsed| {
-        let why = format!("the body did not come within {} s", READ.as_secs());
-        Problem::new(StatusCode::REQUEST_TIMEOUT, why)
-    })?;
+    let body = Limited::new(request.into_body(), most).collect().await;
     let body = body.map_err(|error| match error.downcast::<LengthLimitError>() {
         Ok(_) => too_long(),
         Err(error) => Problem::new(StatusCode::BAD_REQUEST, error.to_string()),
@@ -236,7 +304,6 @@ impl std::str::FromStr for Prefix {
 }
 
 /// All limits that a data plane of the default size holds, each with a comment.
-const MAX_BATCH_BYTES: usize = 64 << 20;
+const MAX_BATCH_BYTES: usize = guard::MAX_BODY_BYTES;
 /// Bodies larger than [`MAX_BODY_BYTES`], or of unknown length, that may be in memory at a time.
 static LARGE_BODIES: Semaphore = Semaphore::const_new(2);
-const READ: Duration = Duration::from_secs(30);

@@ -1,71 +1,124 @@
-//! The HTTP API on the Unix socket.
+//! The HTTP API: on the Unix socket for who may open it, by TCP for who has a token.
 
+mod access;
+mod connections;
+mod docs;
+mod events;
+mod guard;
 mod limits;
 pub mod model;
+mod openapi;
 mod problem;
 mod query;
 mod render;
+mod server;
+mod show;
 mod socket;
+mod stream;
+mod tls;
+mod tokens;
 
 #[cfg(test)]
 mod limits_tests;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Path, State},
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::{get, post, put},
+    http::StatusCode,
+    middleware::{from_fn, from_fn_with_state},
 };
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     control::{Draining, Handle, Refused},
     drains::BackendName,
-    metrics,
 };
 
+pub use access::{Access, AccessError, Peer};
+pub use connections::Caps;
+pub use events::EventLog;
+pub use openapi::document;
 pub use problem::Problem;
 pub(crate) use render::{is_up, state};
+pub use server::{serve_local, serve_remote};
 pub use socket::{SocketError, bind};
-
-use model::{BackendItem, DropItem, Flows, Page, Status, VipItem};
-use query::{Params, page};
+pub use tls::{ServerTls, TlsError};
+pub(crate) use tls::{certificates, provider, roots, said};
+pub use tokens::{Denied, Grant, Role, Tokens, TokensError, create};
 
 /// What the routes need.
 #[derive(Debug)]
 pub struct Api {
     pub control: Handle,
     pub config_file: PathBuf,
+    pub access: Arc<Access>,
+    pub events: EventLog,
+    /// How long a request's body may take.
+    pub body_time: Duration,
 }
 
-/// All routes.
-pub fn router(api: Api) -> Router {
-    let v1 = Router::new()
-        .route("/status", get(status))
-        .route("/vips", get(vips))
-        .route("/backends", get(backends))
-        .route("/flows", get(flows))
-        .route("/drops", get(drops))
-        .merge(limits::routes())
-        // A backend's name has a slash in it.
-        .route("/drains/{kind}/{*name}", put(drain).delete(undrain))
-        .route("/reload", post(reload));
-    Router::new()
-        .nest("/v1", v1)
-        .route("/metrics", get(metrics_text))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
+impl Api {
+    pub fn new(control: Handle, config_file: PathBuf, access: Access) -> Self {
+        Self {
+            control,
+            config_file,
+            access: Arc::new(access),
+            events: EventLog::new(),
+            body_time: guard::BODY_TIME,
+        }
+    }
+
+    /// Reads everything again: the config, and what it names for this API.
+    pub async fn reload(&self) -> Result<(), Refused> {
+        // This looks at tokens and certificates too, and refuses the whole for them.
+        self.control.reload().await?;
+        self.access.reload().map_err(|error| {
+            let why = format!("the config was taken, but not what it names: {error}");
+            Refused::Failed(why)
+        })
+    }
+}
+
+/// All routes, and what holds for every request.
+pub fn router(api: Arc<Api>) -> Router {
+    let (routes, _described) = routes().split_for_parts();
+    routes
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {
             let what = "this path does not take that method";
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, what)
         })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .with_state(Arc::new(api))
+        .layer(from_fn_with_state(api.clone(), guard::check_body))
+        .layer(from_fn_with_state(api.clone(), access::authorize))
+        .layer(from_fn(guard::as_problem))
+        .with_state(api)
+}
+
+/// Each with its description.
+fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::with_openapi(openapi::Frame::openapi())
+        .routes(routes!(show::status))
+        .routes(routes!(show::vips))
+        .routes(routes!(show::backends))
+        .routes(routes!(show::flows))
+        .routes(routes!(show::drops))
+        .routes(routes!(limits::limits, limits::set))
+        .routes(routes!(limits::limit, limits::replace, limits::remove))
+        // A backend's name has a slash in it.
+        .routes(routes!(drain, undrain))
+        .routes(routes!(reload))
+        .routes(routes!(events::events))
+        .routes(routes!(openapi::openapi))
+        .routes(routes!(docs::docs))
+        .routes(routes!(show::metrics_text))
+        .routes(routes!(show::healthz))
+        .routes(routes!(show::readyz))
 }
 
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -73,52 +126,19 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 type Answer<T> = Result<Json<T>, Problem>;
 type Shared = State<Arc<Api>>;
 
-async fn status(State(api): Shared) -> Answer<Status> {
-    let figures = api.control.figures().await?;
-    let view = api.control.view();
-    Ok(Json(render::status(&view, &figures, &api.config_file)))
-}
-
-async fn vips(State(api): Shared, mut params: Params) -> Answer<Page<VipItem>> {
-    let (name, pool) = (params.text("name"), params.text("pool"));
-    let window = params.window()?;
-    let figures = api.control.figures().await?;
-    let mut items = render::vips(&api.control.view(), &figures);
-    items.retain(|vip| name.is(&vip.name) && pool.is(&vip.pool));
-    page(items, window)
-}
-
-async fn backends(State(api): Shared, mut params: Params) -> Answer<Page<BackendItem>> {
-    let (pool, state) = (params.text("pool"), params.text("state"));
-    let window = params.window()?;
-    let figures = api.control.figures().await?;
-    let mut items = render::backends(&api.control.view(), &figures);
-    items.retain(|backend| pool.is(&backend.pool) && state.is(&backend.state));
-    page(items, window)
-}
-
-async fn flows(State(api): Shared, mut params: Params) -> Answer<Flows> {
-    let pool = params.text("pool");
-    let window = params.window()?;
-    let mut flows = render::flows(&api.control.figures().await?);
-    flows.items.retain(|flows| pool.is(&flows.pool));
-    let Json(page) = page(flows.items, window)?;
-    (flows.items, flows.next) = (page.items, page.next);
-    Ok(Json(flows))
-}
-
-async fn drops(State(api): Shared, mut params: Params) -> Answer<Page<DropItem>> {
-    let (vip, reason) = (params.text("vip"), params.text("reason"));
-    let mode = params.text("mode");
-    let window = params.window()?;
-    let mut items = render::drops(&api.control.figures().await?);
-    items.retain(|drop| {
-        let for_vip = vip.is(drop.vip.as_deref().unwrap_or_default());
-        for_vip && reason.is(&drop.reason) && mode.is(&drop.mode)
-    });
-    page(items, window)
-}
-
+/// Give a backend no new flows
+#[utoipa::path(put, path = "/v1/drains/{kind}/{*name}", tag = "drains", params(
+    ("kind" = String, Path, description = "`backend`"),
+    ("name" = String, Path, description = "`POOL/ADDRESS`"),
+), responses(
+    (status = 204, description = "The data plane has it"),
+    (status = 400, description = "This cannot be a name"),
+    (status = 404, description = "The config has no such backend"),
+    (status = 500, description = "The data plane refused"),
+    (status = 501, description = "A `vip` or `pop`: not in this version"),
+    (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
 async fn drain(
     State(api): Shared,
     Path((kind, name)): Path<(String, String)>,
@@ -126,6 +146,19 @@ async fn drain(
     set_drain(&api, &kind, &name, Draining::Begin).await
 }
 
+/// End a drain
+#[utoipa::path(delete, path = "/v1/drains/{kind}/{*name}", tag = "drains", params(
+    ("kind" = String, Path, description = "`backend`"),
+    ("name" = String, Path, description = "`POOL/ADDRESS`"),
+), responses(
+    (status = 204, description = "The data plane has it"),
+    (status = 400, description = "This cannot be a name"),
+    (status = 404, description = "It is not draining"),
+    (status = 500, description = "The data plane refused"),
+    (status = 501, description = "A `vip` or `pop`: not in this version"),
+    (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
 async fn undrain(
     State(api): Shared,
     Path((kind, name)): Path<(String, String)>,
@@ -159,29 +192,14 @@ async fn set_drain(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Read the config file again, and the tokens and certificates that it names
+#[utoipa::path(post, path = "/v1/reload", tag = "daemon", responses(
+    (status = 204, description = "The data plane has it"),
+    (status = 422, description = "Something in it is wrong, and nothing changed"),
+    (status = 500, description = "The kernel refused, and the config before is in force"),
+    (status = 503, description = "The daemon is about to end"),
+))]
 async fn reload(State(api): Shared) -> Result<StatusCode, Problem> {
-    api.control.reload().await?;
+    api.reload().await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-async fn metrics_text(State(api): Shared) -> Result<Response, Problem> {
-    let figures = api.control.figures().await?;
-    let limits = api.control.limits().await?;
-    let text = metrics::text(&api.control.view(), &figures, &limits)
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
-}
-
-async fn healthz() -> &'static str {
-    "ok\n"
-}
-
-async fn readyz(State(api): Shared) -> Result<&'static str, Problem> {
-    if api.control.view().ready {
-        Ok("ready\n")
-    } else {
-        let why =
-            "the data plane does not hold what the config asks for yet; `sluice status` says more";
-        Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, why))
-    }
 }

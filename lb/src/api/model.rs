@@ -2,18 +2,19 @@
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{config::Mode, limits::ClassWord};
 
 /// A part of a list, or all of it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Page<T> {
     pub items: Vec<T>,
     /// Give it as `after` for what comes next; null if this is the end.
     pub next: Option<String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     pub version: String,
     pub pop: String,
@@ -37,7 +38,7 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LastReload {
     pub ok: bool,
     pub error: Option<String>,
@@ -45,13 +46,13 @@ pub struct LastReload {
     pub at: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct InterfaceItem {
     pub name: String,
     pub mode: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct VipItem {
     pub name: String,
     pub prefix: String,
@@ -68,7 +69,7 @@ pub struct VipItem {
 }
 
 /// One for each pool and address, in however many ways packets reach it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct BackendItem {
     pub pool: String,
     pub address: String,
@@ -88,7 +89,7 @@ pub struct BackendItem {
     pub error: Option<String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct FlowItem {
     pub pool: String,
     pub address: String,
@@ -97,7 +98,7 @@ pub struct FlowItem {
 }
 
 /// Live flows by backend, and all of them by state.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Flows {
     pub items: Vec<FlowItem>,
     pub next: Option<String>,
@@ -106,7 +107,7 @@ pub struct Flows {
     pub capacity: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DropItem {
     /// Absent: of packets that were for no VIP.
     pub vip: Option<String>,
@@ -118,9 +119,10 @@ pub struct DropItem {
 }
 
 /// A limit as it was asked for, and what it counted.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LimitItem {
     pub id: u64,
+    #[schema(value_type = String, example = "198.51.100.0/24")]
     pub prefix: IpNet,
     /// Absent: any VIP.
     pub vip: Option<String>,
@@ -143,11 +145,108 @@ pub struct LimitItem {
 }
 
 /// What became of many limits.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LimitsDone {
     pub created: usize,
     /// Limits for the same packets that these took the place of.
     pub replaced: usize,
     /// In the order of the request.
     pub ids: Vec<u64>,
+}
+
+/// A limit that was set, without what it counts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LimitSummary {
+    pub id: u64,
+    #[schema(value_type = String, example = "198.51.100.0/24")]
+    pub prefix: IpNet,
+    pub vip: Option<String>,
+    pub class: ClassWord,
+    pub pps: Option<u64>,
+    pub bps: Option<u64>,
+    pub mode: Mode,
+    pub expires: Option<String>,
+    pub comment: String,
+}
+
+/// An event, and when it was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Told {
+    /// RFC 3339.
+    pub at: String,
+    #[serde(flatten)]
+    pub what: EventItem,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventItem {
+    LimitSet {
+        limit: LimitSummary,
+    },
+    /// Many in one request; the ids of the first 1,000.
+    LimitsSet {
+        count: usize,
+        ids: Vec<u64>,
+    },
+    LimitRemoved {
+        id: u64,
+    },
+    /// Its time was over.
+    LimitExpired {
+        id: u64,
+    },
+    DrainBegun {
+        pool: String,
+        address: String,
+    },
+    DrainEnded {
+        pool: String,
+        address: String,
+    },
+    /// A health transition of a backend.
+    Health {
+        pool: String,
+        address: String,
+        /// As `state`.
+        before: String,
+        /// `unknown`, `up` or `down`.
+        state: String,
+        error: Option<String>,
+    },
+    ReloadDone {
+        config_hash: String,
+    },
+    /// The config before stays in force.
+    ReloadRefused {
+        error: String,
+    },
+    /// Events came here that are not known any more; how many, if that can be told.
+    Lost {
+        events: Option<u64>,
+    },
+    /// The stream ends, and why.
+    Closed {
+        reason: String,
+    },
+}
+
+impl EventItem {
+    /// The word for it, as in `event`.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::LimitSet { .. } => "limit_set",
+            Self::LimitsSet { .. } => "limits_set",
+            Self::LimitRemoved { .. } => "limit_removed",
+            Self::LimitExpired { .. } => "limit_expired",
+            Self::DrainBegun { .. } => "drain_begun",
+            Self::DrainEnded { .. } => "drain_ended",
+            Self::Health { .. } => "health",
+            Self::ReloadDone { .. } => "reload_done",
+            Self::ReloadRefused { .. } => "reload_refused",
+            Self::Lost { .. } => "lost",
+            Self::Closed { .. } => "closed",
+        }
+    }
 }

@@ -8,6 +8,8 @@ use axum::{
     http::{StatusCode, request::Parts},
 };
 
+use utoipa::IntoParams;
+
 use super::{Answer, Problem, model::Page};
 
 /// Parameters that nobody took yet. All must be taken before [`Params::window`].
@@ -24,6 +26,17 @@ pub(super) struct Window {
     pub(super) most: usize,
     /// What was answered as `next`, or nothing.
     pub(super) after: u64,
+}
+
+/// The same for the description.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "only described")]
+pub(super) struct WindowParams {
+    /// How many at most: 1 to 10,000, 1,000 if nothing is said
+    limit: Option<usize>,
+    /// What was answered as `next`: go on from there
+    after: Option<u64>,
 }
 
 impl Params {

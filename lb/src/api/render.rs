@@ -11,15 +11,17 @@ use std::{
 use serde::Serialize;
 
 use super::model::{
-    BackendItem, DropItem, FlowItem, Flows, InterfaceItem, LastReload, LimitItem, Status, VipItem,
+    BackendItem, DropItem, EventItem, FlowItem, Flows, InterfaceItem, LastReload, LimitItem,
+    LimitSummary, Status, VipItem,
 };
 use crate::{
     config::{Backend, Forward, Mode, Pool},
-    control::{Figures, LimitInForce, View},
+    control::{Event, Figures, HealthChange, LimitInForce, View},
     dataplane::BackendKey,
     desired::way,
     drains::BackendName,
     health::State,
+    limits::LimitRecord,
     net::{NextHop, Resolution},
 };
 
@@ -136,10 +138,6 @@ pub(super) fn drops(figures: &Figures) -> Vec<DropItem> {
 
 pub(super) fn limit(limit: LimitInForce) -> LimitItem {
     let LimitInForce { record, counters } = limit;
-    let date = |ms| {
-        let time = UNIX_EPOCH + Duration::from_millis(ms);
-        humantime::format_rfc3339_millis(time).to_string()
-    };
     let spec = &record.spec;
     LimitItem {
         id: record.id,
@@ -158,6 +156,71 @@ pub(super) fn limit(limit: LimitInForce) -> LimitItem {
         matched_packets: counters.passed_packets + counters.dropped_packets,
         dropped_packets: counters.dropped_packets,
     }
+}
+
+impl From<Event> for EventItem {
+    fn from(event: Event) -> Self {
+        let parts = |name: BackendName| (name.pool, name.address.to_string());
+        match event {
+            Event::LimitSet(record) => Self::LimitSet {
+                limit: summary(&record),
+            },
+            Event::LimitsSet(ids) => Self::LimitsSet {
+                count: ids.len(),
+                ids: ids.iter().take(EVENT_IDS).copied().collect(),
+            },
+            Event::LimitRemoved(id) => Self::LimitRemoved { id },
+            Event::LimitExpired(id) => Self::LimitExpired { id },
+            Event::DrainBegun(name) => {
+                let (pool, address) = parts(name);
+                Self::DrainBegun { pool, address }
+            }
+            Event::DrainEnded(name) => {
+                let (pool, address) = parts(name);
+                Self::DrainEnded { pool, address }
+            }
+            Event::Health(HealthChange {
+                pool,
+                address,
+                before,
+                state,
+                error,
+            }) => Self::Health {
+                pool,
+                address: address.to_string(),
+                before: word(before),
+                state: word(state),
+                error,
+            },
+            Event::ReloadDone { config_hash } => Self::ReloadDone {
+                config_hash: format!("{config_hash:016x}"),
+            },
+            Event::ReloadRefused { error } => Self::ReloadRefused { error },
+        }
+    }
+}
+
+/// Events are kept, so none may be of any size.
+const EVENT_IDS: usize = 1_000;
+
+fn summary(record: &LimitRecord) -> LimitSummary {
+    let spec = &record.spec;
+    LimitSummary {
+        id: record.id,
+        prefix: spec.prefix,
+        vip: spec.vip.clone(),
+        class: spec.class,
+        pps: spec.pps,
+        bps: spec.bps,
+        mode: spec.mode,
+        expires: record.expires_ms.map(date),
+        comment: spec.comment.clone(),
+    }
+}
+
+fn date(ms: u64) -> String {
+    let time = UNIX_EPOCH + Duration::from_millis(ms);
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) -> BackendItem {
@@ -259,6 +322,6 @@ fn interface(next_hop: &NextHop) -> String {
     )
 }
 
-fn rfc3339(time: SystemTime) -> String {
+pub(super) fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }

@@ -1,22 +1,37 @@
 //! Every route and every error over a real socket, above a data plane in memory.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::SystemTime};
+mod described;
+mod events;
+mod hostile;
+mod remote;
+
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, client::conn::http1, header};
+use hyper::{HeaderMap, Method, Request, client::conn::http1, header, http::request};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{net::UnixStream, sync::watch, task::JoinHandle};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+    sync::watch,
+    task::JoinHandle,
+};
 
-use super::{Api, bind, router};
+use super::{Access, Api, Caps, bind, guard::BODY_TIME, router, serve_local};
 use crate::{
     config,
     control::{Control, Handle, Sources, Start, Supervisor, fake::Fake},
     health::{Snapshot, State, Status, Target},
     net::{NextHop, Reason, Resolution, Resolutions, Wanted},
-    store::{Directory, Store, Writer},
+    store::{Contents, Directory, Store, Writer},
 };
 
 pub(super) const CONFIG: &str = r#"
@@ -47,12 +62,14 @@ pub(super) struct World {
     _targets: watch::Receiver<Arc<Vec<Target>>>,
     resolutions: watch::Sender<Resolutions>,
     _wanted: watch::Receiver<Wanted>,
+    api: Arc<Api>,
 }
 
 pub(super) struct Answer {
     pub(super) status: u16,
     kind: String,
     pub(super) etag: String,
+    headers: HeaderMap,
     body: Bytes,
 }
 
@@ -74,7 +91,13 @@ impl World {
 
     /// The same with the state that is there.
     pub(super) async fn ready_in(dir: TempDir) -> Self {
-        let world = Self::start_in(dir, CONFIG);
+        let world = Self::start_in(dir, CONFIG, BODY_TIME);
+        world.become_ready().await;
+        world
+    }
+
+    async fn become_ready(&self) {
+        let world = self;
         world.health([State::Up, State::Up]);
         let hop = Resolution::Resolved(NextHop {
             ifindex: 1,
@@ -89,14 +112,25 @@ impl World {
         while !world.handle.view().ready {
             tokio::task::yield_now().await;
         }
-        world
     }
 
     fn start(config: &str) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), config)
+        Self::start_in(tempfile::tempdir().unwrap(), config, BODY_TIME)
     }
 
-    fn start_in(dir: TempDir, config: &str) -> Self {
+    fn start_in(dir: TempDir, config: &str, body_time: Duration) -> Self {
+        let (store, contents, said) = Store::open(Directory::new(dir.path())).unwrap();
+        assert_eq!(said, [""; 0]);
+        let state = (contents, Writer::start(store).unwrap());
+        Self::start_with(dir, config, body_time, state)
+    }
+
+    fn start_with(
+        dir: TempDir,
+        config: &str,
+        body_time: Duration,
+        (contents, writer): (Contents, Writer),
+    ) -> Self {
         let config_file = dir.path().join("sluice.toml");
         std::fs::write(&config_file, config).unwrap();
         let plane = Fake::default();
@@ -110,27 +144,31 @@ impl World {
             resolutions: resolutions_receiver,
             wanted,
         };
-        let (store, contents, said) = Store::open(Directory::new(dir.path())).unwrap();
-        assert_eq!(said, [""; 0]);
         let start = Start {
             plane: plane.clone(),
             config: config::load(&config_file).unwrap(),
             config_file: config_file.clone(),
             contents,
-            writer: Writer::start(store).unwrap(),
+            writer,
             adopted: false,
             warnings: vec!["slow".into()],
         };
         let (control, handle) = Control::new(start, sources, Supervisor::default());
         let control = tokio::spawn(control.run());
         let listener = bind(&dir.path().join("run/sluice.sock")).unwrap();
-        let api = Api {
-            control: handle.clone(),
-            config_file,
-        };
-        let server = tokio::spawn(async move { axum::serve(listener, router(api)).await.unwrap() });
+        let remote = handle.view().config.api.remote.clone();
+        let access = Access::load(remote).unwrap();
+        let api = Arc::new(Api {
+            body_time,
+            ..Api::new(handle.clone(), config_file, access)
+        });
+        let log = tokio::spawn(api.events.clone().follow(handle.events()));
+        let router = router(api.clone());
+        let server = tokio::spawn(async move {
+            serve_local(&listener, router, Caps::default()).await;
+        });
         Self {
-            tasks: vec![control, server],
+            tasks: vec![control, server, log],
             dir,
             plane,
             handle,
@@ -138,6 +176,7 @@ impl World {
             _targets: targets_receiver,
             resolutions,
             _wanted: wanted_receiver,
+            api,
         }
     }
 
@@ -170,8 +209,8 @@ impl World {
     }
 
     pub(super) async fn send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
-        self.send_if(method, path, body, header::ACCEPT, "*/*")
-            .await
+        let request = Request::builder().method(method).uri(path);
+        exchange(self.connect().await, request, body).await
     }
 
     /// With a header that says when.
@@ -183,29 +222,13 @@ impl World {
         name: header::HeaderName,
         value: &str,
     ) -> Answer {
-        let stream = UnixStream::connect(self.dir.path().join("run/sluice.sock"))
-            .await
-            .unwrap();
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "sluice")
-            .header(name, value)
-            .body(Full::new(body.into()))
-            .unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        let text = |name| {
-            let value = response.headers().get(name);
-            value.map_or_else(String::new, |value| value.to_str().unwrap().to_owned())
-        };
-        Answer {
-            status: response.status().as_u16(),
-            kind: text(header::CONTENT_TYPE),
-            etag: text(header::ETAG),
-            body: response.into_body().collect().await.unwrap().to_bytes(),
-        }
+        let request = Request::builder().method(method).uri(path);
+        exchange(self.connect().await, request.header(name, value), body).await
+    }
+
+    async fn connect(&self) -> UnixStream {
+        let socket = self.dir.path().join("run/sluice.sock");
+        UnixStream::connect(socket).await.unwrap()
     }
 
     /// Weights in the fake's table, by the last byte of the backend's address.
@@ -215,6 +238,32 @@ impl World {
             .into_values()
             .flat_map(|table| table.weights.into_values())
             .collect()
+    }
+}
+
+/// One request over a fresh connection.
+async fn exchange<S>(stream: S, request: request::Builder, body: impl Into<Bytes>) -> Answer
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = request
+        .header(header::HOST, "sluice")
+        .body(Full::new(body.into()))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let headers = response.headers().clone();
+    let text = |name| {
+        let value = headers.get(name);
+        value.map_or_else(String::new, |value| value.to_str().unwrap().to_owned())
+    };
+    Answer {
+        status: response.status().as_u16(),
+        etag: text(header::ETAG),
+        kind: text(header::CONTENT_TYPE),
+        headers,
+        body: response.into_body().collect().await.unwrap().to_bytes(),
     }
 }
 
@@ -457,7 +506,7 @@ async fn readiness_waits_for_the_first_tables() {
 #[tokio::test]
 async fn without_any_news_the_tables_are_applied_after_a_while() {
     let world = World::start(CONFIG);
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
     assert!(world.handle.view().ready);
     assert_eq!(world.plane.held().vips.len(), 1);
     assert!(world.weights().is_empty());
@@ -653,7 +702,7 @@ async fn a_limit_goes_when_its_time_is_over_and_waits_while_its_vip_is_gone() {
         .await;
     world.send(Method::POST, "/v1/limits", LIMIT).await;
     assert_eq!(world.plane.limits().len(), 2);
-    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert_eq!(world.plane.limits().len(), 1);
     assert_eq!(
         world.get("/v1/limits").await.json()["items"]

@@ -1,4 +1,4 @@
-//! Speaks HTTP with the daemon over its Unix socket.
+//! Speaks HTTP with the daemon: over its Unix socket, or by TCP with one that is elsewhere.
 
 use std::{
     fs, io,
@@ -7,11 +7,15 @@ use std::{
 
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, client::conn::http1, header};
+use hyper::{Method, Request, client::conn::http1, header, http::request};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+};
 
+use super::remote::{Remote, Stream};
 use crate::api::{Problem, model::Page};
 
 /// Where the daemon listens unless a config or a flag says otherwise.
@@ -19,8 +23,9 @@ const DEFAULT_SOCKET: &str = "/run/sluice/sluice.sock";
 
 /// A daemon that may run.
 #[derive(Clone, Debug)]
-pub(super) struct Client {
-    socket: PathBuf,
+pub(super) enum Client {
+    Local { socket: PathBuf },
+    Remote(Remote),
 }
 
 /// Why a request brought no answer that is of use.
@@ -35,6 +40,8 @@ pub(super) enum ClientError {
     Denied { socket: PathBuf },
     #[error("cannot connect to {}", socket.display())]
     Connect { socket: PathBuf, source: io::Error },
+    #[error("cannot reach the daemon at {address}")]
+    Unreachable { address: String, source: io::Error },
     #[error("the daemon did not answer")]
     NoAnswer(#[from] hyper::Error),
     #[error("{}", .0.detail)]
@@ -44,10 +51,6 @@ pub(super) enum ClientError {
 }
 
 impl Client {
-    pub(super) fn new(socket: PathBuf) -> Self {
-        Self { socket }
-    }
-
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let answer = self.send(Method::GET, path, Bytes::new()).await?;
         Ok(serde_json::from_slice(&answer)?)
@@ -88,46 +91,72 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
-        let stream = self.connect().await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, "sluice")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .expect("paths are encoded, headers are constants");
-        let driver = tokio::spawn(connection);
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        driver.abort();
-        if status.is_success() {
-            return Ok(body);
-        }
-        Err(ClientError::Refused(serde_json::from_slice(&body)?))
-    }
-
-    async fn connect(&self) -> Result<UnixStream, ClientError> {
-        let socket = self.socket.clone();
-        match UnixStream::connect(&socket).await {
-            Ok(stream) => Ok(stream),
-            Err(error) => Err(match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    ClientError::NotRunning { socket }
+            .header(header::CONTENT_TYPE, "application/json");
+        match self {
+            Self::Local { socket } => {
+                let request = request.header(header::HOST, "sluice");
+                exchange(connect(socket).await?, request, body).await
+            }
+            Self::Remote(remote) => {
+                let unreachable = |source| ClientError::Unreachable {
+                    address: remote.authority(),
+                    source,
+                };
+                let request = request
+                    .header(header::HOST, remote.authority())
+                    .header(header::AUTHORIZATION, &remote.authorization);
+                match remote.connect().await.map_err(unreachable)? {
+                    Stream::Plain(stream) => exchange(stream, request, body).await,
+                    Stream::Tls(stream) => exchange(stream, request, body).await,
                 }
-                io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
-                _ => ClientError::Connect {
-                    socket,
-                    source: error,
-                },
-            }),
+            }
         }
     }
 }
 
 /// So many items are asked for at once.
 const ITEMS: usize = 10_000;
+
+/// One request and its answer.
+async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    request: request::Builder,
+    body: Bytes,
+) -> Result<Bytes, ClientError> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = request
+        .body(Full::new(body))
+        .expect("paths are encoded, headers are checked");
+    let driver = tokio::spawn(connection);
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    driver.abort();
+    if status.is_success() {
+        return Ok(body);
+    }
+    Err(ClientError::Refused(serde_json::from_slice(&body)?))
+}
+
+async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
+    let path = || socket.to_owned();
+    match UnixStream::connect(socket).await {
+        Ok(stream) => Ok(stream),
+        Err(error) => Err(match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning { socket: path() }
+            }
+            io::ErrorKind::PermissionDenied => ClientError::Denied { socket: path() },
+            _ => ClientError::Connect {
+                socket: path(),
+                source: error,
+            },
+        }),
+    }
+}
 
 /// The flag, or what the config file says, or the default.
 ///

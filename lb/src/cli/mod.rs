@@ -7,7 +7,9 @@ mod explain;
 
 mod limits;
 mod output;
+mod remote;
 mod table;
+mod token;
 mod unload;
 
 #[cfg(test)]
@@ -37,9 +39,11 @@ struct Global {
     /// The config file
     #[arg(short, long, global = true, value_name = "FILE", default_value = config::DEFAULT_FILE)]
     config: PathBuf,
-    /// The daemon's socket [default: what the config file says]
+    /// The daemon's socket, also if the environment names a daemon elsewhere [default: what the config file says]
     #[arg(long, global = true, value_name = "FILE")]
     socket: Option<PathBuf>,
+    #[command(flatten)]
+    remote: remote::RemoteArgs,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -75,6 +79,9 @@ enum Command {
     Undrain(DrainArgs),
     /// Have the daemon read its config file again
     Reload,
+    /// Tokens of clients by TCP
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Show what the loaded program would do with captured packets, without counting them
     Explain {
         /// Frames to explain: pcap or pcapng, Ethernet
@@ -252,10 +259,21 @@ fn execute(cli: Cli) -> Result<ExitCode, Failed> {
         Command::Explain { pcap, out } => {
             explain::explain(&global.config, &pcap, out.as_deref(), output)?;
         }
+        Command::Token(command) => token::token(&global, command, output)?,
         Command::Check => return check::check(&global.config, output),
         command => {
-            let socket = client::socket(global.socket, &global.config);
-            runtime.block_on(ask::ask(command, client::Client::new(socket), output))?;
+            // Who names a socket means that one, whatever the environment says.
+            let remote = match global.socket {
+                Some(_) => None,
+                None => global.remote.remote()?,
+            };
+            let client = match remote {
+                Some(remote) => client::Client::Remote(remote),
+                None => client::Client::Local {
+                    socket: client::socket(global.socket, &global.config),
+                },
+            };
+            runtime.block_on(ask::ask(command, client, output))?;
         }
     }
     Ok(ExitCode::SUCCESS)

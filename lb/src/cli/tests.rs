@@ -119,3 +119,84 @@ fn a_name_cannot_leave_its_place_in_a_path() {
     assert_eq!(client::encoded("web/2001:db8::1"), "web/2001:db8::1");
     assert_eq!(client::encoded("a b?c#d%"), "a%20b%3Fc%23d%25");
 }
+
+#[test]
+fn a_remote_daemon_is_asked_over_tls_and_with_a_token_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(file("token"), "sluice_00\n").unwrap();
+    std::fs::write(file("empty"), "\n").unwrap();
+    let (token, empty, none) = (file("token"), file("empty"), file("none"));
+    for (arguments, said) in [
+        (vec!["--api", "https://lb.example"], "--token-file"),
+        (
+            vec!["--api", "http://lb.example", "--token-file", &token],
+            "in the clear",
+        ),
+        (
+            vec!["--api", "ftp://127.0.0.1", "--token-file", &token],
+            "https://HOST:PORT",
+        ),
+        (
+            vec!["--api", "127.0.0.1:80", "--token-file", &token],
+            "https://HOST:PORT",
+        ),
+        (
+            vec!["--api", "http://[::1]/x", "--token-file", &token],
+            "https://HOST:PORT",
+        ),
+        (
+            vec!["--api", "http://[::1]:1", "--token-file", &empty],
+            "holds no token",
+        ),
+        (
+            vec!["--api", "http://[::1]:1", "--token-file", &none],
+            "No such file",
+        ),
+        (
+            vec!["--api", "http://[::1]:1", "--token-file", &token],
+            "cannot reach the daemon at [::1]:1",
+        ),
+        (
+            vec![
+                "--api",
+                "https://[::1]:1",
+                "--token-file",
+                &token,
+                "--ca",
+                &token,
+            ],
+            "no certificate in PEM",
+        ),
+    ] {
+        let arguments = ["sluice"].into_iter().chain(arguments).chain(["status"]);
+        let error = execute(Cli::try_parse_from(arguments).unwrap()).unwrap_err();
+        let error = control::chain(&*error);
+        assert!(error.contains(said) && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn a_token_is_made_for_a_role_into_the_file_of_the_config() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, file) = (dir.path().join("sluice.toml"), dir.path().join("tokens"));
+    std::fs::write(&config, "[api]\n").unwrap();
+    let run = |arguments: &[&str]| {
+        let all = ["sluice", "-c", config.to_str().unwrap(), "token", "new"];
+        let all = all.into_iter().chain(arguments.iter().copied());
+        execute(Cli::try_parse_from(all).unwrap())
+    };
+    let error = run(&["--role", "read"]).unwrap_err().to_string();
+    assert!(error.contains("tokens_file"), "{error}");
+    std::fs::write(&config, format!("[api]\ntokens_file = {file:?}\n")).unwrap();
+    run(&["--role", "read", "--expires", "30d", "--comment", "me"]).unwrap();
+    run(&["--role", "operate"]).unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert!(
+        lines[0].starts_with("read 2") && lines[0].ends_with(" me"),
+        "{text}"
+    );
+    assert!(lines[1].starts_with("operate never "), "{text}");
+    assert!(parse(["token", "new"]).is_err() && parse(["token", "new", "--role", "root"]).is_err());
+}

@@ -41,8 +41,14 @@ pub(super) const DATAPLANE: Keys = Keys {
 
 pub(super) const API: Keys = Keys {
     place: "[api]",
-    known: &["socket"],
-    later: &["listen", "tls", "tokens_file"],
+    known: &["socket", "listen", "tokens_file", "tls"],
+    later: &[],
+};
+
+pub(super) const TLS: Keys = Keys {
+    place: "[api.tls]",
+    known: &["cert", "key", "client_ca"],
+    later: &[],
 };
 
 pub(super) const POOL: Keys = Keys {
@@ -115,7 +121,7 @@ pub(super) const LIMIT: Keys = Keys {
 
 #[cfg(test)]
 mod tests {
-    use super::{API, BACKEND, DATAPLANE, FILE, HEALTH, LIMIT, POLICY, POOL, POP, VIP};
+    use super::{API, BACKEND, DATAPLANE, FILE, HEALTH, LIMIT, POLICY, POOL, POP, TLS, VIP};
 
     #[test]
     fn the_example_shows_every_key() {
@@ -130,6 +136,7 @@ mod tests {
             ("[pop]", &POP),
             ("[dataplane]", &DATAPLANE),
             ("[api]", &API),
+            ("[api.tls]", &TLS),
             ("[[pool]]", &POOL),
             ("[pool.health]", &HEALTH),
             ("[[pool.backend]]", &BACKEND),
@@ -143,7 +150,7 @@ mod tests {
         for (header, keys) in tables {
             assert!(example.contains(&format!("\n{header}\n")), "no {header}");
             for key in keys.known {
-                let as_table = ["health", "backend", "limits"].contains(key);
+                let as_table = ["health", "backend", "limits", "tls"].contains(key);
                 assert!(as_table || is_shown(key), "no `{key}` of {header}");
             }
         }

@@ -8,6 +8,8 @@ mod error;
 mod health;
 mod keys;
 mod model;
+mod outside;
+mod read_api;
 mod read_health;
 mod read_policy;
 mod read_pool;
@@ -28,12 +30,13 @@ pub use ca::{CaError, read_ca};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use health::{Check, Health, HttpCheck, Statuses, Tls};
 pub use model::{
-    AllDown, Api, Backend, Class, Config, Dataplane, Forward, HashInput, Mode, Origin, Policy,
-    Pool, Pop, PrefixLengths, Protocol, Scope, SourceLimit, Vip, XdpMode,
+    AllDown, Api, ApiTls, Backend, Class, Config, Dataplane, Forward, HashInput, Mode, Origin,
+    Policy, Pool, Pop, PrefixLengths, Protocol, Remote, Scope, SourceLimit, Vip, XdpMode,
 };
 pub use secret::{SecretError, read_secret};
 
 use error::{Errors, Lines};
+use outside::Outside;
 use section::Section;
 
 /// Where the config is unless a flag names another file.
@@ -51,24 +54,12 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
         .take(MAX_BYTES as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;
-    let files = Files {
-        secret: &|path| {
-            read_secret(path)
-                .map(drop)
-                .map_err(|wrong| wrong.to_string())
-        },
-        ca: &|path| read_ca(path).map(drop).map_err(|wrong| wrong.to_string()),
-    };
-    read(&bytes, &path.display().to_string(), files)
+    read(&bytes, &path.display().to_string(), Outside::Checked)
 }
 
 /// Checks a config that is already in memory. Nothing outside of `text` is looked at, so the files that it names need not exist.
 pub fn parse(text: &str, file_name: &str) -> Result<Config, ConfigErrors> {
-    let files = Files {
-        secret: &|_| Ok(()),
-        ca: &|_| Ok(()),
-    };
-    read(text.as_bytes(), file_name, files)
+    read(text.as_bytes(), file_name, Outside::Ignored)
 }
 
 /// Refuses a config that names interfaces which this machine does not have.
@@ -116,14 +107,7 @@ pub fn hash(config: &Config) -> u64 {
 /// A file larger than this is surely not a config: 65,535 VIPs take some 10 MiB.
 const MAX_BYTES: usize = 16 << 20;
 
-/// What is wrong with files that a config names.
-#[derive(Clone, Copy)]
-struct Files<'a> {
-    secret: &'a dyn Fn(&Path) -> Result<(), String>,
-    ca: &'a dyn Fn(&Path) -> Result<(), String>,
-}
-
-fn read(bytes: &[u8], file_name: &str, files: Files<'_>) -> Result<Config, ConfigErrors> {
+fn read(bytes: &[u8], file_name: &str, outside: Outside) -> Result<Config, ConfigErrors> {
     let errors = Errors::default();
     if bytes.len() > MAX_BYTES {
         errors.add(0, || {
@@ -158,7 +142,7 @@ fn read(bytes: &[u8], file_name: &str, files: Files<'_>) -> Result<Config, Confi
             return errors.into_result(None, &lines, file_name);
         }
     };
-    let config = tables(&table, &lines, &errors, files, file_name);
+    let config = tables(&table, &lines, &errors, outside, file_name);
     errors.into_result(config, &lines, file_name)
 }
 
@@ -167,7 +151,7 @@ fn tables(
     root: &Spanned<DeTable<'_>>,
     lines: &Lines<'_>,
     errors: &Errors,
-    files: Files<'_>,
+    outside: Outside,
     file_name: &str,
 ) -> Option<Config> {
     let file = Section::new(root.get_ref(), 0, &keys::FILE, errors);
@@ -187,12 +171,12 @@ fn tables(
     let policy_names = cross::names(&policy_tables, "policy", lines);
     cross::names(&vip_tables, "VIP", lines);
 
-    let pop = read_site::pop(&file, files.secret);
+    let pop = read_site::pop(&file, outside);
     let dataplane = read_site::dataplane(&file);
-    let api = read_site::api(&file);
+    let api = read_api::api(&file, outside);
     let pools: Vec<_> = pool_tables
         .iter()
-        .filter_map(|table| read_pool::pool(table, files.ca))
+        .filter_map(|table| read_pool::pool(table, outside))
         .collect();
     let vips: Vec<_> = vip_tables.iter().filter_map(read_vip::vip).collect();
     let policies: Vec<_> = policy_tables

@@ -1,9 +1,14 @@
 //! What a valid config says. Values of these types cannot be wrong: every check was made when they were read.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{error::Position, health::Health};
 
@@ -80,6 +85,27 @@ pub enum XdpMode {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Api {
     pub socket: PathBuf,
+    pub remote: Option<Remote>,
+}
+
+/// Where clients of other machines are answered, and which.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Remote {
+    pub listen: SocketAddr,
+    /// Absent only on a loopback address.
+    pub tls: Option<ApiTls>,
+    /// Hashes of the tokens that clients must show.
+    pub tokens_file: PathBuf,
+}
+
+/// `[api.tls]`: PEM files.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ApiTls {
+    /// The certificate, and after it those between it and the root.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Clients must have a certificate that one of these signed. Absent: they need none.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// `[[pool]]`: backends that serve the same content.
@@ -186,7 +212,9 @@ pub struct PrefixLengths {
     pub network_v6: u8,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     Enforce,

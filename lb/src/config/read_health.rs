@@ -1,10 +1,11 @@
 //! Reads `[pool.health]`.
 
-use std::{ops::RangeInclusive, path::Path, time::Duration};
+use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
     error::quoted,
     health::{Check, Health, HttpCheck, Statuses, Tls},
+    outside::Outside,
     section::{Field, Section},
 };
 
@@ -43,11 +44,8 @@ const KINDS: &[(&str, Kind)] = &[
     ("https", Kind::Https),
 ];
 
-/// `check_ca` says what is wrong with a file of certificates.
-pub(super) fn health(
-    section: &Section<'_>,
-    check_ca: &dyn Fn(&Path) -> Result<(), String>,
-) -> Option<Health> {
+///
+pub(super) fn health(section: &Section<'_>, outside: Outside) -> Option<Health> {
     let interval = section.or("interval", INTERVAL, |field| {
         field.duration(INTERVAL_MIN..=INTERVAL_MAX)
     });
@@ -87,7 +85,7 @@ pub(super) fn health(
         .required("kind", "\"tcp\"")
         .and_then(|field| field.word(KINDS, &[]));
     Some(Health {
-        check: check(section, kind?, check_ca)?,
+        check: check(section, kind?, outside)?,
         interval: interval?,
         fast_interval: fast_interval?,
         jitter: jitter?,
@@ -124,11 +122,7 @@ fn within(
     Some(value)
 }
 
-fn check(
-    section: &Section<'_>,
-    kind: Kind,
-    check_ca: &dyn Fn(&Path) -> Result<(), String>,
-) -> Option<Check> {
+fn check(section: &Section<'_>, kind: Kind, outside: Outside) -> Option<Check> {
     if kind == Kind::None {
         unused(
             section,
@@ -160,9 +154,7 @@ fn check(
         Kind::Icmp => return Some(Check::Icmp),
         Kind::Tcp => return Some(Check::Tcp { port: port()? }),
         Kind::Http => Some(Tls::Off),
-        Kind::Https => section.or("ca_file", Tls::Unverified, |field| {
-            ca_file(&field, check_ca)
-        }),
+        Kind::Https => section.or("ca_file", Tls::Unverified, |field| ca_file(&field, outside)),
     };
     let port = port();
     let path = section.or("path", "/".to_owned(), |field| path(&field));
@@ -189,9 +181,9 @@ fn unused(section: &Section<'_>, keys: &[&'static str], kinds: &str) {
     }
 }
 
-fn ca_file(field: &Field<'_>, check_ca: &dyn Fn(&Path) -> Result<(), String>) -> Option<Tls> {
+fn ca_file(field: &Field<'_>, outside: Outside) -> Option<Tls> {
     let ca_file = field.absolute_path()?;
-    if let Err(wrong) = check_ca(&ca_file) {
+    if let Err(wrong) = outside.ca(&ca_file) {
         field.error(|| wrong);
     }
     Some(Tls::Verified { ca_file })

@@ -1,11 +1,12 @@
 //! Reads `[[pool]]` with its backends.
 
-use std::{collections::HashSet, net::IpAddr, path::Path, time::Duration};
+use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use super::{
     error::grouped,
     keys,
     model::{AllDown, Backend, Forward, Pool},
+    outside::Outside,
     read_health,
     section::Section,
 };
@@ -26,16 +27,13 @@ pub(super) const FORWARDS: &[(&str, Forward)] = &[
     ("local", Forward::Local),
 ];
 
-/// One `[[pool]]`. `check_ca` says what is wrong with a file of certificates.
-pub(super) fn pool(
-    section: &Section<'_>,
-    check_ca: &dyn Fn(&Path) -> Result<(), String>,
-) -> Option<PlacedPool> {
+/// One `[[pool]]`.
+pub(super) fn pool(section: &Section<'_>, outside: Outside) -> Option<PlacedPool> {
     let name = section
         .required("name", "\"web\"")
         .and_then(|field| field.name());
     let health = section.or("health", read_health::NO_CHECK, |field| {
-        read_health::health(&field.table(&keys::HEALTH)?, check_ca)
+        read_health::health(&field.table(&keys::HEALTH)?, outside)
     });
     let health_at = section.get("health").map_or(section.at, |field| field.at);
     let all_down = section.or("all_down", AllDown::Drop, |field| {

@@ -1,9 +1,9 @@
-//! Reads `[pop]`, `[dataplane]` and `[api]`: what is set once for this machine.
+//! Reads `[pop]` and `[dataplane]`: what is set once for this machine.
 
 use std::{
     collections::HashSet,
     net::{Ipv4Addr, Ipv6Addr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -13,15 +13,13 @@ use super::{
     addresses::{Unfit, prefix, unfit_range},
     error::quoted,
     keys,
-    model::{Api, Dataplane, Pop, XdpMode},
+    model::{Dataplane, Pop, XdpMode},
+    outside::Outside,
     section::{Field, Section},
 };
 
-/// `[pop]`. `check_secret` says what is wrong with the file at a path.
-pub(super) fn pop(
-    file: &Section<'_>,
-    check_secret: &dyn Fn(&Path) -> Result<(), String>,
-) -> Option<Pop> {
+/// `[pop]`.
+pub(super) fn pop(file: &Section<'_>, outside: Outside) -> Option<Pop> {
     let section = file
         .required("pop", "{ name = \"ams\", id = 1 }")?
         .table(&keys::POP)?;
@@ -33,7 +31,7 @@ pub(super) fn pop(
         .and_then(|field| field.integer(1..=u8::MAX));
     let secret_file = section.optional("secret_file", |field| {
         let path = field.absolute_path()?;
-        if let Err(wrong) = check_secret(&path) {
+        if let Err(wrong) = outside.secret(&path) {
             field.error(|| wrong);
         }
         Some(path)
@@ -88,23 +86,6 @@ pub(super) fn dataplane(file: &Section<'_>) -> Option<(Dataplane, Vec<usize>)> {
     Some((dataplane, places))
 }
 
-/// `[api]`, which may be absent.
-pub(super) fn api(file: &Section<'_>) -> Option<Api> {
-    let Some(field) = file.get("api") else {
-        return Some(Api {
-            socket: PathBuf::from(SOCKET),
-        });
-    };
-    let section = field.table(&keys::API)?;
-    let socket = path_or(&section, "socket", SOCKET)?;
-    if socket.as_os_str().len() > SOCKET_BYTES {
-        section.get("socket")?.error(|| {
-            format!("`socket` is longer than {SOCKET_BYTES} bytes, the most that a Unix socket's path may have; choose a shorter one")
-        });
-    }
-    Some(Api { socket })
-}
-
 const MODES: &[(&str, XdpMode)] = &[
     ("auto", XdpMode::Auto),
     ("native", XdpMode::Native),
@@ -117,9 +98,6 @@ const SOURCE_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 16)
 const SOURCE_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 64);
 const PIN_DIR: &str = "/sys/fs/bpf/sluice";
 const STATE_DIR: &str = "/var/lib/sluice";
-const SOCKET: &str = "/run/sluice/sluice.sock";
-/// `sun_path`, without its closing NUL.
-const SOCKET_BYTES: usize = 107;
 /// `IFNAMSIZ`, without its closing NUL.
 const INTERFACE_BYTES: usize = 15;
 

@@ -536,7 +536,7 @@ fn needs_restart(old: &Config, new: &Config) -> Option<String> {
     }
     if old.api != new.api {
         return Some(
-            "[api] is set at start; to change it, restart the daemon (packets are forwarded meanwhile)"
+            "[api] is set at start, but for what the files in it hold; to change it, restart the daemon (packets are forwarded meanwhile)"
                 .into(),
         );
     }

@@ -3,26 +3,33 @@
 use std::{
     fs::{self, File},
     io,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
 };
 
+use axum::Router;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    sys::resource::{Resource, getrlimit, setrlimit},
 };
 use tokio::{
-    net::UnixListener,
+    net,
     signal::unix::{SignalKind, signal},
-    sync::Mutex,
 };
 
-use super::{Control, Handle, Sources, Start, keep::keep, kernel::Kernel, supervise::Supervisor};
+use super::{
+    Control, Sources, Start,
+    keep::keep,
+    kernel::Kernel,
+    supervise::{Heart, Supervisor},
+};
 use crate::{
-    api::{self, Api, SocketError},
+    api::{self, Access, AccessError, Api, Caps, SocketError},
     config::{self, Config, ConfigErrors, SecretError},
     dataplane::LoadError,
-    net,
     store::{self, Directory, Store, StoreError, Writer},
 };
 
@@ -46,6 +53,17 @@ pub enum DaemonError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    #[error(
+        "cannot listen on {address}; `listen` in [api] must be an address of this machine with a free port"
+    )]
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error("cannot start a thread for clients by TCP")]
+    Thread(#[source] io::Error),
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
     #[error("the control loop ended; restart the daemon (packets are forwarded meanwhile)")]
@@ -57,12 +75,17 @@ pub enum DaemonError {
 /// `socket` overrides the config's.
 pub async fn run(config_file: &Path, socket: Option<PathBuf>) -> Result<(), DaemonError> {
     let config = config::load(config_file)?;
-    config::check_interfaces(&config, |name| net::if_index(name).is_ok())?;
+    config::check_interfaces(&config, |name| crate::net::if_index(name).is_ok())?;
     let state_dir = &config.dataplane.state_dir;
     let _lock = lock(state_dir)?;
     let socket = socket.unwrap_or_else(|| config.api.socket.clone());
     // Before the data plane: what cannot listen shall not touch it.
-    let listener = api::bind(&socket)?;
+    let access = Access::load(config.api.remote.clone())?;
+    let remote = config.api.remote.as_ref().map(|remote| remote.listen);
+    let listeners = Listeners {
+        remote: remote.map(bind_remote).transpose()?,
+        local: api::bind(&socket)?,
+    };
     let (start, adopted) = match prepare(config, config_file) {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -76,11 +99,12 @@ pub async fn run(config_file: &Path, socket: Option<PathBuf>) -> Result<(), Daem
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         socket = %socket.display(),
+        listen = remote.map(tracing::field::display),
         interfaces = start.config.dataplane.interfaces.join(","),
         adopted,
         "running"
     );
-    let result = serve(start, listener, &socket).await;
+    let result = serve(start, listeners, access).await;
     let _gone = fs::remove_file(&socket);
     result
 }
@@ -111,12 +135,28 @@ fn prepare(config: Config, config_file: &Path) -> Result<(Start<Kernel>, bool), 
     Ok((start, opened.adopted))
 }
 
+/// Where clients come in.
+#[derive(Debug)]
+struct Listeners {
+    local: net::UnixListener,
+    remote: Option<TcpListener>,
+}
+
+fn bind_remote(address: SocketAddr) -> Result<TcpListener, DaemonError> {
+    let bound = TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    bound.map_err(|source| DaemonError::Listen { address, source })
+}
+
 /// Runs the loop and the API over an open plane.
 async fn serve(
     start: Start<Kernel>,
-    listener: UnixListener,
-    socket: &Path,
+    listeners: Listeners,
+    access: Access,
 ) -> Result<(), DaemonError> {
+    raise_open_files();
     let config_file = start.config_file.clone();
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
@@ -133,19 +173,14 @@ async fn serve(
         }
     };
     let mut control = tokio::spawn(keep(control, handle.clone(), sources, reopen));
-    listen(
-        &supervisor,
-        listener,
-        socket.to_owned(),
-        config_file,
-        handle.clone(),
-    );
+    let api = Arc::new(Api::new(handle, config_file, access));
+    listen(&supervisor, listeners, &api)?;
     let result = loop {
         tokio::select! {
             _ = hangup.recv() => {
-                let handle = handle.clone();
+                let api = api.clone();
                 // The loop logs how it ends.
-                tokio::spawn(async move { handle.reload().await });
+                tokio::spawn(async move { api.reload().await });
             }
             _ = interrupt.recv() => break Ok(()),
             _ = terminate.recv() => break Ok(()),
@@ -158,35 +193,82 @@ async fn serve(
     result
 }
 
-/// Serves the API. If that ends, a new socket is made.
+/// Serves the API.
 fn listen(
     supervisor: &Supervisor,
-    listener: UnixListener,
-    socket: PathBuf,
-    config_file: PathBuf,
-    control: Handle,
-) {
-    let first = Arc::new(Mutex::new(Some(listener)));
-    supervisor.run("API", move |heart| {
-        let (first, socket) = (first.clone(), socket.clone());
-        let router = api::router(Api {
-            control: control.clone(),
-            config_file: config_file.clone(),
-        });
+    listeners: Listeners,
+    api: &Arc<Api>,
+) -> Result<(), DaemonError> {
+    let Listeners { local, remote } = listeners;
+    let router = api::router(api.clone());
+    let (log, control) = (api.events.clone(), api.control.clone());
+    supervisor.run("events", move |heart| {
+        let (log, events) = (log.clone(), control.events());
         async move {
-            let listener = match first.lock().await.take() {
-                Some(listener) => listener,
-                None => api::bind(&socket).map_err(|error| super::chain(&error))?,
-            };
             tokio::select! {
-                served = axum::serve(listener, router) => match served {
-                    Ok(()) => Err("the server ended".into()),
-                    Err(error) => Err(error.to_string()),
-                },
+                () = log.follow(events) => Err("nothing tells events any more".into()),
                 never = heart.beats() => match never {},
             }
         }
     });
+    if let Some(listener) = remote {
+        let (router, access) = (router.clone(), api.access.clone());
+        let supervisor = supervisor.clone();
+        thread::Builder::new()
+            .name("api".into())
+            .spawn(move || serve_remote(&supervisor, listener, router, access))
+            .map_err(DaemonError::Thread)?;
+    }
+    let local = Arc::new(local);
+    supervisor.run("API", move |heart| {
+        let (local, router) = (local.clone(), router.clone());
+        async move {
+            tokio::select! {
+                never = api::serve_local(&local, router, Caps::default()) => match never {},
+                never = heart.beats() => match never {},
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Clients by TCP have a thread of their own, so that their handshakes take no time from the control loop.
+fn serve_remote(
+    supervisor: &Supervisor,
+    listener: TcpListener,
+    router: Router,
+    access: Arc<Access>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let serve = move |heart: Heart| {
+        let (listener, router, access) = (listener.try_clone(), router.clone(), access.clone());
+        async move {
+            let failed = |error: io::Error| error.to_string();
+            let listener = net::TcpListener::from_std(listener.map_err(failed)?).map_err(failed)?;
+            tokio::select! {
+                never = api::serve_remote(&listener, router, access, Caps::default()) => match never {},
+                never = heart.beats() => match never {},
+            }
+        }
+    };
+    match runtime {
+        Ok(runtime) => {
+            let served = runtime.block_on(async { supervisor.run("API by TCP", serve).await });
+            drop(served);
+        }
+        Err(error) => tracing::error!(%error, "no API by TCP; restart the daemon"),
+    }
+}
+
+/// As many as may be: checks and clients need one each, and the usual 1,024 are few.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot have more files open at a time; health checks and clients may fail");
+    }
 }
 
 /// Held as long as the daemon runs, so that no other writes the same state.

@@ -58,7 +58,11 @@ mod tests {
     async fn a_loop_that_panics_is_replaced_and_nothing_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("sluice.toml");
-        std::fs::write(&file, "[pop]\nname = \"ams\"\nid = 1\n[dataplane]\ninterfaces = [\"lo\"]\n").unwrap();
+        std::fs::write(
+            &file,
+            "[pop]\nname = \"ams\"\nid = 1\n[dataplane]\ninterfaces = [\"lo\"]\n",
+        )
+        .unwrap();
         let plane = Fake::default();
         let open = {
             let (plane, directory) = (plane.clone(), dir.path().to_owned());

@@ -9,14 +9,16 @@ use serde::{
 };
 use serde_json::{Map, Value};
 use sluice_ebpf::{abi::Class, gcra};
+use utoipa::ToSchema;
 
 use crate::{config::Mode, dataplane::ExactLimit};
 
 /// One limit: what the sources in a prefix may send together.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitSpec {
     #[serde(deserialize_with = "prefix")]
+    #[schema(value_type = String, example = "198.51.100.0/24")]
     pub prefix: IpNet,
     /// Name of the VIP that it is for. Default: all of them.
     #[serde(default)]
@@ -42,7 +44,7 @@ pub struct LimitSpec {
 }
 
 /// The packets that a limit counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ClassWord {
     Syn,

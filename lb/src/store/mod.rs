@@ -10,7 +10,7 @@ mod tables;
 mod writer;
 
 #[cfg(test)]
-mod shaky;
+pub(crate) mod shaky;
 #[cfg(test)]
 mod tests;
 

@@ -12,7 +12,7 @@ use super::Medium;
 
 /// Shares its disk with the test.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shaky(Arc<Mutex<Disk>>);
+pub(crate) struct Shaky(Arc<Mutex<Disk>>);
 
 #[derive(Debug, Default)]
 struct Disk {
@@ -54,7 +54,7 @@ impl Shaky {
         self.0.lock().unwrap().power = Some(operations);
     }
 
-    pub(super) fn break_down(&self, broken: bool) {
+    pub(crate) fn break_down(&self, broken: bool) {
         self.0.lock().unwrap().broken = broken;
     }
 

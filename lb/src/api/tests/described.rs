@@ -1,0 +1,371 @@
+//! The description and the API agree: every answer that it names is given, with the body that it promises.
+
+use std::collections::BTreeSet;
+
+use super::{
+    super::{docs::operations, document},
+    remote::{Mutual, Remote, request},
+    *,
+};
+
+/// Method, path as described, and status.
+type Seen = BTreeSet<(String, String, u16)>;
+
+/// Notes an answer, and sees that it is described: its status, media type and body.
+fn note(seen: &mut Seen, method: &Method, path: &str, answer: &Answer) {
+    let method = method.as_str().to_lowercase();
+    let response = &document()["paths"][path][&method]["responses"][answer.status.to_string()];
+    assert!(
+        response.is_object(),
+        "{method} {path} answers {}: {}",
+        answer.status,
+        answer.text()
+    );
+    match response["content"].as_object() {
+        None => assert_eq!(answer.text(), "", "{method} {path} {}", answer.status),
+        Some(content) => {
+            let (kind, body) = content.iter().next().unwrap();
+            assert!(
+                answer.kind.starts_with(kind.as_str()),
+                "{} {kind}",
+                answer.kind
+            );
+            if kind.ends_with("json") {
+                let place = format!("{method} {path} {}", answer.status);
+                check(&answer.json(), &body["schema"], &place);
+            }
+        }
+    }
+    seen.insert((method, path.to_owned(), answer.status));
+}
+
+/// A schema, or the one that it names.
+fn resolved(schema: &Value) -> &Value {
+    let Some(reference) = schema["$ref"].as_str() else {
+        return schema;
+    };
+    let name = reference.rsplit('/').next().unwrap();
+    let schema = &document()["components"]["schemas"][name];
+    assert!(schema.is_object(), "no schema {name}");
+    schema
+}
+
+/// Whether a value is as a schema says: types, and no fields that are missing or unknown.
+fn check(value: &Value, schema: &Value, place: &str) {
+    let schema = resolved(schema);
+    if let Some(kinds) = schema["oneOf"].as_array() {
+        let fits = |kind: &&Value| {
+            let required = resolved(kind)["required"].as_array().into_iter().flatten();
+            (kind["type"] == "null") == value.is_null()
+                && required
+                    .clone()
+                    .all(|field| value.get(field.as_str().unwrap()).is_some())
+        };
+        let kind = kinds.iter().find(fits);
+        let kind = kind.unwrap_or_else(|| panic!("{place}: {value} is none of {kinds:?}"));
+        return check(value, kind, place);
+    }
+    if let Some(words) = schema["enum"].as_array() {
+        assert!(words.contains(value), "{place}: {value} of {words:?}");
+    }
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let allowed = match &schema["type"] {
+        Value::Array(kinds) => kinds.contains(&json!(kind)),
+        Value::Null => true,
+        one => *one == kind,
+    };
+    assert!(allowed, "{place}: {value} is not {}", schema["type"]);
+    for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+        check(item, &schema["items"], &format!("{place}[{index}]"));
+    }
+    let (Some(fields), Some(properties)) = (value.as_object(), schema["properties"].as_object())
+    else {
+        return;
+    };
+    for (field, value) in fields {
+        let schema = properties
+            .get(field)
+            .unwrap_or_else(|| panic!("{place}: `{field}` is not described"));
+        check(value, schema, &format!("{place}.{field}"));
+    }
+    for field in schema["required"].as_array().into_iter().flatten() {
+        assert!(
+            fields.contains_key(field.as_str().unwrap()),
+            "{place}: no {field}"
+        );
+    }
+}
+
+const DRAIN: &str = "/v1/drains/{kind}/{name}";
+const BACKEND: &str = "/v1/drains/backend/web/10.0.0.1";
+const ONE: &str = "/v1/limits/{id}";
+
+#[tokio::test]
+async fn every_described_answer_is_given_through_tls() {
+    let mut seen = Seen::new();
+    let remote = Remote::start(Mutual::No, Caps::default(), Duration::from_millis(200)).await;
+    let world = &remote.world;
+    let post_limit = |body: &str| (Method::POST, "/v1/limits", "/v1/limits", body.to_owned());
+    let put_limit = |path, body: &str| (Method::PUT, ONE, path, body.to_owned());
+    let other = LIMIT.replace("udp", "syn");
+    let get = |path| (Method::GET, path, path, String::new());
+    let drain = |method: &Method, path| (method.clone(), DRAIN, path, String::new());
+    let reload = || (Method::POST, "/v1/reload", "/v1/reload", String::new());
+    let (put, delete) = (Method::PUT, Method::DELETE);
+
+    let mut calls = vec![
+        post_limit(LIMIT),
+        post_limit(LIMIT),
+        post_limit(&other),
+        post_limit("["),
+        post_limit("{}"),
+        post_limit(&format!("[{LIMIT}]")),
+        post_limit(&" ".repeat((64 << 20) + 1)),
+        put_limit("/v1/limits/1", LIMIT),
+        put_limit("/v1/limits/1", &other),
+        put_limit("/v1/limits/9", LIMIT),
+        put_limit("/v1/limits/1", "["),
+        put_limit("/v1/limits/1", "{}"),
+        put_limit("/v1/limits/1", &" ".repeat(2 << 20)),
+        (Method::GET, ONE, "/v1/limits/1", String::new()),
+        (Method::GET, ONE, "/v1/limits/9", String::new()),
+    ];
+    calls.extend(
+        [
+            "/v1/status",
+            "/v1/vips",
+            "/v1/backends",
+            "/v1/flows",
+            "/v1/drops",
+            "/v1/limits",
+            "/metrics",
+            "/healthz",
+            "/readyz",
+            "/v1/openapi.json",
+            "/v1/docs",
+        ]
+        .map(get),
+    );
+    calls.extend(
+        ["/v1/limits/1", "/v1/limits/9"].map(|path| (delete.clone(), ONE, path, String::new())),
+    );
+    for method in [&put, &delete] {
+        calls.push(drain(method, BACKEND));
+        calls.push(drain(method, "/v1/drains/backend/web/10.0.0.9"));
+        calls.push(drain(method, "/v1/drains/backend/web"));
+        calls.push(drain(method, "/v1/drains/vip/site"));
+    }
+    calls.push(reload());
+    calls.extend(
+        [
+            ("/v1/vips", "/v1/vips?nosuch=1"),
+            ("/v1/backends", "/v1/backends?limit=0"),
+            ("/v1/flows", "/v1/flows?after=x"),
+            ("/v1/drops", "/v1/drops?limit=1&limit=2"),
+            ("/v1/limits", "/v1/limits?class=tcp"),
+        ]
+        .map(|(described, path)| (Method::GET, described, path, String::new())),
+    );
+    for (method, described, path, body) in calls {
+        let answer = remote
+            .send(&remote.operate, method.clone(), path, body)
+            .await;
+        note(&mut seen, &method, described, &answer);
+    }
+
+    // Each operation without a token, and each change with one that may only read.
+    for (path, method, operation) in operations(document()) {
+        let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+        let called = path
+            .replace("{id}", "1")
+            .replace("{kind}", "backend")
+            .replace("{name}", "x");
+        if operation["security"] == json!([]) {
+            continue;
+        }
+        let answer = remote.send("", method.clone(), &called, "").await;
+        note(&mut seen, &method, path, &answer);
+        if method != Method::GET {
+            let answer = remote.send(&remote.read, method.clone(), &called, "").await;
+            note(&mut seen, &method, path, &answer);
+        }
+    }
+
+    // Conditions that do not hold, that make no sense, and a disk that fails.
+    let answer = remote
+        .send(&remote.operate, Method::POST, "/v1/limits", LIMIT)
+        .await;
+    let one = format!("/v1/limits/{}", answer.json()["id"]);
+    let changes = [
+        (Method::POST, "/v1/limits", "/v1/limits"),
+        (put.clone(), ONE, one.as_str()),
+        (delete.clone(), ONE, one.as_str()),
+    ];
+    for (method, described, path) in &changes {
+        for tag in ["\"99-99\"", "nonsense"] {
+            let request = request(&remote.operate, method.clone(), path);
+            let request = request.header(header::IF_MATCH, tag);
+            let answer = exchange(remote.connect().await, request, LIMIT).await;
+            note(&mut seen, method, described, &answer);
+        }
+    }
+    let answer = remote.send(&remote.operate, put.clone(), BACKEND, "").await;
+    assert_eq!(answer.status, 204);
+    remote.disk.break_down(true);
+    let slower = LIMIT.replace("1000", "7");
+    let other_backend = BACKEND.replace("0.1", "0.2");
+    for (method, described, path) in changes.into_iter().chain([
+        (put.clone(), DRAIN, other_backend.as_str()),
+        (delete.clone(), DRAIN, BACKEND),
+    ]) {
+        let answer = remote
+            .send(&remote.operate, method.clone(), path, slower.clone())
+            .await;
+        note(&mut seen, &method, described, &answer);
+    }
+    remote.disk.break_down(false);
+
+    // Bodies of the wrong type, and bodies that do not come.
+    for (method, described, path) in [
+        (Method::POST, "/v1/limits", "/v1/limits"),
+        (put.clone(), ONE, "/v1/limits/1"),
+    ] {
+        let request = || request(&remote.operate, method.clone(), path);
+        let typed = request().header(header::CONTENT_TYPE, "text/plain");
+        let answer = exchange(remote.connect().await, typed, LIMIT).await;
+        note(&mut seen, &method, described, &answer);
+        let answer = hostile::unfinished(remote.connect().await, request()).await;
+        note(&mut seen, &method, described, &answer);
+    }
+
+    // What the config file, the kernel and the end of the daemon bring.
+    let good = std::fs::read_to_string(world.config_file()).unwrap();
+    std::fs::write(world.config_file(), "[").unwrap();
+    let answer = remote
+        .send(&remote.operate, Method::POST, "/v1/reload", "")
+        .await;
+    note(&mut seen, &Method::POST, "/v1/reload", &answer);
+    std::fs::write(world.config_file(), good).unwrap();
+    let answer = remote.send(&remote.operate, put.clone(), BACKEND, "").await;
+    assert_eq!(answer.status, 204);
+    world.plane.fail(Some("gone"));
+    let mut failing: Vec<_> = [
+        "/v1/status",
+        "/v1/vips",
+        "/v1/backends",
+        "/v1/flows",
+        "/v1/drops",
+        "/metrics",
+    ]
+    .map(get)
+    .into();
+    failing.extend([post_limit(&LIMIT.replace("udp", "icmp")), reload()]);
+    failing.extend([drain(&delete, BACKEND), drain(&put, BACKEND)]);
+    for (method, described, path, body) in failing {
+        let answer = remote
+            .send(&remote.operate, method.clone(), path, body)
+            .await;
+        note(&mut seen, &method, described, &answer);
+    }
+    world.plane.fail(None);
+
+    let readers = async {
+        remote
+            .send(&remote.read, Method::GET, "/v1/events", "")
+            .await
+    };
+    let readers = events::with_all_places_taken(&remote, readers).await;
+    note(&mut seen, &Method::GET, "/v1/events", &readers);
+    events::note_head(&remote, |status| {
+        seen.insert(("get".into(), "/v1/events".into(), status));
+    })
+    .await;
+
+    let [control, ..] = world.tasks.as_slice() else {
+        unreachable!("it was started")
+    };
+    control.abort();
+    while !control.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let mut ended: Vec<_> = [
+        "/v1/status",
+        "/v1/vips",
+        "/v1/backends",
+        "/v1/flows",
+        "/v1/drops",
+        "/v1/limits",
+        "/metrics",
+    ]
+    .map(get)
+    .into();
+    ended.extend([
+        post_limit(LIMIT),
+        put_limit("/v1/limits/1", LIMIT),
+        reload(),
+    ]);
+    ended.extend([&put, &delete].map(|method| drain(method, BACKEND)));
+    ended.extend(
+        [Method::GET, delete.clone()].map(|method| (method, ONE, "/v1/limits/1", String::new())),
+    );
+    for (method, described, path, body) in ended {
+        let answer = remote
+            .send(&remote.operate, method.clone(), path, body)
+            .await;
+        note(&mut seen, &method, described, &answer);
+    }
+    let early = World::start(CONFIG);
+    note(
+        &mut seen,
+        &Method::GET,
+        "/readyz",
+        &early.get("/readyz").await,
+    );
+
+    let described = operations(document()).flat_map(|(path, method, operation)| {
+        let statuses = operation["responses"].as_object().unwrap().keys();
+        statuses.map(move |status| (method.to_owned(), path.to_owned(), status.parse().unwrap()))
+    });
+    let missing: Vec<_> = described.filter(|answer| !seen.contains(answer)).collect();
+    assert!(missing.is_empty(), "described, but not seen: {missing:#?}");
+}
+
+#[tokio::test]
+async fn the_page_shows_every_operation_and_asks_nobody() {
+    let world = World::start(CONFIG);
+    let answer = world.get("/v1/docs").await;
+    assert_eq!(answer.kind, "text/html; charset=utf-8");
+    let page = answer.text();
+    for (path, method, operation) in operations(document()) {
+        let title = format!(
+            "<b class=\"m\">{}</b><code>{path}</code>",
+            method.to_uppercase()
+        );
+        assert!(page.contains(&title), "no {method} {path}");
+        assert!(
+            operation["summary"].is_string(),
+            "{method} {path} says nothing"
+        );
+    }
+    for name in document()["components"]["schemas"]
+        .as_object()
+        .unwrap()
+        .keys()
+    {
+        assert!(page.contains(&format!("id=\"{name}\"")), "no {name}");
+    }
+    assert!(!page.contains("<script") && !page.contains("src="));
+    for link in page.split("href=\"").skip(1) {
+        assert!(link.starts_with(['#', '/']), "{link}");
+    }
+    let described = world.get("/v1/openapi.json").await;
+    assert_eq!(described.json(), *document());
+    assert!(document()["openapi"].as_str().unwrap().starts_with("3.1"));
+}

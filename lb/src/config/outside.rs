@@ -1,0 +1,47 @@
+//! The files that a config names: whether they are what they should be.
+
+use std::path::Path;
+
+use super::{model::ApiTls, read_ca, read_secret};
+use crate::api::{ServerTls, TlsError, Tokens};
+
+/// Whether to look at them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Outside {
+    Checked,
+    Ignored,
+}
+
+impl Outside {
+    pub(super) fn secret(self, path: &Path) -> Result<(), String> {
+        match self {
+            Self::Checked => read_secret(path)
+                .map(drop)
+                .map_err(|wrong| wrong.to_string()),
+            Self::Ignored => Ok(()),
+        }
+    }
+
+    pub(super) fn tokens(self, path: &Path) -> Result<(), String> {
+        match self {
+            Self::Checked => Tokens::load(path)
+                .map(drop)
+                .map_err(|wrong| wrong.to_string()),
+            Self::Ignored => Ok(()),
+        }
+    }
+
+    pub(super) fn ca(self, path: &Path) -> Result<(), String> {
+        match self {
+            Self::Checked => read_ca(path).map(drop).map_err(|wrong| wrong.to_string()),
+            Self::Ignored => Ok(()),
+        }
+    }
+
+    pub(super) fn tls(self, tls: &ApiTls) -> Result<(), TlsError> {
+        match self {
+            Self::Checked => ServerTls::load(tls).map(drop),
+            Self::Ignored => Ok(()),
+        }
+    }
+}
