@@ -12,7 +12,7 @@ use std::{
 use etherparse::PacketBuilder;
 use nix::sched::{CloneFlags, unshare};
 use sluice::{
-    config::{Dataplane, Forward, HashInput, Protocol, XdpMode},
+    config::{AllDown, Dataplane, Forward, HashInput, Protocol, XdpMode},
     dataplane::{
         Action, ApplyError, BackendKey, BackendState, Desired, Explainer, LoadError, Mode, Need,
         Opened, Plane, Step, Table, TableKey, Vip, unload,
@@ -299,6 +299,7 @@ fn desired(backends: &[u8]) -> Desired {
         table: table.clone(),
         mtu_bytes: None,
         hash: HashInput::Flow,
+        all_down: AllDown::Drop,
         policy: None,
     };
     Desired {

@@ -1,6 +1,9 @@
 //! Backends leave when they fail, and come back.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use sluice_tests::{DNS_V4, Lab, LabBuilder, WEB_V4, WEB_V6, eventually};
 
@@ -317,4 +320,26 @@ fn a_daemon_that_knows_nothing_yet_moves_nothing() {
     for vip in [WEB_V4, WEB_V6] {
         assert_eq!(lab.client(0).spread(vip, 60).unwrap().len(), 3, "{vip}");
     }
+}
+
+#[test]
+fn with_reset_clients_learn_at_once_that_nobody_serves() {
+    let lab = Lab::new()
+        .config(|config| config.health(QUICK).pools("all_down = \"reset\""))
+        .start();
+    for vip in [WEB_V4, WEB_V6] {
+        let mut conn = lab.client(0).connect(vip).unwrap();
+        let healthy = lab.config().pools("all_down = \"reset\"");
+        lab.reload(&healthy.clone().health(HOPELESS)).succeeds();
+        eventually("all are down", || all_are_down(&lab));
+        let started = Instant::now();
+        let refused = lab.client(0).connect(vip).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "{vip}");
+        let reset = conn.try_who().unwrap_err();
+        assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset, "{vip}");
+        assert!(started.elapsed() < Duration::from_secs(1));
+        lab.reload(&healthy.health(QUICK)).succeeds();
+        lab.wait_until_ready();
+    }
+    assert_eq!(lab.node().dropped_for("no_backend"), 0);
 }

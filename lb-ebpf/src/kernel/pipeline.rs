@@ -12,6 +12,7 @@ use super::{
     jiffies,
     limits::{Sender, admit},
     maps::{AGE_SHIFT, QUOTED, SLOTS, VIPS, settings},
+    reset,
     vips::{self, Found},
 };
 use crate::{
@@ -405,7 +406,7 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         }
     }
     let Some(picked) = flows::backend_that_forwards(backend) else {
-        return Err(Verdict::Drop(DropReason::NoBackend));
+        return Err(no_backend(packet));
     };
     count::note(Step::Chosen);
     if remember {
@@ -413,6 +414,17 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         flows::remember(flow, backend, packet.vip_index, packet.jiffies, pressure);
     }
     Ok(picked)
+}
+
+/// A packet that nobody takes: TCP may be told.
+#[inline(always)]
+fn no_backend(packet: &Packet<'_>) -> Verdict {
+    if let (Transport::Tcp { .. }, Fragment::Whole) = (&packet.transport, &packet.fragment)
+        && let Ok(l4) = skip_options(packet.context, packet.ip)
+    {
+        return reset::reply(packet.context, packet.vip, packet.ip, &l4);
+    }
+    Verdict::Drop(DropReason::NoBackend)
 }
 
 /// Whether the VIP's table was switched so recently that a handshake can have begun before.
