@@ -153,6 +153,8 @@ pub struct Vip {
 pub const VIP_HASH_SOURCE: u32 = 1;
 /// `Vip::flags`: flows may be at backends of a table that the VIP had before.
 pub const VIP_MOVED: u32 = 2;
+/// `Vip::flags`: TCP that no backend takes is answered with a reset.
+pub const VIP_RESET: u32 = 4;
 /// `Vip::flags`: from this bit on, a bit for each class that the policy limits.
 pub const VIP_CLASSES_SHIFT: u32 = 8;
 
@@ -393,6 +395,7 @@ numbered! {
         Ipip = "forwarded by ipip",
         Gue = "forwarded by gue",
         Local = "forwarded to the host itself",
+        Reset = "no backend: answered with a reset",
     }
 }
 

@@ -18,6 +18,7 @@ pub mod flow;
 pub mod gcra;
 pub mod hash;
 pub mod packet;
+pub mod reset;
 pub mod vip;
 
 #[cfg(target_arch = "bpf")]

@@ -68,6 +68,9 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
                 table,
                 mtu_bytes: vip.mtu_bytes,
                 hash: vip.hash,
+                all_down: pools
+                    .get(vip.pool.as_str())
+                    .map_or(config::AllDown::Drop, |pool| pool.all_down),
                 policy: vip.policy.clone(),
             },
         );

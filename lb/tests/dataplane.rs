@@ -13,7 +13,7 @@ use etherparse::PacketBuilder;
 use nix::sched::{CloneFlags, unshare};
 use sluice::sys::Mapped;
 use sluice::{
-    config::{Dataplane, Forward, HashInput, Protocol, XdpMode},
+    config::{AllDown, Dataplane, Forward, HashInput, Protocol, XdpMode},
     dataplane::{
         Action, ApplyError, BackendKey, BackendState, Desired, Explainer, LoadError, Mode, Need,
         Opened, Plane, Step, Table, TableKey, Vip, unload,
@@ -374,6 +374,7 @@ fn desired(backends: &[u8]) -> Desired {
         table: table.clone(),
         mtu_bytes: None,
         hash: HashInput::Flow,
+        all_down: AllDown::Drop,
         policy: None,
     };
     Desired {

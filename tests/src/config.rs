@@ -22,6 +22,8 @@ pub struct Pool {
     pub name: String,
     /// The inline table of `health`.
     pub health: String,
+    /// More keys.
+    pub extra: String,
     pub backends: Vec<PoolBackend>,
 }
 
@@ -55,6 +57,7 @@ impl Config {
             // Calm, so that a loaded machine takes no backend away; scenarios about health set their own.
             health: r#"{ kind = "http", port = 80, path = "/health", status = 200, interval = "500ms", timeout = "500ms", rise = 1, fall = 10 }"#
                 .to_owned(),
+            extra: String::new(),
             backends: backends
                 .iter()
                 .map(|backend| PoolBackend {
@@ -127,6 +130,15 @@ impl Config {
         self
     }
 
+    /// More keys of every pool.
+    #[must_use]
+    pub fn pools(mut self, extra: &str) -> Self {
+        self.pools
+            .iter_mut()
+            .for_each(|pool| extra.clone_into(&mut pool.extra));
+        self
+    }
+
     /// Adds a policy with these limits (a TOML array), and puts every VIP under it.
     #[must_use]
     pub fn policy(mut self, mode: &str, limits: &str) -> Self {
@@ -152,8 +164,8 @@ impl Config {
         for pool in &self.pools {
             let _ = write!(
                 toml,
-                "\n[[pool]]\nname = \"{}\"\nhealth = {}\n",
-                pool.name, pool.health
+                "\n[[pool]]\nname = \"{}\"\nhealth = {}\n{}\n",
+                pool.name, pool.health, pool.extra
             );
             for backend in &pool.backends {
                 let _ = write!(

@@ -12,6 +12,7 @@ use super::{
     jiffies,
     limits::{Sender, admit},
     maps::{AGE_SHIFT, QUOTED, SLOTS, VIPS, settings},
+    reset,
     vips::{self, Found},
 };
 use crate::{
@@ -340,7 +341,7 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     if matches!(class, Class::Syn) {
         let slot = slot(&packet.vip.table, slot_hash(packet, flow));
         if whole && !may_be_elsewhere(packet.vip, slot) {
-            return chosen(slot);
+            return chosen(packet, slot);
         }
     }
     // What is dropped for its source never costs a read of the flow table, which is the dearest step, unless its
@@ -439,7 +440,7 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
             }
         }
     }
-    let picked = chosen(backend)?;
+    let picked = chosen(packet, backend)?;
     if remember {
         let index = picked.index;
         if flows::remember(flow, index, packet.vip_index, packet.jiffies, pressure) {
@@ -454,9 +455,9 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
 
 /// The backend that a slot names.
 #[inline(always)]
-fn chosen(slot: u16) -> Result<Picked, Verdict> {
+fn chosen(packet: &Packet<'_>, slot: u16) -> Result<Picked, Verdict> {
     let Some(picked) = flows::backend_that_forwards(slot & !SLOT_MOVED) else {
-        return Err(Verdict::Drop(DropReason::NoBackend));
+        return Err(no_backend(packet));
     };
     count::note(Step::Chosen);
     Ok(picked)
@@ -470,6 +471,17 @@ fn slot_hash(packet: &Packet<'_>, flow: u64) -> u64 {
     } else {
         flow
     }
+}
+
+/// A packet that nobody takes: TCP may be told.
+#[inline(always)]
+fn no_backend(packet: &Packet<'_>) -> Verdict {
+    if let (Transport::Tcp { .. }, Fragment::Whole) = (&packet.transport, &packet.fragment)
+        && let Ok(l4) = skip_options(packet.context, packet.ip)
+    {
+        return reset::reply(packet.context, packet.vip, packet.ip, &l4);
+    }
+    Verdict::Drop(DropReason::NoBackend)
 }
 
 /// Whether the VIP's table was switched so recently that a handshake can have begun before.

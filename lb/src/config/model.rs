@@ -130,6 +130,8 @@ pub enum AllDown {
     Drop,
     /// They go to the backends that were the last to be up.
     LastKnown,
+    /// TCP is answered with a reset; the rest is dropped.
+    Reset,
 }
 
 /// `[[pool.backend]]`.

@@ -36,9 +36,7 @@ pub(super) fn pool(section: &Section<'_>, outside: Outside) -> Option<PlacedPool
         read_health::health(&field.table(&keys::HEALTH)?, outside)
     });
     let health_at = section.get("health").map_or(section.at, |field| field.at);
-    let all_down = section.or("all_down", AllDown::Drop, |field| {
-        field.word(ALL_DOWN, &["reset"])
-    });
+    let all_down = section.or("all_down", AllDown::Drop, |field| field.word(ALL_DOWN, &[]));
     let slow_start = section.or("slow_start", Duration::ZERO, |field| {
         field.duration(Duration::ZERO..=SLOW_START_MAX)
     });
@@ -60,7 +58,11 @@ pub(super) fn pool(section: &Section<'_>, outside: Outside) -> Option<PlacedPool
     })
 }
 
-const ALL_DOWN: &[(&str, AllDown)] = &[("drop", AllDown::Drop), ("last_known", AllDown::LastKnown)];
+const ALL_DOWN: &[(&str, AllDown)] = &[
+    ("drop", AllDown::Drop),
+    ("last_known", AllDown::LastKnown),
+    ("reset", AllDown::Reset),
+];
 const SLOW_START_MAX: Duration = Duration::from_secs(60 * 60);
 
 fn backends(section: &Section<'_>) -> Option<Vec<(Backend, usize)>> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{Forward, HashInput, Policy, Protocol},
+    config::{AllDown, Forward, HashInput, Policy, Protocol},
     net::NextHop,
 };
 
@@ -60,5 +60,7 @@ pub struct Vip {
     pub table: TableKey,
     pub mtu_bytes: Option<u16>,
     pub hash: HashInput,
+    /// Of its pool.
+    pub all_down: AllDown,
     pub policy: Option<String>,
 }

@@ -10,7 +10,7 @@ use sluice_ebpf::{
 };
 
 use super::{BackendKey, BackendState};
-use crate::config::{Forward, HashInput, Mode, Policy, PrefixLengths, Protocol, Scope};
+use crate::config::{AllDown, Forward, HashInput, Mode, Policy, PrefixLengths, Protocol, Scope};
 
 /// An address as 16 bytes, IPv4 mapped.
 pub(crate) fn bytes(address: IpAddr) -> Address {
@@ -107,15 +107,19 @@ pub(crate) fn policy(policy: &Policy, hz: u32) -> abi::Policy {
 }
 
 /// `Vip::flags`.
-pub(crate) fn vip_flags(hash: HashInput, policy: Option<&Policy>) -> u32 {
+pub(crate) fn vip_flags(hash: HashInput, all_down: AllDown, policy: Option<&Policy>) -> u32 {
     let hash = match hash {
         HashInput::Flow => 0,
         HashInput::Source => abi::VIP_HASH_SOURCE,
     };
+    let reset = match all_down {
+        AllDown::Reset => abi::VIP_RESET,
+        AllDown::Drop | AllDown::LastKnown => 0,
+    };
     policy
         .iter()
         .flat_map(|policy| &policy.limits)
-        .fold(hash, |flags, limit| {
+        .fold(hash | reset, |flags, limit| {
             flags | 1 << (abi::VIP_CLASSES_SHIFT + limit.class as u32)
         })
 }
@@ -221,8 +225,10 @@ mod tests {
                 assert_eq!(*limiter, expected, "class {class}, limiter {at}");
             }
         }
-        let flags = vip_flags(HashInput::Source, Some(&sources()));
+        let flags = vip_flags(HashInput::Source, AllDown::Drop, Some(&sources()));
         assert_eq!(flags, abi::VIP_HASH_SOURCE | 1 << (8 + Class::Udp as u32));
+        let flags = vip_flags(HashInput::Flow, AllDown::Reset, None);
+        assert_eq!(flags, abi::VIP_RESET);
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Image {
                 Some(VipImage {
                     place,
                     mtu_bytes: vip.mtu_bytes.unwrap_or(u16::MAX),
-                    flags: encode::vip_flags(vip.hash, policy),
+                    flags: encode::vip_flags(vip.hash, vip.all_down, policy),
                     policy: vip.policy.clone(),
                     table: vip.table.clone(),
                 }),

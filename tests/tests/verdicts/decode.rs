@@ -10,7 +10,7 @@ use etherparse::{
 use sluice_ebpf::abi::{Backend, Forward};
 
 use crate::{
-    packet::{Family, OUR_MAC, Packet, ROUTER_MAC, l4_checksum},
+    packet::{ACK, FIN, Family, OUR_MAC, Packet, ROUTER_MAC, RST, SYN, l4_checksum},
     world::{SPREAD, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6},
 };
 
@@ -242,6 +242,45 @@ pub(crate) fn too_big(packet: &Packet, mtu: u16, out: &[u8]) -> Result<()> {
         .get(..quote_bytes)
         .context("such a packet is not too big")?;
     answered(&error.icmp(kind, code, [0, 0, high, low], quote), out)
+}
+
+/// The reset that a host would answer a TCP packet with. Behind it there may be what fills the shortest frame.
+pub(crate) fn reset(packet: &Packet, out: &[u8]) -> Result<()> {
+    let ports = |at: usize| u16::from_be_bytes([packet.payload[at], packet.payload[at + 1]]);
+    let number = |at: usize| &packet.payload[at..at + 4];
+    let (flags, header_bytes) = (packet.payload[13], usize::from(packet.payload[12] >> 4) * 4);
+    let signs = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+    let data = u32::try_from(packet.payload.len() - header_bytes)?;
+    let (sequence, acknowledgement, answer) = if flags & ACK != 0 {
+        (number(8).to_vec(), 0, RST)
+    } else {
+        let sequence = u32::from_be_bytes(number(4).try_into()?);
+        (vec![0; 4], sequence.wrapping_add(data + signs), RST | ACK)
+    };
+    let mut expected = Packet {
+        vlans: packet.vlans.clone(),
+        ttl: TTL,
+        flow_label: 0,
+        dont_fragment: false,
+        ..Packet::new(packet.to, packet.from)
+    }
+    .tcp((ports(2), ports(0)), answer, &[]);
+    expected.payload[4..8].copy_from_slice(&sequence);
+    expected.payload[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
+    // No window, and the sum anew.
+    expected.payload[14..18].fill(0);
+    let checksum = l4_checksum(
+        expected.from,
+        expected.to,
+        expected.protocol,
+        &expected.payload,
+    );
+    expected.payload[16..18].copy_from_slice(&checksum.to_be_bytes());
+
+    let length = expected.frame().len();
+    ensure!(out.len() <= length.max(60), "{} bytes", out.len());
+    let out = out.get(..length).context("too short")?;
+    answered(&expected, out)
 }
 
 /// An answer goes back to where the packet came from, with right lengths and checksums.

@@ -14,6 +14,7 @@ mod limits;
 mod packet;
 mod random;
 mod reasons;
+mod reset;
 mod rig;
 mod services;
 mod table;

@@ -7,7 +7,7 @@ use proptest::{
     prop_assert, prop_assert_eq, prop_oneof,
     test_runner::{Config, TestRunner},
 };
-use sluice_ebpf::abi::{BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, DropReason, maps};
+use sluice_ebpf::abi::{BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, DropReason, VIP_RESET, maps};
 
 use crate::{
     packet::{ACK, DOT1AD, DOT1Q, Family, Packet, SYN, TCP, UDP, client, vip},
@@ -68,6 +68,9 @@ fn model(rig: &Rig, packet: &Packet, protocol: u8, port: u16) -> Expect {
         return Expect::Pass;
     };
     let [number] = service.backends[..] else {
+        if protocol == TCP && service.flags & VIP_RESET != 0 {
+            return Expect::Reset;
+        }
         return Expect::Drop(DropReason::NoBackend);
     };
     let backend: Backend = rig.get(maps::BACKENDS, number.into());

@@ -33,6 +33,8 @@ pub(crate) enum Expect {
     EchoReply,
     /// The sender is told this MTU.
     TooBig(u16),
+    /// The sender gets a TCP reset.
+    Reset,
 }
 
 /// What becomes of a frame that ends inside its packet, but not inside the fixed IP header.
@@ -136,6 +138,7 @@ fn check_verdict(rig: &Rig, row: &Row, ran: &Ran) -> Result<()> {
         Expect::Drop(_) => (Action::Drop, Ok(())),
         Expect::EchoReply => (Action::Tx, decode::echo_reply(&row.packet, &ran.frame)),
         Expect::TooBig(mtu) => (Action::Tx, decode::too_big(&row.packet, mtu, &ran.frame)),
+        Expect::Reset => (Action::Tx, decode::reset(&row.packet, &ran.frame)),
         Expect::Sent(number) => {
             let backend: Backend = rig.get(maps::BACKENDS, number.into());
             (

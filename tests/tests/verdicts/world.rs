@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sluice_ebpf::abi::{
-    BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Forward, NO_BACKEND, VIP_HASH_SOURCE,
+    BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Forward, NO_BACKEND, VIP_HASH_SOURCE, VIP_RESET,
 };
 
 use crate::packet::{Family, TCP, UDP, vip};
@@ -39,6 +39,8 @@ pub(crate) const ALL_PORTS: u8 = 19;
 pub(crate) const ANY_PROTOCOL: u8 = 20;
 /// TCP on ports 1 to 9, UDP on all.
 pub(crate) const CROWDED: u8 = 21;
+/// As `EMPTY`, and its clients are told.
+pub(crate) const RESET: u8 = 22;
 /// Inside the whole prefixes below, with a service of its own: TCP port 80 by gue.
 pub(crate) const NESTED: u8 = 7;
 
@@ -113,6 +115,7 @@ pub(crate) fn services() -> Vec<Service> {
         (SMALL, &[backend::IPIP4]),
         (LIMITED, &[backend::IPIP4]),
         (MONITORED, &[backend::IPIP4]),
+        (RESET, &[]),
     ];
     let mut services = vec![];
     for family in Family::BOTH {
@@ -122,6 +125,7 @@ pub(crate) fn services() -> Vec<Service> {
                 match *host {
                     BY_SOURCE => service.flags = VIP_HASH_SOURCE,
                     SMALL => service.mtu_bytes = if family == Family::V4 { 576 } else { 1320 },
+                    RESET => service.flags = VIP_RESET,
                     LIMITED => service.limit(ENFORCED),
                     MONITORED => service.limit(COUNTED),
                     _ => {}
