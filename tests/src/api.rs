@@ -84,7 +84,7 @@ pub struct ApiLoad {
     pub clients: u32,
     /// Of all together.
     pub requests_per_second: u32,
-    pub lasting: Duration,
+    pub seconds: u32,
 }
 
 /// How long answers took, from the moment at which the request was due.
@@ -126,14 +126,14 @@ impl ApiLoad {
         let took = start.elapsed();
         let refused = all.iter().filter(|(_, good)| !good).count();
         all.sort_by_key(|(latency, _)| *latency);
-        let at = |share: f64| all[(((all.len() - 1) as f64) * share) as usize].0;
+        let at = |percent: usize| all[(all.len() - 1) * percent / 100].0;
         ApiFigures {
             answers: all.len(),
             refused,
             per_second: all.len() as f64 / took.as_secs_f64(),
-            p50: at(0.5),
-            p99: at(0.99),
-            longest: at(1.0),
+            p50: at(50),
+            p99: at(99),
+            longest: at(100),
         }
     }
 }
@@ -152,7 +152,7 @@ async fn drive(
         .expect("the daemon speaks HTTP");
     tokio::task::spawn_local(connection);
     let pace = Duration::from_secs(1) * load.clients / load.requests_per_second;
-    let number = (load.lasting.as_secs_f64() / pace.as_secs_f64()) as u32;
+    let number = load.requests_per_second / load.clients * load.seconds;
     // They do not begin together.
     let begin = tokio::time::Instant::now() + pace * client / load.clients;
     let mut answers = Vec::with_capacity(number as usize);

@@ -8,6 +8,7 @@ mod dataplane;
 mod events;
 mod kernel;
 mod limits;
+mod request;
 mod sources;
 mod view;
 
@@ -24,12 +25,12 @@ use crate::{
     limits::{LimitError, LimitQuery, LimitSpec, Precondition},
 };
 
-use changes::Request;
+use request::Request;
 
-pub use changes::LimitsSet;
 pub(crate) use control_loop::chain;
 pub use control_loop::{Control, Start};
 pub use daemon::{DaemonError, run};
+pub use request::LimitsSet;
 
 pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
 pub use events::{Event, HealthChange};
