@@ -177,6 +177,10 @@ pub struct UdpFlow {
 }
 
 impl UdpFlow {
+    pub fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
     /// Sends a datagram, and returns the name of the backend that answered it.
     pub fn ask(&self, payload: &[u8]) -> io::Result<String> {
         self.socket.send(payload)?;

@@ -11,6 +11,7 @@ pub struct Config {
     pub vips: Vec<Vip>,
     /// `[[policy]]` tables and whatever else, as they are.
     pub extra: String,
+    pub exact_limits: u32,
     /// More lines for `[dataplane]`.
     pub dataplane: String,
     /// More lines for `[api]`.
@@ -89,9 +90,17 @@ impl Config {
                 vip("dns6", DNS_V6, "udp", "v6"),
             ],
             extra: String::new(),
+            exact_limits: 16_384,
             dataplane: String::new(),
             api: String::new(),
         }
+    }
+
+    /// Room for so many limits of prefixes.
+    #[must_use]
+    pub fn exact_limits(mut self, most: u32) -> Self {
+        self.exact_limits = most;
+        self
     }
 
     /// How every VIP forwards.

@@ -8,6 +8,7 @@
 //! A lab needs root, bpffs, and Debian's `iproute2`, `ethtool` and (to look at traffic) `tcpdump`.
 
 mod addresses;
+mod api;
 mod backend;
 mod binary;
 mod capture;
@@ -31,6 +32,7 @@ mod wait;
 pub use addresses::{
     BACK, DNS_V4, DNS_V6, FRONT, HTTP_PORT, Segment, UDP_PORT, VIPS_V4, VIPS_V6, WEB_V4, WEB_V6,
 };
+pub use api::{ApiAnswer, ApiConn, ApiFigures, ApiLoad};
 pub use backend::Backend;
 pub use binary::sluice as sluice_binary;
 pub use capture::Capture;

@@ -80,6 +80,10 @@ impl Node {
         self.dir.join("sluice.toml")
     }
 
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.dir.join("sluice.sock")
     }
@@ -109,12 +113,13 @@ impl Node {
     pub fn config_text(&self, config: &Config) -> String {
         format!(
             "[pop]\nname = \"lab\"\nid = 1\nsecret_file = {:?}\n\n\
-             [dataplane]\ninterfaces = {:?}\nflows = 65536\nexact_limits = 16384\nsketch_cells = 65536\n\
+             [dataplane]\ninterfaces = {:?}\nflows = 65536\nexact_limits = {}\nsketch_cells = 65536\n\
              pin_dir = {:?}\nstate_dir = {:?}\n{}\n[api]\nsocket = {:?}\n{}\n{}",
             self.secret_file,
             self.interfaces,
+            config.exact_limits,
             self.pin_dir,
-            self.dir.join("state"),
+            self.state_dir(),
             config.dataplane,
             self.socket(),
             config.api,

@@ -50,6 +50,7 @@ fn empty() -> sluice_tests::Config {
         pools: Vec::new(),
         vips: Vec::new(),
         extra: String::new(),
+        exact_limits: 16_384,
         dataplane: String::new(),
         api: String::new(),
     }

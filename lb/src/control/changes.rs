@@ -3,40 +3,20 @@
 //! One write is under way at a time, and has in it all that was asked for while the one before was: so a change waits
 //! for two writes at most, however many come at once. The data plane follows in the same order.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use tokio::sync::oneshot;
 
 use super::{
-    Control, Dataplane, Draining, Event, LimitInForce, Novelty, Refused, Reply, chain,
+    Control, Dataplane, Draining, Event, Refused, Reply, chain,
     limits::{Before, now_ms},
+    request::{Answer, Planned, Request, or_refuse},
 };
 use crate::{
     drains::BackendName,
-    limits::{Draft, LimitError, LimitRecord, LimitSpec, Precondition, Step},
+    limits::{Draft, LimitError, LimitSpec, Step},
     store::{Change, StoreError, Writer},
 };
-
-/// What somebody wants to be changed.
-#[derive(Debug)]
-pub(super) enum Request {
-    SetLimit(LimitSpec, Precondition, Reply<(LimitInForce, Novelty)>),
-    SetLimits(Vec<LimitSpec>, Reply<LimitsSet>),
-    ReplaceLimit(u64, LimitSpec, Precondition, Reply<(LimitInForce, Novelty)>),
-    RemoveLimit(u64, Precondition, Reply<()>),
-    Drain(BackendName, Draining, Reply<()>),
-}
-
-/// What became of many limits, in the order in which they were given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LimitsSet {
-    pub ids: Vec<u64>,
-    /// How many of them are new; the others took the place of limits for the same packets.
-    pub created: usize,
-}
 
 /// Requests on their way.
 pub(super) struct Changes {
@@ -67,19 +47,6 @@ struct Making {
     taken: Vec<Before>,
     /// Who waits for the tables.
     drained: Vec<(BackendName, Draining, Reply<()>)>,
-}
-
-/// A request that can be carried out.
-struct Planned {
-    steps: Vec<Step>,
-    drain: Option<(BackendName, Draining)>,
-    answer: Answer,
-}
-
-enum Answer {
-    Limit(Reply<(LimitInForce, Novelty)>),
-    Limits(Reply<LimitsSet>),
-    Done(Reply<()>),
 }
 
 /// What the requests so far lead to.
@@ -379,91 +346,6 @@ impl<P: Dataplane> Control<P> {
                 }
             }
             drop(reply.send(self.applied()));
-        }
-    }
-}
-
-impl Request {
-    fn answer(self) -> Answer {
-        match self {
-            Self::SetLimit(_, _, reply) | Self::ReplaceLimit(_, _, _, reply) => {
-                Answer::Limit(reply)
-            }
-            Self::SetLimits(_, reply) => Answer::Limits(reply),
-            Self::RemoveLimit(_, _, reply) | Self::Drain(_, _, reply) => Answer::Done(reply),
-        }
-    }
-}
-
-impl Planned {
-    fn new(steps: Vec<Step>, answer: Answer) -> Self {
-        Self {
-            steps,
-            drain: None,
-            answer,
-        }
-    }
-
-    fn limit(step: Result<Step, Refused>, reply: Reply<(LimitInForce, Novelty)>) -> Option<Self> {
-        let (step, reply) = or_refuse(step, reply)?;
-        Some(Self::new(vec![step], Answer::Limit(reply)))
-    }
-
-    fn write(&self, changes: &mut Vec<Change>) {
-        changes.extend(self.steps.iter().filter_map(|step| match step {
-            Step::New(record) | Step::Changed(record) => Some(Change::SetLimit(record.clone())),
-            Step::Removed(id) => Some(Change::RemoveLimit(*id)),
-            Step::Same(_) => None,
-        }));
-        changes.extend(self.drain.iter().map(|(name, draining)| match draining {
-            Draining::Begin => Change::Drain(name.clone()),
-            Draining::End => Change::Undrain(name.clone()),
-        }));
-    }
-}
-
-impl Answer {
-    // Who asked may be gone; what was asked for is done all the same.
-    fn refuse(self, refused: Refused) {
-        match self {
-            Self::Limit(reply) => drop(reply.send(Err(refused))),
-            Self::Limits(reply) => drop(reply.send(Err(refused))),
-            Self::Done(reply) => drop(reply.send(Err(refused))),
-        }
-    }
-
-    fn give(self, steps: &[Step], in_force: impl Fn(&Arc<LimitRecord>) -> LimitInForce) {
-        match (self, steps) {
-            (Self::Limit(reply), [Step::New(record)]) => {
-                drop(reply.send(Ok((in_force(record), Novelty::New))));
-            }
-            (Self::Limit(reply), [Step::Changed(record) | Step::Same(record)]) => {
-                drop(reply.send(Ok((in_force(record), Novelty::Replaced))));
-            }
-            // No other step sets one limit, and dropping the reply says so.
-            (Self::Limit(_), _) => {}
-            (Self::Limits(reply), steps) => {
-                let set = LimitsSet {
-                    ids: steps.iter().map(Step::id).collect(),
-                    created: steps
-                        .iter()
-                        .filter(|step| matches!(step, Step::New(_)))
-                        .count(),
-                };
-                drop(reply.send(Ok(set)));
-            }
-            (Self::Done(reply), _) => drop(reply.send(Ok(()))),
-        }
-    }
-}
-
-/// Answers at once if there is nothing to be done.
-fn or_refuse<T, R>(result: Result<T, Refused>, reply: Reply<R>) -> Option<(T, Reply<R>)> {
-    match result {
-        Ok(value) => Some((value, reply)),
-        Err(refused) => {
-            drop(reply.send(Err(refused)));
-            None
         }
     }
 }

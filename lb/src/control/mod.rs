@@ -9,6 +9,7 @@ mod events;
 mod keep;
 mod kernel;
 mod limits;
+mod request;
 mod sources;
 mod supervise;
 mod view;
@@ -26,12 +27,12 @@ use crate::{
     limits::{LimitError, LimitQuery, LimitSpec, Precondition},
 };
 
-use changes::Request;
+use request::Request;
 
-pub use changes::LimitsSet;
 pub(crate) use control_loop::chain;
 pub use control_loop::{Control, Start};
 pub use daemon::{DaemonError, run};
+pub use request::LimitsSet;
 
 pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
 pub use events::{Event, HealthChange};

@@ -8,10 +8,6 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{FallocateFlags, fallocate},
-};
 use redb::StorageBackend;
 
 use super::Medium;
@@ -89,7 +85,10 @@ impl Medium for Directory {
     }
 }
 
-/// A file whose blocks are there before they are written: a full disk refuses to let it grow, and never a write inside.
+/// A file that is written to its end before it is used: a full disk refuses to let it grow, and never a write inside.
+///
+/// Blocks that were only reserved would do for that; but the first write to each of them changes the file system's own
+/// books, and then an fsync waits for its journal, that is, for whatever others write.
 #[derive(Debug)]
 pub struct Allocated(File);
 
@@ -107,17 +106,19 @@ impl StorageBackend for Allocated {
         if len <= now {
             return self.0.set_len(len);
         }
-        let range = |n: u64| i64::try_from(n).map_err(io::Error::other);
-        match fallocate(
-            &self.0,
-            FallocateFlags::empty(),
-            range(now)?,
-            range(len - now)?,
-        ) {
-            Ok(()) => Ok(()),
-            Err(Errno::EOPNOTSUPP) => self.0.set_len(len),
-            Err(error) => Err(error.into()),
+        let zeros = vec![0; GROWTH_BYTES];
+        let mut at = now;
+        while at < len {
+            let bytes =
+                usize::try_from(len - at).map_or(GROWTH_BYTES, |left| left.min(GROWTH_BYTES));
+            if let Err(error) = self.0.write_all_at(&zeros[..bytes], at) {
+                // What it has so far is of no use; if even that cannot be undone, it does no harm.
+                _ = self.0.set_len(now);
+                return Err(error);
+            }
+            at += bytes as u64;
         }
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -130,3 +131,4 @@ impl StorageBackend for Allocated {
 }
 
 const FILE: &str = "state.redb";
+const GROWTH_BYTES: usize = 1 << 20;

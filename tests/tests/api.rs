@@ -1,0 +1,296 @@
+//! What is set at run time acts at once, ends on time, and is set as fast as it comes.
+
+use std::{
+    fs,
+    io::Write,
+    net::UdpSocket,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime},
+};
+
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use sluice_tests::{ApiConn, ApiLoad, DNS_V4, Lab, eventually};
+
+const SOURCE: &str = "198.51.100.0/24";
+
+/// Datagrams of one flow, one each half millisecond, and which of them were answered.
+struct Stream {
+    sent: Arc<Mutex<Vec<(Instant, bool)>>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Stream {
+    fn start(socket: &UdpSocket) -> Self {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sender, receiver) = (socket.try_clone().unwrap(), socket.try_clone().unwrap());
+        let (log, stopped) = (sent.clone(), stop.clone());
+        let sending = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let number = {
+                    let mut log = log.lock().unwrap();
+                    log.push((Instant::now(), false));
+                    log.len() - 1
+                };
+                sender.send(&number.to_be_bytes()).unwrap();
+                thread::sleep(Duration::from_micros(500));
+            }
+        });
+        let (log, stopped) = (sent.clone(), stop.clone());
+        receiver
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .unwrap();
+        let receiving = thread::spawn(move || {
+            let mut buffer = [0; 256];
+            while !stopped.load(Ordering::Relaxed) {
+                let Ok(bytes) = receiver.recv(&mut buffer) else {
+                    continue;
+                };
+                let number = buffer[bytes - 8..bytes].try_into().unwrap();
+                log.lock().unwrap()[usize::from_be_bytes(number)].1 = true;
+            }
+        });
+        Self {
+            sent,
+            stop,
+            threads: vec![sending, receiving],
+        }
+    }
+
+    /// When each was sent, and whether it was answered.
+    fn stop(self) -> Vec<(Instant, bool)> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+        Arc::into_inner(self.sent).unwrap().into_inner().unwrap()
+    }
+}
+
+fn limit(prefix: &str, more: &str) -> String {
+    format!(r#"{{"prefix": "{prefix}", "class": "udp", "pps": 1, "burst": 1{more}}}"#)
+}
+
+#[test]
+fn a_change_acts_on_packets_within_10_ms_of_its_answer() {
+    let lab = Lab::new().alone().client(&[SOURCE]).start();
+    let mut api = ApiConn::open(&lab.node().socket()).unwrap();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..20 {
+        let flow = lab.client(0).udp(DNS_V4).unwrap();
+        flow.ask(b"warm").unwrap();
+        let stream = Stream::start(flow.socket());
+        thread::sleep(Duration::from_millis(50));
+        let set = api.send("POST", "/v1/limits", &limit(SOURCE, "")).unwrap();
+        let held = Instant::now();
+        assert_eq!(set.status, 201);
+        thread::sleep(Duration::from_millis(60));
+        let path = format!("/v1/limits/{}", set.json()["id"]);
+        let asked = Instant::now();
+        let freed = api.send("DELETE", &path, "").unwrap();
+        let free = Instant::now();
+        assert_eq!(freed.status, 204);
+        thread::sleep(Duration::from_millis(60));
+        let sent = stream.stop();
+
+        // The limit lets one through at its start; what came before its answer may be that one.
+        let between = sent.iter().filter(|(at, _)| (held..asked).contains(at));
+        let passed: Vec<Duration> = between
+            .filter(|(_, answered)| *answered)
+            .map(|(at, _)| *at - held)
+            .collect();
+        assert!(passed.len() <= 3, "{passed:?}");
+        slowest = slowest.max(passed.last().copied().unwrap_or_default());
+        let first = sent
+            .iter()
+            .find(|(at, answered)| *at >= free && *answered)
+            .expect("packets pass again");
+        slowest = slowest.max(first.0 - free);
+    }
+    println!("the slowest change acted {slowest:?} after its answer");
+    assert!(slowest < Duration::from_millis(10), "{slowest:?}");
+}
+
+#[test]
+fn a_limit_ends_within_50_ms_of_its_time_also_over_a_restart() {
+    let lab = Lab::new().alone().client(&[SOURCE]).start();
+    for restart in [false, true] {
+        let flow = lab.client(0).udp(DNS_V4).unwrap();
+        flow.ask(b"warm").unwrap();
+        let mut api = ApiConn::open(&lab.node().socket()).unwrap();
+        let body = limit(SOURCE, r#", "ttl_seconds": 6"#);
+        let (wall, clock) = (SystemTime::now(), Instant::now());
+        let set = api.send("POST", "/v1/limits", &body).unwrap().json();
+        if restart {
+            lab.daemon().kill9();
+            lab.daemon().start();
+            assert_eq!(lab.node().items("limits").len(), 1);
+        }
+        let expires = set["expires"].as_str().unwrap();
+        let expires = humantime::parse_rfc3339(expires).unwrap();
+        let expires = clock + expires.duration_since(wall).unwrap();
+        thread::sleep(expires - Instant::now() - Duration::from_millis(300));
+        let stream = Stream::start(flow.socket());
+        thread::sleep(Duration::from_millis(600));
+        let sent = stream.stop();
+        let first = sent
+            .windows(20)
+            .find(|window| window.iter().filter(|(_, answered)| *answered).count() >= 18)
+            .expect("packets pass again")[0]
+            .0;
+        let late_ms = first.saturating_duration_since(expires).as_secs_f64() * 1e3;
+        let early_ms = expires.saturating_duration_since(first).as_secs_f64() * 1e3;
+        println!("restart {restart}: {late_ms:.1} ms late, {early_ms:.1} ms early");
+        // Two of the window may be unanswered packets before the end.
+        assert!(late_ms < 50.0 && early_ms < 5.0);
+        eventually("it is gone", || lab.node().items("limits").is_empty());
+    }
+}
+
+/// Has a process and its threads run on one CPU only.
+fn pin(pid: u32, cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu).unwrap();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let task = task.unwrap().file_name();
+        let task = task.to_str().unwrap().parse().unwrap();
+        sched_setaffinity(Pid::from_raw(task), &set).unwrap();
+    }
+}
+
+/// Seconds of CPU that a process has used.
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after_name = stat.rsplit_once(") ").unwrap().1;
+    let ticks: u64 = after_name
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(|word| word.parse::<u64>().unwrap())
+        .sum();
+    ticks as f64 / 100.0
+}
+
+#[test]
+fn a_hundred_clients_write_and_five_thousand_requests_a_second_are_answered() {
+    let lab = Lab::new().alone().start();
+    pin(lab.daemon().pid(), 1);
+    let load = ApiLoad {
+        socket: lab.node().socket(),
+        clients: 100,
+        requests_per_second: 5_000,
+        seconds: 10,
+    };
+    let measure =
+        |name: &str, load: &ApiLoad, request: fn(u32, u32) -> (&'static str, String, String)| {
+            let before = cpu_seconds(lab.daemon().pid());
+            let figures = load.run(request);
+            let cpu = (cpu_seconds(lab.daemon().pid()) - before) / f64::from(load.seconds);
+            println!("{name}: {figures:?}, {:.0}% of a core", cpu * 100.0);
+            assert_eq!(figures.refused, 0);
+            figures
+        };
+    let write = |client: u32, n: u32| {
+        let prefix = format!("10.{client}.{}.0/24", n % 100);
+        let body = format!(r#"{{"prefix": "{prefix}", "pps": {}}}"#, n + 1);
+        ("POST", "/v1/limits".to_owned(), body)
+    };
+    let mixed = |client: u32, n: u32| {
+        let prefix = format!("10.{client}.{}.0/24", n % 100);
+        let body = format!(r#"{{"prefix": "{prefix}", "pps": {}}}"#, n + 1);
+        match n % 5 {
+            0 => ("POST", "/v1/limits".to_owned(), body),
+            1 => ("GET", "/v1/limits?limit=10".to_owned(), String::new()),
+            2 => ("GET", "/v1/vips".to_owned(), String::new()),
+            _ => ("GET", format!("/v1/limits/{}", client + 1), String::new()),
+        }
+    };
+    let fewer = ApiLoad {
+        requests_per_second: 1_000,
+        ..load.clone()
+    };
+    let writes = measure("1,000 writes a second", &fewer, write);
+    let all_writes = measure("5,000 writes a second", &load, write);
+    let all = measure(
+        "5,000 requests a second, a fifth of them writes",
+        &load,
+        mixed,
+    );
+    if cfg!(debug_assertions) {
+        return;
+    }
+    assert!(all.per_second > 4_900.0, "{all:?}");
+    assert!(all_writes.per_second > 4_900.0, "{all_writes:?}");
+    // A write waits for two fsyncs at most; what those cost is the disk's.
+    let slack = 2 * fsync(&lab.node().state_dir());
+    assert!(
+        writes.p99 < Duration::from_millis(5) + slack,
+        "{writes:?}, {slack:?}"
+    );
+    assert!(
+        all.p99 < Duration::from_millis(5) + slack,
+        "{all:?}, {slack:?}"
+    );
+}
+
+/// What 99 of 100 small writes take at least on this disk, alone.
+fn fsync(directory: &std::path::Path) -> Duration {
+    let mut file = fs::File::create(directory.join("fsync")).unwrap();
+    file.write_all(&[0; 4096]).unwrap();
+    let mut times: Vec<Duration> = (0..100)
+        .map(|_| {
+            let start = Instant::now();
+            std::os::unix::fs::FileExt::write_all_at(&file, &[1; 4096], 0).unwrap();
+            file.sync_data().unwrap();
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("an fsync takes {:?}, at most {:?}", times[50], times[99]);
+    times[98]
+}
+
+#[test]
+fn a_hundred_thousand_limits_are_set_in_under_two_seconds() {
+    let lab = Lab::new()
+        .alone()
+        .config(|config| config.exact_limits(131_072))
+        .start();
+    let mut api = ApiConn::open(&lab.node().socket()).unwrap();
+    let many = |pps: u32| {
+        let all: Vec<String> = (0..100_000_u32)
+            .map(|n| {
+                let prefix = std::net::Ipv4Addr::from_bits(0x0b00_0000 + n * 256);
+                format!(r#"{{"prefix": "{prefix}/24", "class": "udp", "pps": {pps}, "ttl_seconds": 20, "comment": "feed"}}"#)
+            })
+            .collect();
+        format!("[{}]", all.join(","))
+    };
+    for (pps, created) in [(10, 100_000), (20, 0)] {
+        let body = many(pps);
+        let start = Instant::now();
+        let answer = api.send("POST", "/v1/limits", &body).unwrap();
+        let took = start.elapsed();
+        assert_eq!(answer.status, 200, "{:?}", answer.json());
+        assert_eq!(answer.json()["created"], created);
+        println!("100,000 limits, {created} of them new: {took:?}");
+        if !cfg!(debug_assertions) {
+            assert!(took < Duration::from_secs(2), "{took:?}");
+        }
+    }
+    lab.daemon().kill9();
+    let start = Instant::now();
+    lab.daemon().start();
+    println!("a start with them: {:?}", start.elapsed());
+    assert_eq!(lab.node().items("limits").len(), 100_000);
+    thread::sleep(Duration::from_secs(20));
+    eventually("all are gone", || lab.node().items("limits").is_empty());
+}
