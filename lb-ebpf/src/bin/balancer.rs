@@ -14,7 +14,9 @@ mod kernel;
 
 // What `kernel` knows as `crate::`.
 #[cfg(target_arch = "bpf")]
-use sluice_ebpf::{abi, checksum, context, encap, exact, flow, gcra, hash, hide, packet, vip};
+use sluice_ebpf::{
+    abi, checksum, context, decap, encap, exact, flow, gcra, hash, hide, packet, vip,
+};
 
 /// This program forwards; its twin in `explain.rs` tells what it would do.
 #[cfg(target_arch = "bpf")]

@@ -9,6 +9,7 @@ pub mod fragments;
 pub mod limits;
 pub mod maps;
 pub mod pipeline;
+pub mod sample;
 pub mod too_big;
 pub mod vips;
 
