@@ -5,8 +5,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::decap::Prefix;
+
 /// Raised with every change to this file or to the meaning of a map.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Index of a VIP's counters for packets that are for no VIP. VIPs are numbered from 1.
 pub const NO_VIP: u16 = 0;
@@ -70,6 +72,8 @@ pub struct Settings {
     pub tunnel_spread_v6: u32,
     /// CPUs that may run the program: the gates of a class share the limit of one source among them.
     pub cpus: u32,
+    /// Until when samples of packets are taken, in jiffies: see [`Sampling`]. Zero: none are, and nothing else is read.
+    pub sampling_until: u64,
 }
 
 /// `Settings::exact` bits.
@@ -308,6 +312,64 @@ pub struct Trace {
     pub limit: u32,
 }
 
+/// Bytes of a frame that a sample holds at most.
+pub const SAMPLE_BYTES: usize = 256;
+
+/// Which packets are sampled. The only element of `SAMPLING`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Sampling {
+    /// How many samples at most, whatever comes.
+    pub rate: Limiter,
+    /// The arrival time of `rate`. Written by packets; without care for other CPUs, which costs a few samples more.
+    pub rate_tat: u64,
+    /// Where either address of the innermost IP header must lie; all zero: anywhere.
+    pub prefix: Prefix,
+    /// One of so many.
+    pub every: u32,
+    /// A bit for each number that an XDP program can return.
+    pub actions: u32,
+    /// A bit for each drop reason; of dropped packets only.
+    pub reasons: u32,
+    /// VIP, or `ANY_VIP`.
+    pub vip: u16,
+    pub pad: u16,
+}
+
+/// What became of the packets that were to be sampled. Value of `SAMPLE_STATS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SampleStats {
+    /// Those that [`Sampling`] describes.
+    pub matched: u64,
+    pub taken: u64,
+    /// Not taken because of the rate.
+    pub capped: u64,
+    /// Not taken because nobody had read those before.
+    pub lost: u64,
+}
+
+/// A packet as it was when the program was done with it. In `SAMPLES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Sample {
+    /// Of the kernel's monotonic clock.
+    pub time_ns: u64,
+    pub frame_bytes: u32,
+    /// How much of it is here.
+    pub sampled_bytes: u32,
+    /// Where it came in.
+    pub ifindex: u32,
+    pub vip: u16,
+    pub backend: u16,
+    /// What the program returned.
+    pub action: u8,
+    /// A [`DropReason`] plus one, or zero.
+    pub reason: u8,
+    pub pad: [u8; 6],
+    pub frame: [u8; SAMPLE_BYTES],
+}
+
 macro_rules! numbered {
     ($(#[$outer:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$outer])*
@@ -424,6 +486,9 @@ pub mod maps {
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
     pub const DROPS: &str = "DROPS";
     pub const FLOW_STATS: &str = "FLOW_STATS";
+    pub const SAMPLING: &str = "SAMPLING";
+    pub const SAMPLES: &str = "SAMPLES";
+    pub const SAMPLE_STATS: &str = "SAMPLE_STATS";
     pub const TRACE: &str = "TRACE";
 }
 
@@ -444,7 +509,12 @@ mod tests {
             size_of::<Count>(),
             size_of::<VipStats>(),
             size_of::<Trace>(),
+            size_of::<Settings>(),
+            size_of::<Sampling>(),
+            size_of::<SampleStats>(),
+            size_of::<Sample>(),
         ];
-        assert_eq!(sizes, [48, 64, 8, 64, 64, 368, 128, 16, 64, 48]);
+        let expected = [48, 64, 8, 64, 64, 368, 128, 16, 64, 48, 224, 72, 32, 288];
+        assert_eq!(sizes, expected);
     }
 }

@@ -84,6 +84,18 @@ impl Tunnel {
         self.inner_offset - self.outer.offset
     }
 
+    /// The innermost IP header, as far as it can be read.
+    #[inline(always)]
+    #[must_use]
+    pub fn inner_ip(&self, frame: &Frame) -> Option<Ip> {
+        let [version_and_length, _] = frame.read::<u16>(self.inner_offset)?.to_ne_bytes();
+        match version_and_length >> 4 {
+            4 => packet::ipv4(frame, self.inner_offset),
+            6 => packet::ipv6(frame, self.inner_offset),
+            _ => None,
+        }
+    }
+
     /// What the inner packet is. Its family by its first four bits; its length must fit the outer packet, and that the frame.
     #[inline(always)]
     #[must_use]

@@ -29,11 +29,14 @@ pub struct Options {
     pub mode: XdpMode,
 }
 
-/// Attaches, says so, and stays until SIGINT or SIGTERM; then detaches. Packets that are no tunnel's for us pass untouched.
+/// Attaches, has that announced with the addresses, and stays until SIGINT or SIGTERM; then detaches. Packets that are no tunnel's for us pass untouched.
 ///
 /// # Errors
 /// If it cannot attach. Nothing stays attached then.
-pub async fn run(options: Options) -> Result<(), DecapError> {
+pub async fn run(
+    options: Options,
+    announce: impl FnOnce(&Options, &[IpAddr]),
+) -> Result<(), DecapError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DecapError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(DecapError::Signals)?;
     let addresses = if options.addresses.is_empty() {
@@ -48,12 +51,7 @@ pub async fn run(options: Options) -> Result<(), DecapError> {
     }
     let mut decap = Decap::load(&addresses, &options.from)?;
     decap.attach(&options.interface, options.mode)?;
-    let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    println!(
-        "decapsulating ipip and gue on {} for {}",
-        options.interface,
-        list.join(", ")
-    );
+    announce(&options, &addresses);
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
@@ -200,8 +198,8 @@ fn write(ebpf: &mut Ebpf, map: &str, prefixes: &[Prefix]) -> Result<(), DecapErr
     Ok(())
 }
 
-/// IPv4 mapped, as the program compares it.
-fn prefix(of: IpNet) -> Prefix {
+/// IPv4 mapped, as the programs compare it.
+pub(crate) fn prefix(of: IpNet) -> Prefix {
     let (network, mapped_bits) = match of.network() {
         IpAddr::V4(network) => (network.to_ipv6_mapped(), 96),
         IpAddr::V6(network) => (network, 0),

@@ -214,6 +214,65 @@ pub fn only_echo_replies(socket: impl AsFd, v4: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// The name of an interface's driver.
+pub fn driver(interface: &str) -> io::Result<String> {
+    const ETHTOOL_GDRVINFO: u32 = 3;
+    // `struct ethtool_drvinfo`: the command, then texts of 32 bytes, the first of which is the driver's name.
+    let mut info = [0; 49];
+    ethtool(interface, ETHTOOL_GDRVINFO, &mut info)?;
+    let text: &[u8] = bytemuck::cast_slice(&info[1..9]);
+    let name = text.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+/// Queues of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Channels {
+    pub receiving: u32,
+    pub most_receiving: u32,
+    /// What `ethtool -L` calls them.
+    pub word: &'static str,
+}
+
+/// How many queues receive. An error for drivers that have no say in it.
+pub fn channels(interface: &str) -> io::Result<Channels> {
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    let mut answer = [0; 9];
+    ethtool(interface, ETHTOOL_GCHANNELS, &mut answer)?;
+    let [_, most_rx, _, _, most_combined, rx, _, _, combined] = answer;
+    Ok(Channels {
+        receiving: rx + combined,
+        most_receiving: most_rx.max(most_combined),
+        word: if most_combined > 0 { "combined" } else { "rx" },
+    })
+}
+
+/// A request whose answer is as long as `words`, which the caller takes from the kernel's headers.
+fn ethtool(interface: &str, command: u32, words: &mut [u32]) -> io::Result<()> {
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    words[0] = command;
+    let mut request = named(interface);
+    request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
+    // SAFETY: the kernel reads the request, and writes no more than the command's answer to what it points to.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A request about an interface.
+fn named(interface: &str) -> libc::ifreq {
+    // SAFETY: all zero is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..room].iter_mut().zip(interface.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request
+}
+
 /// A descriptor of ours, to wait for it. Needs a Tokio runtime.
 pub fn watched<T: Into<OwnedFd>>(fd: T) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped.
@@ -228,12 +287,7 @@ pub fn tun(name: &str) -> io::Result<OwnedFd> {
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
         .open("/dev/net/tun")?;
-    // SAFETY: all zero is a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    let room = request.ifr_name.len() - 1;
-    for (to, from) in request.ifr_name[..room].iter_mut().zip(name.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
+    let mut request = named(name);
     request.ifr_ifru.ifru_flags =
         libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).map_err(io::Error::other)?;
     // SAFETY: the kernel reads and writes no more than the request.

@@ -4,14 +4,14 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, PerCpuArray},
+    btf_maps::{Array, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 
 use crate::{
     abi::{
-        AddressEntry, Backend, Count, FlowStats, LIMITERS, Limit, Policy, SLOTS_PER_WORD, Service,
-        Settings, Trace, Vip, VipStats,
+        AddressEntry, Backend, Count, FlowStats, LIMITERS, Limit, Policy, SLOTS_PER_WORD, Sample,
+        SampleStats, Sampling, Service, Settings, Trace, Vip, VipStats,
     },
     exact,
     flow::WAYS,
@@ -115,6 +115,17 @@ pub static DROPS: PerCpuArray<Count, 65536> = PerCpuArray::new();
 
 #[btf_map]
 pub static FLOW_STATS: PerCpuArray<FlowStats, 1> = PerCpuArray::new();
+
+/// Which packets `sluice capture` wants. Written by it; read while `Settings::sampling_until` is not zero.
+#[btf_map]
+pub static SAMPLING: Array<Sampling, 1, MMAPABLE> = Array::new();
+
+/// Samples on their way to `sluice capture`. When it does not keep up, new ones are lost, and counted.
+#[btf_map]
+pub static SAMPLES: RingBuf<Sample, 1048576> = RingBuf::new();
+
+#[btf_map]
+pub static SAMPLE_STATS: PerCpuArray<SampleStats, 1> = PerCpuArray::new();
 
 /// Written by the explaining twin only.
 #[btf_map]

@@ -10,6 +10,7 @@ pub mod limits;
 pub mod maps;
 pub mod pipeline;
 pub mod reset;
+pub mod sample;
 pub mod too_big;
 pub mod vips;
 

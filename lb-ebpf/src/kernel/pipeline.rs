@@ -13,6 +13,7 @@ use super::{
     limits::{Sender, admit},
     maps::{AGE_SHIFT, QUOTED, SLOTS, VIPS, settings},
     reset,
+    sample::{self, End},
     vips::{self, Found},
 };
 use crate::{
@@ -54,13 +55,13 @@ pub fn run(context: *mut xdp_md) -> u32 {
     match packet::ethernet(&frame) {
         Some((IPV4_BE, offset)) => match packet::ipv4(&frame, offset) {
             Some(ip) => meet(context, settings, &ip),
-            None => not_ours(Step::NotIp, length),
+            None => not_ours(context, settings, Step::NotIp, length),
         },
         Some((IPV6_BE, offset)) => match packet::ipv6(&frame, offset) {
             Some(ip) => meet(context, settings, &ip),
-            None => not_ours(Step::NotIp, length),
+            None => not_ours(context, settings, Step::NotIp, length),
         },
-        _ => not_ours(Step::NotIp, length),
+        _ => not_ours(context, settings, Step::NotIp, length),
     }
 }
 
@@ -68,7 +69,7 @@ pub fn run(context: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn meet(context: *mut xdp_md, settings: &'static Settings, ip: &Ip) -> u32 {
     let Some(address) = vips::find_address(settings, ip.destination, ip.v6) else {
-        return not_ours(Step::NotVipAddress, ip.length);
+        return not_ours(context, settings, Step::NotVipAddress, ip.length);
     };
     count::note(Step::Address);
 
@@ -77,22 +78,34 @@ fn meet(context: *mut xdp_md, settings: &'static Settings, ip: &Ip) -> u32 {
         Ok((backend, exit, action)) => {
             count::left(vip_index, exit, ip.length);
             count::sent(backend, ip.length);
+            let end = End {
+                vip: vip_index,
+                backend,
+                action,
+                reason: 0,
+            };
+            sample::sample(context, settings, end);
             return action;
         }
         Err(verdict) => verdict,
     };
     count::ended(vip_index, verdict, ip.length);
-    match verdict {
-        Verdict::Pass => xdp_action::XDP_PASS,
-        Verdict::Reply => xdp_action::XDP_TX,
-        Verdict::Drop(_) => xdp_action::XDP_DROP,
-    }
+    let (action, reason) = match verdict {
+        Verdict::Pass => (xdp_action::XDP_PASS, 0),
+        Verdict::Reply => (xdp_action::XDP_TX, 0),
+        Verdict::Drop(reason) => (xdp_action::XDP_DROP, reason as u32 + 1),
+    };
+    let end = End::without_backend(vip_index, action, reason);
+    sample::sample(context, settings, end);
+    action
 }
 
 #[inline(always)]
-fn not_ours(why: Step, bytes: u32) -> u32 {
+fn not_ours(context: *mut xdp_md, settings: &Settings, why: Step, bytes: u32) -> u32 {
     count::note(why);
     count::left(NO_VIP, Exit::Pass, bytes);
+    let end = End::without_backend(NO_VIP, xdp_action::XDP_PASS, 0);
+    sample::sample(context, settings, end);
     xdp_action::XDP_PASS
 }
 

@@ -4,48 +4,29 @@ use hyper::Method;
 use serde_json::json;
 
 use super::{
-    Command, DrainArgs, DrainKind, Failed,
+    Command, DrainArgs, DrainKind, Failed, Watch,
     client::{Client, encoded},
     limits,
-    output::Output,
+    names::{self, Kind},
+    output::{Ink, Output},
     table::{or_dash, table},
 };
 use crate::api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, VipItem};
 
 pub(super) async fn ask(command: Command, client: Client, output: Output) -> Result<(), Failed> {
     match command {
-        Command::Status => {
-            let answer: Status = client.get("/v1/status").await?;
-            output.show(&answer, status)
-        }
-        Command::Vips => {
-            let answer: Page<VipItem> = client.list("/v1/vips").await?;
-            output.show(&answer, |answer| vips(&answer.items))
-        }
-        Command::Backends => {
-            let answer: Page<BackendItem> = client.list("/v1/backends").await?;
-            output.show(&answer, |answer| backends(&answer.items))
-        }
-        Command::Flows => {
-            let mut answer: Flows = client.get("/v1/flows").await?;
-            if answer.next.take().is_some() {
-                answer.items = client.list("/v1/flows").await?.items;
-            }
-            output.show(&answer, flows)
-        }
-        Command::Drops => {
-            let answer: Page<DropItem> = client.list("/v1/drops").await?;
-            output.show(&answer, |answer| drops(&answer.items))
-        }
-        Command::Limits(args) => limits::show(&args, &client, output).await,
         Command::Limit(command) => limits::change(command, &client, output).await,
         Command::Drain(args) => {
-            client.tell(Method::PUT, &drain_path(&args)).await?;
+            if let Err(error) = client.tell(Method::PUT, &drain_path(&args)).await {
+                return Err(names::explained(error, &args.name, Kind::Backend, &client).await);
+            }
             let done = format!("{} gets no new flows; those that it has stay", args.name);
             output.show(&json!({ "draining": args.name }), |_| done)
         }
         Command::Undrain(args) => {
-            client.tell(Method::DELETE, &drain_path(&args)).await?;
+            if let Err(error) = client.tell(Method::DELETE, &drain_path(&args)).await {
+                return Err(names::explained(error, &args.name, Kind::Backend, &client).await);
+            }
             let done = format!("{} is not draining any more", args.name);
             output.show(&json!({ "undrained": args.name }), |_| done)
         }
@@ -53,6 +34,52 @@ pub(super) async fn ask(command: Command, client: Client, output: Output) -> Res
             client.tell(Method::POST, "/v1/reload").await?;
             output.show(&json!({ "reloaded": true }), |_| "config reloaded".into())
         }
+        noun => show(&noun, &client, output).await,
+    }
+}
+
+/// Shows, once or again and again.
+async fn show(noun: &Command, client: &Client, output: Output) -> Result<(), Failed> {
+    let Some(period) = noun.watch().and_then(Watch::period) else {
+        return show_once(noun, client, output).await;
+    };
+    loop {
+        if output.ink == Ink::Colours && !output.json {
+            // To the top, and what was there is gone.
+            output.raw("\x1b[H\x1b[2J")?;
+        }
+        show_once(noun, client, output).await?;
+        tokio::time::sleep(period).await;
+    }
+}
+
+async fn show_once(noun: &Command, client: &Client, output: Output) -> Result<(), Failed> {
+    let ink = output.ink;
+    match noun {
+        Command::Status(_) => {
+            let answer: Status = client.get("/v1/status").await?;
+            output.show(&answer, |answer| status(ink, answer))
+        }
+        Command::Vips(_) => {
+            let answer: Page<VipItem> = client.list("/v1/vips").await?;
+            output.show(&answer, |answer| vips(ink, &answer.items))
+        }
+        Command::Backends(_) => {
+            let answer: Page<BackendItem> = client.list("/v1/backends").await?;
+            output.show(&answer, |answer| backends(ink, &answer.items))
+        }
+        Command::Flows(_) => {
+            let mut answer: Flows = client.get("/v1/flows").await?;
+            if answer.next.take().is_some() {
+                answer.items = client.list("/v1/flows").await?.items;
+            }
+            output.show(&answer, |answer| flows(ink, answer))
+        }
+        Command::Drops(_) => {
+            let answer: Page<DropItem> = client.list("/v1/drops").await?;
+            output.show(&answer, |answer| drops(ink, &answer.items))
+        }
+        Command::Limits(filters) => limits::show(filters, client, output).await,
         _ => unreachable!("not the daemon's to answer"),
     }
 }
@@ -66,7 +93,7 @@ fn drain_path(args: &DrainArgs) -> String {
     format!("/v1/drains/{kind}/{}", encoded(&args.name))
 }
 
-fn status(status: &Status) -> String {
+fn status(ink: Ink, status: &Status) -> String {
     let interfaces: Vec<_> = status
         .interfaces
         .iter()
@@ -80,7 +107,8 @@ fn status(status: &Status) -> String {
     let reload = match &status.last_reload.error {
         None => format!("taken {}", status.last_reload.at),
         Some(error) => format!(
-            "REFUSED {}, the one before is in force: {error}",
+            "{} {}, the one before is in force: {error}",
+            ink.bad("REFUSED"),
             status.last_reload.at
         ),
     };
@@ -104,11 +132,11 @@ fn status(status: &Status) -> String {
         format!("flows       {} of {}", status.flows, status.flow_capacity),
     ];
     let warnings = status.warnings.iter();
-    lines.extend(warnings.map(|warning| format!("warning     {warning}")));
+    lines.extend(warnings.map(|warning| format!("{}     {warning}", ink.doubtful("warning"))));
     lines.join("\n")
 }
 
-fn vips(items: &[VipItem]) -> String {
+fn vips(ink: Ink, items: &[VipItem]) -> String {
     let rows: Vec<_> = items
         .iter()
         .map(|item| {
@@ -131,10 +159,10 @@ fn vips(items: &[VipItem]) -> String {
         "VIP", "ADDRESS", "PROTOCOL", "PORT", "POOL", "FORWARD", "POLICY", "UP", "PACKETS",
         "DROPPED",
     ];
-    table(header, &rows)
+    table(ink, header, &rows)
 }
 
-fn backends(items: &[BackendItem]) -> String {
+fn backends(ink: Ink, items: &[BackendItem]) -> String {
     let rows: Vec<_> = items
         .iter()
         .map(|item| {
@@ -165,10 +193,10 @@ fn backends(items: &[BackendItem]) -> String {
         "INTERFACE",
         "NOTE",
     ];
-    table(header, &rows)
+    table(ink, header, &rows)
 }
 
-fn flows(flows: &Flows) -> String {
+fn flows(ink: Ink, flows: &Flows) -> String {
     let row = |item: &FlowItem| {
         [
             item.pool.clone(),
@@ -184,11 +212,11 @@ fn flows(flows: &Flows) -> String {
         capacity,
         ..
     } = flows;
-    let table = table(["POOL", "BACKEND", "FORWARD", "FLOWS"], &rows);
+    let table = table(ink, ["POOL", "BACKEND", "FORWARD", "FLOWS"], &rows);
     format!("{table}\nproven {proven}, unproven {unproven}, room for {capacity}\n")
 }
 
-fn drops(items: &[DropItem]) -> String {
+fn drops(ink: Ink, items: &[DropItem]) -> String {
     let row = |item: &DropItem| {
         [
             or_dash(item.vip.as_ref()),
@@ -199,5 +227,5 @@ fn drops(items: &[DropItem]) -> String {
         ]
     };
     let rows: Vec<_> = items.iter().map(row).collect();
-    table(["VIP", "REASON", "MODE", "PACKETS", "BYTES"], &rows)
+    table(ink, ["VIP", "REASON", "MODE", "PACKETS", "BYTES"], &rows)
 }

@@ -1,7 +1,6 @@
 //! `sluice explain`: captured frames through the loaded program's explaining twin.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io::BufWriter,
     path::Path,
@@ -13,13 +12,13 @@ use pcap_file::{
     pcap::{PcapPacket, PcapReader, PcapWriter},
     pcapng::{Block, PcapNgReader},
 };
-use serde::{Deserialize, Serialize};
-use sluice_ebpf::abi::{DropReason, NO_BACKEND, NO_VIP, Step, Trace};
+use serde::Serialize;
+use sluice_ebpf::abi::{DropReason, NO_BACKEND, Step, Trace};
 
-use super::{Failed, output::Output};
+use super::{ExplainArgs, Failed, numbers::Names, output::Output};
 use crate::{
     config::{self, Config, Forward},
-    dataplane::{Action, BackendKey, Explainer},
+    dataplane::{Action, Explainer},
     net,
 };
 
@@ -37,19 +36,24 @@ struct Explanation {
     out: Option<String>,
 }
 
-/// Prints an explanation for each frame of a capture. The daemon need not run.
+/// Prints an explanation for each frame. The daemon need not run.
 pub(super) fn explain(
     config_file: &Path,
-    pcap: &Path,
-    out: Option<&Path>,
+    args: &ExplainArgs,
     output: Output,
 ) -> Result<(), Failed> {
     let config = config::load(config_file)?;
     let names = Names::read(&config);
-    let packets = read(pcap)?;
+    let packets = match (args.flow.frame()?, &args.pcap) {
+        (Some(frame), _) => vec![(Duration::ZERO, frame)],
+        (None, Some(pcap)) => read(pcap)?,
+        (None, None) => {
+            return Err("name a file with --pcap, or a packet with --from and --to".into());
+        }
+    };
     let mut explainer = Explainer::open(&config.dataplane.pin_dir, &config.dataplane)?;
     let ifindex = ingress(&config);
-    let mut writer = match out {
+    let mut writer = match &args.out {
         Some(path) => {
             let file = File::create(path).map_err(|error| at(path, error))?;
             Some(PcapWriter::new(BufWriter::new(file))?)
@@ -69,27 +73,17 @@ pub(super) fn explain(
             NO_BACKEND
         };
         let explanation = Explanation {
-            verdict: verdict(explained.action),
+            verdict: explained.action.word(),
             reason: reason(&explained.trace),
             vip: names.vip(explained.trace.vip),
             backend: names.backend(backend),
-            forward: names.backends.get(&backend).map(|key| key.forward),
+            forward: names.forward(backend),
             steps: explained.steps().map(|step| step.word()).collect(),
             out: leaves.then(|| hex(&explained.frame)),
         };
         output.show(&explanation, |explanation| text(n + 1, explanation))?;
     }
     Ok(())
-}
-
-fn verdict(action: Action) -> &'static str {
-    match action {
-        Action::Pass => "pass",
-        Action::Drop => "drop",
-        Action::Tx => "tx",
-        Action::Redirect => "redirect",
-        Action::Aborted | Action::Unknown(_) => "aborted",
-    }
 }
 
 /// Whether the trace's backend means one from this step on; before, it is zero, which is a backend too.
@@ -129,55 +123,6 @@ fn text(number: usize, explanation: &Explanation) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Names by the numbers that the data plane knows, as the daemon keeps them in its state directory.
-#[derive(Default)]
-struct Names {
-    vips: BTreeMap<u16, String>,
-    backends: BTreeMap<u16, BackendKey>,
-}
-
-#[derive(Deserialize)]
-struct Numbers {
-    vips: BTreeMap<String, u16>,
-    backends: Vec<(BackendKey, u16)>,
-}
-
-impl Names {
-    /// Without that file numbers are shown.
-    fn read(config: &Config) -> Self {
-        let file = config.dataplane.state_dir.join("numbers.json");
-        let numbers: Option<Numbers> = fs::read(file)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let Some(Numbers { vips, backends }) = numbers else {
-            return Self::default();
-        };
-        Self {
-            vips: vips
-                .into_iter()
-                .map(|(name, number)| (number, name))
-                .collect(),
-            backends: backends
-                .into_iter()
-                .map(|(key, number)| (number, key))
-                .collect(),
-        }
-    }
-
-    fn vip(&self, number: u16) -> Option<String> {
-        let name = || self.vips.get(&number).cloned();
-        (number != NO_VIP).then(|| name().unwrap_or_else(|| format!("number {number}")))
-    }
-
-    fn backend(&self, number: u16) -> Option<String> {
-        let name = || {
-            let key = self.backends.get(&number)?;
-            Some(format!("{}/{}", key.pool, key.address))
-        };
-        (number != NO_BACKEND).then(|| name().unwrap_or_else(|| format!("number {number}")))
-    }
 }
 
 /// The first of the config's interfaces that is there; else the loopback, which is always.

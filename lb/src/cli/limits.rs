@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::{
     ClassArg, Failed, LimitArgs, LimitCommand, LimitFilters, ModeArg,
     client::{Client, encoded},
-    output::Output,
+    names::{self, Kind},
+    output::{Ink, Output},
     table::{or_dash, table},
 };
 use crate::{
@@ -23,7 +24,10 @@ pub(super) async fn show(
     output: Output,
 ) -> Result<(), Failed> {
     let answer: Page<LimitItem> = client.list(&path(filters)).await?;
-    output.show(&answer, |answer| limits(&answer.items))
+    if let Some(vip) = filters.vip.as_deref().filter(|_| answer.items.is_empty()) {
+        names::check(vip, Kind::Vip, client).await?;
+    }
+    output.show(&answer, |answer| limits(output.ink, &answer.items))
 }
 
 pub(super) async fn change(
@@ -33,10 +37,14 @@ pub(super) async fn change(
 ) -> Result<(), Failed> {
     match command {
         LimitCommand::Set(args) => {
-            let item: LimitItem = client
-                .send_json(Method::POST, "/v1/limits", &spec(args))
-                .await?;
-            output.show(&item, |item| limits(std::slice::from_ref(item)))
+            let vip = args.vip.clone().unwrap_or_default();
+            let spec = spec(args);
+            let sent = client.send_json(Method::POST, "/v1/limits", &spec);
+            let item: LimitItem = match sent.await {
+                Ok(item) => item,
+                Err(error) => return Err(names::explained(error, &vip, Kind::Vip, client).await),
+            };
+            output.show(&item, |item| limits(output.ink, std::slice::from_ref(item)))
         }
         LimitCommand::Import { file } => {
             let limits = read(&file)?;
@@ -127,7 +135,7 @@ fn mode_of(mode: ModeArg) -> Mode {
     }
 }
 
-fn limits(items: &[LimitItem]) -> String {
+fn limits(ink: Ink, items: &[LimitItem]) -> String {
     let row = |item: &LimitItem| {
         [
             item.id.to_string(),
@@ -149,7 +157,7 @@ fn limits(items: &[LimitItem]) -> String {
         "ID", "PREFIX", "VIP", "CLASS", "PPS", "BPS", "BURST", "MODE", "EXPIRES", "MATCHED",
         "DROPPED", "COMMENT",
     ];
-    table(header, &rows)
+    table(ink, header, &rows)
 }
 
 fn word(value: impl std::fmt::Debug) -> String {

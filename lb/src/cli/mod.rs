@@ -1,11 +1,16 @@
 //! The command line: nouns show, verbs change.
 
 mod ask;
+mod capture;
 mod check;
 mod client;
+mod doctor;
 mod explain;
-
+mod flow;
 mod limits;
+mod manual;
+mod names;
+mod numbers;
 mod output;
 mod remote;
 mod table;
@@ -19,6 +24,7 @@ use std::{net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use serde_json::json;
 
 use crate::{config, control, decap};
 
@@ -58,16 +64,18 @@ enum Command {
     Run,
     /// Check a config file, and that this machine has its interfaces
     Check,
+    /// Look at all that the data plane stands on, and say what to do where something is amiss
+    Doctor,
     /// Show how the daemon and its data plane are
-    Status,
+    Status(Watch),
     /// Show VIPs and what became of their packets
-    Vips,
+    Vips(Watch),
     /// Show backends, their health and their share
-    Backends,
+    Backends(Watch),
     /// Show live flows by backend
-    Flows,
+    Flows(Watch),
     /// Show dropped packets by VIP and reason
-    Drops,
+    Drops(Watch),
     /// Show limits set at run time
     Limits(LimitFilters),
     /// Set or remove a limit for a source prefix
@@ -82,15 +90,10 @@ enum Command {
     /// Tokens of clients by TCP
     #[command(subcommand)]
     Token(token::TokenCommand),
-    /// Show what the loaded program would do with captured packets, without counting them
-    Explain {
-        /// Frames to explain: pcap or pcapng, Ethernet
-        #[arg(long, value_name = "FILE")]
-        pcap: PathBuf,
-        /// Where to write the frames that would leave
-        #[arg(long, value_name = "FILE")]
-        out: Option<PathBuf>,
-    },
+    /// Show what the loaded program would do with packets, without counting them
+    Explain(ExplainArgs),
+    /// Write samples of packets to a file, with what became of them as comments
+    Capture(capture::CaptureArgs),
     /// Take tunnel headers off on a backend, until interrupted
     Decap {
         /// Where tunnelled packets come in
@@ -109,6 +112,69 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Print what a shell needs to complete this command line
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, one for each command
+    Man {
+        /// Where to; made if it is missing
+        dir: PathBuf,
+    },
+}
+
+impl Command {
+    /// Whether to show again and again, for those that show.
+    fn watch(&self) -> Option<&Watch> {
+        match self {
+            Self::Status(watch)
+            | Self::Vips(watch)
+            | Self::Backends(watch)
+            | Self::Flows(watch)
+            | Self::Drops(watch)
+            | Self::Limits(LimitFilters { watch, .. }) => Some(watch),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Watch {
+    /// Show it again and again, after so many seconds
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = seconds)]
+    watch: Option<Duration>,
+}
+
+impl Watch {
+    fn period(&self) -> Option<Duration> {
+        self.watch
+    }
+}
+
+/// From a tenth of a second to a day.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_error| "not a number of seconds".to_owned())?;
+    if (0.1..=86400.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("from 0.1 to 86400 seconds".into())
+    }
+}
+
+/// Packets from a file, or one described here.
+#[derive(Debug, Args)]
+struct ExplainArgs {
+    /// Frames to explain: pcap or pcapng, Ethernet
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to"], required_unless_present = "to")]
+    pcap: Option<PathBuf>,
+    /// Where to write the frames that would leave
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    flow: flow::FlowArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -145,6 +211,8 @@ struct LimitFilters {
     /// With this in its comment
     #[arg(long, value_name = "TEXT")]
     comment: Option<String>,
+    #[command(flatten)]
+    watch: Watch,
 }
 
 #[derive(Debug, Args)]
@@ -242,12 +310,26 @@ fn execute(cli: Cli) -> Result<ExitCode, Failed> {
             interface,
             from,
             address,
-        } => runtime.block_on(decap::run(decap::Options {
-            interface,
-            addresses: address,
-            from,
-            mode: config::XdpMode::Auto,
-        }))?,
+        } => {
+            let options = decap::Options {
+                interface,
+                addresses: address,
+                from,
+                mode: config::XdpMode::Auto,
+            };
+            runtime.block_on(decap::run(options, |options, addresses| {
+                let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                let interface = &options.interface;
+                let started = json!({ "interface": interface, "addresses": list });
+                // Nobody may be there to read it.
+                let _said = output.show(&started, |_| {
+                    format!(
+                        "decapsulating ipip and gue on {interface} for {}",
+                        list.join(", ")
+                    )
+                });
+            }))?;
+        }
         Command::Unload { force } => {
             let daemon = if force {
                 unload::Daemon::Ignore
@@ -256,9 +338,12 @@ fn execute(cli: Cli) -> Result<ExitCode, Failed> {
             };
             unload::unload(&global, daemon, output)?;
         }
-        Command::Explain { pcap, out } => {
-            explain::explain(&global.config, &pcap, out.as_deref(), output)?;
+        Command::Explain(args) => explain::explain(&global.config, &args, output)?,
+        Command::Capture(args) => {
+            runtime.block_on(capture::capture(&global.config, &args, output))?;
         }
+        Command::Completions { shell } => manual::completions(shell, output)?,
+        Command::Man { dir } => manual::write(&dir, output)?,
         Command::Token(command) => token::token(&global, command, output)?,
         Command::Check => return check::check(&global.config, output),
         command => {
@@ -273,6 +358,9 @@ fn execute(cli: Cli) -> Result<ExitCode, Failed> {
                     socket: client::socket(global.socket, &global.config),
                 },
             };
+            if matches!(command, Command::Doctor) {
+                return runtime.block_on(doctor::doctor(&global.config, &client, output));
+            }
             runtime.block_on(ask::ask(command, client, output))?;
         }
     }

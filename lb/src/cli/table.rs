@@ -1,7 +1,9 @@
-//! Plain tables with aligned columns.
+//! Tables with aligned columns.
+
+use super::output::Ink;
 
 /// Columns as wide as they must be; those that hold only numbers are aligned to the right.
-pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+pub(super) fn table<const N: usize>(ink: Ink, header: [&str; N], rows: &[[String; N]]) -> String {
     let mut text = String::new();
     let columns: [(usize, bool); N] = std::array::from_fn(|column| {
         let cells = rows.iter().map(|row| row[column].as_str());
@@ -17,19 +19,31 @@ pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> 
         (width.unwrap_or_default(), numeric)
     });
     let header = header.map(str::to_owned);
-    for row in std::iter::once(&header).chain(rows) {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(columns)
-            .map(|(cell, (width, numeric))| {
-                if numeric {
-                    format!("{cell:>width$}")
+    for (line, row) in std::iter::once(&header).chain(rows).enumerate() {
+        let last = N
+            - 1
+            - row
+                .iter()
+                .rev()
+                .take_while(|cell| cell.is_empty())
+                .count()
+                .min(N - 1);
+        let cells = row[..=last].iter().zip(columns).enumerate().map(
+            |(column, (cell, (width, numeric)))| {
+                let padded = match (numeric, column == last) {
+                    (true, _) => format!("{cell:>width$}"),
+                    // No blanks at the end of a line.
+                    (false, true) => cell.clone(),
+                    (false, false) => format!("{cell:<width$}"),
+                };
+                if line == 0 {
+                    ink.head(&padded)
                 } else {
-                    format!("{cell:<width$}")
+                    ink.cell(&padded)
                 }
-            })
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
+            },
+        );
+        text.push_str(&cells.collect::<Vec<_>>().join("  "));
         text.push('\n');
     }
     text
@@ -51,7 +65,25 @@ mod tests {
             ["dns-long".into(), "1234".into(), "b".into()],
         ];
         let expected = "NAME         N  X\nweb          7  a\ndns-long  1234  b\n";
-        assert_eq!(table(["NAME", "N", "X"], &rows), expected);
-        assert_eq!(table(["NAME", "N"], &[]), "NAME  N\n");
+        assert_eq!(table(Ink::Plain, ["NAME", "N", "X"], &rows), expected);
+        assert_eq!(table(Ink::Plain, ["NAME", "N"], &[]), "NAME  N\n");
+    }
+
+    #[test]
+    fn colours_do_not_move_columns() {
+        let rows = [
+            ["up".into(), "1".into()],
+            ["draining".into(), "2".into()],
+            ["x".into(), String::new()],
+        ];
+        let coloured = table(Ink::Colours, ["STATE", "N"], &rows);
+        assert!(coloured.contains("\x1b[32mup      \x1b[0m"), "{coloured:?}");
+        let plain = table(Ink::Plain, ["STATE", "N"], &rows);
+        let mut stripped = coloured;
+        for code in ["\x1b[0m", "\x1b[1m", "\x1b[32m", "\x1b[33m"] {
+            stripped = stripped.replace(code, "");
+        }
+        assert_eq!(stripped, plain);
+        assert!(plain.ends_with("\nx\n"));
     }
 }

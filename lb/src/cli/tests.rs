@@ -23,7 +23,7 @@ fn global_options_stand_before_or_after_the_command() {
         assert_eq!(cli.global.config, PathBuf::from("x.toml"));
         assert_eq!(cli.global.socket, Some(PathBuf::from("s")));
         assert!(cli.global.json);
-        assert!(matches!(cli.command, Command::Status));
+        assert!(matches!(cli.command, Command::Status(_)));
     }
     let cli = parse(["vips"]).unwrap();
     assert_eq!(cli.global.config, PathBuf::from(config::DEFAULT_FILE));
@@ -59,6 +59,24 @@ fn a_limit_needs_a_prefix_and_a_rate() {
         &["drain", "moon", "x"],
         &["drain", "backend"],
         &["explain"],
+        &["explain", "--from", "198.51.100.7:1"],
+        &["explain", "--from", "nonsense", "--to", "192.0.2.1:80"],
+        &[
+            "explain",
+            "--pcap",
+            "x",
+            "--from",
+            "198.51.100.7:1",
+            "--to",
+            "192.0.2.1:80",
+        ],
+        &["capture"],
+        &["capture", "x", "--every", "0"],
+        &["capture", "x", "--reason", "limit_hosts"],
+        &["capture", "x", "--reason", "truncated", "--verdict", "drop"],
+        &["vips", "--watch", "0"],
+        &["completions", "cobol"],
+        &["man"],
         &["decap"],
         &["nosuch"],
         &[],
@@ -76,11 +94,14 @@ fn without_a_daemon_every_command_says_so() {
     for command in [
         &["status"][..],
         &["vips"],
+        &["vips", "--watch", "1"],
         &["backends"],
         &["flows"],
         &["drops"],
         &["limits"],
+        &["limits", "--vip", "web"],
         &["limit", "set", "--prefix", "198.51.100.0/24", "--pps", "10"],
+        &["limit", "import", "/dev/null"],
         &["limit", "remove", "1"],
         &["drain", "backend", "web/10.0.0.1"],
         &["undrain", "backend", "web/10.0.0.1"],
@@ -118,6 +139,117 @@ fn the_socket_is_the_configs_also_when_the_config_is_wrong() {
 fn a_name_cannot_leave_its_place_in_a_path() {
     assert_eq!(client::encoded("web/2001:db8::1"), "web/2001:db8::1");
     assert_eq!(client::encoded("a b?c#d%"), "a%20b%3Fc%23d%25");
+}
+
+#[test]
+fn watching_has_a_period() {
+    let period = |arguments: &[&str]| {
+        let cli = Cli::try_parse_from(std::iter::once("sluice").chain(arguments.iter().copied()));
+        cli.unwrap().command.watch().unwrap().period()
+    };
+    assert_eq!(period(&["vips"]), None);
+    assert_eq!(period(&["vips", "--watch"]), Some(Duration::from_secs(2)));
+    let half = Some(Duration::from_millis(500));
+    assert_eq!(period(&["limits", "--watch", "0.5", "--vip", "web"]), half);
+    let all = Command::watch(&parse(["reload"]).unwrap().command).is_none();
+    assert!(all, "what changes is not repeated");
+}
+
+#[test]
+fn a_wrong_word_is_answered_with_the_right_one() {
+    for (arguments, near) in [
+        (&["statsu"][..], "status"),
+        (&["capture", "x", "--reason", "limit_hots"], "limit_host"),
+        (&["limits", "--clas", "syn"], "--class"),
+    ] {
+        let error = Cli::try_parse_from(std::iter::once("sluice").chain(arguments.iter().copied()));
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains(&format!("'{near}'")), "{text}");
+    }
+}
+
+#[test]
+fn what_needs_the_data_plane_says_that_nothing_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("sluice.toml");
+    let pins = dir.path().join("pins");
+    let text = format!(
+        "[pop]\nname = \"ams\"\nid = 1\n[dataplane]\ninterfaces = [\"lo\"]\npin_dir = {pins:?}\n\
+         [[pool]]\nname = \"web\"\nhealth = {{ kind = \"none\" }}\n[[pool.backend]]\naddress = \"10.0.0.1\"\n\
+         [[vip]]\nname = \"web\"\naddress = \"192.0.2.1\"\nprotocol = \"tcp\"\nport = 80\npool = \"web\"\nforward = \"l2\"\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let out = dir.path().join("x.pcapng");
+    for command in [
+        &[
+            "explain",
+            "--from",
+            "198.51.100.7:1",
+            "--to",
+            "192.0.2.1:80",
+        ][..],
+        &["capture", out.to_str().unwrap()],
+    ] {
+        let config = ["sluice", "-c", file.to_str().unwrap()];
+        let cli = Cli::try_parse_from(config.into_iter().chain(command.iter().copied())).unwrap();
+        let error = execute(cli).unwrap_err();
+        let text = control::chain(&*error);
+        assert!(text.starts_with("nothing is loaded under"), "{text}");
+        assert!(text.contains("sluice run") && !text.contains('\n'));
+    }
+    assert!(!out.exists(), "no empty file stays");
+}
+
+#[test]
+fn a_described_packet_is_a_whole_frame() {
+    let frame = |arguments: &[&str]| {
+        let line = ["sluice", "explain"].into_iter();
+        let cli = Cli::try_parse_from(line.chain(arguments.iter().copied())).unwrap();
+        let Command::Explain(args) = cli.command else {
+            panic!("another command");
+        };
+        args.flow.frame().map_err(|error| error.to_string())
+    };
+    let syn = frame(&["--from", "198.51.100.7:4711", "--to", "192.0.2.1:80"]);
+    let syn = syn.unwrap().unwrap();
+    let parsed = etherparse::SlicedPacket::from_ethernet(&syn).unwrap();
+    let Some(etherparse::TransportSlice::Tcp(tcp)) = parsed.transport else {
+        panic!("no TCP");
+    };
+    assert!(tcp.syn() && !tcp.ack());
+    assert_eq!((tcp.source_port(), tcp.destination_port()), (4711, 80));
+
+    let udp = ["--from", "[2001:db8::7]:53", "--to", "[2001:db8::1]:53"];
+    let udp = frame(&[&udp[..], &["--protocol", "udp", "--length", "100"]].concat());
+    assert_eq!(udp.unwrap().unwrap().len(), 14 + 40 + 8 + 100);
+    let echo = ["--from", "198.51.100.7", "--to", "192.0.2.1"];
+    let echo = frame(&[&echo[..], &["--protocol", "icmp"]].concat());
+    assert_eq!(echo.unwrap().unwrap()[14 + 20], 8);
+
+    for wrong in [
+        &["--from", "198.51.100.7", "--to", "192.0.2.1"][..],
+        &["--from", "198.51.100.7:1", "--to", "[2001:db8::1]:80"],
+    ] {
+        assert!(frame(wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn manual_pages_and_completions_come_from_the_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("man1");
+    let run = |arguments: &[&str]| {
+        let cli = Cli::try_parse_from(std::iter::once("sluice").chain(arguments.iter().copied()));
+        execute(cli.unwrap()).unwrap();
+    };
+    run(&["man", pages.to_str().unwrap()]);
+    for page in ["sluice.1", "sluice-doctor.1", "sluice-limit-set.1"] {
+        let text = std::fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(".TH"), "{page}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        run(&["completions", shell]);
+    }
 }
 
 #[test]

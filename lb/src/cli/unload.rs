@@ -7,9 +7,6 @@ use serde_json::json;
 use super::{Failed, Global, client, output::Output};
 use crate::dataplane;
 
-/// Where pins are unless a config says otherwise.
-const DEFAULT_PINS: &str = "/sys/fs/bpf/sluice";
-
 /// Whether to mind a running daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Daemon {
@@ -33,7 +30,7 @@ pub(super) fn unload(global: &Global, daemon: Daemon, output: Output) -> Result<
         return Err(Running { socket }.into());
     }
     let pins = client::path_in(&global.config, "dataplane", "pin_dir")
-        .unwrap_or_else(|| DEFAULT_PINS.into());
+        .unwrap_or_else(|| dataplane::DEFAULT_PINS.into());
     let removed = dataplane::unload(&pins)?;
     output.show(&json!({ "removed": removed }), |_| {
         if removed.is_empty() {

@@ -153,7 +153,7 @@ pub(super) fn quoted(text: &str) -> String {
 const QUOTED_CHARS: usize = 64;
 
 /// "; did you mean `x`?" if one of `names` is near, else the names if they are few.
-pub(super) fn suggestion<'n>(word: &str, names: impl IntoIterator<Item = &'n str>) -> String {
+pub(crate) fn suggestion<'n>(word: &str, names: impl IntoIterator<Item = &'n str>) -> String {
     let names: Vec<&str> = names.into_iter().collect();
     if let Some(name) = nearest(word, &names) {
         return format!("; did you mean {}?", quoted(name));

@@ -27,6 +27,7 @@ use std::{
 use toml::{Spanned, de::DeTable};
 
 pub use ca::{CaError, read_ca};
+pub(crate) use error::suggestion;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use health::{Check, Health, HttpCheck, Statuses, Tls};
 pub use model::{

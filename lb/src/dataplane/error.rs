@@ -17,6 +17,8 @@ pub enum LoadError {
     },
     #[error("{} holds what another version of sluice loaded; stop that with `sluice unload`, then start again", path.display())]
     OtherVersion { path: PathBuf },
+    #[error("nothing is loaded under {}; start the daemon with `sluice run`", path.display())]
+    NothingLoaded { path: PathBuf },
     #[error(
         "the pinned map {map} has {actual}, but the config asks for {expected}; change the config back, or run `sluice unload`, then start again"
     )]
@@ -83,6 +85,8 @@ pub struct Shape {
 pub enum MapKind {
     Array,
     PerCpuArray,
+    /// Its entries are bytes.
+    RingBuffer,
     Other,
 }
 
@@ -91,6 +95,7 @@ impl std::fmt::Display for Shape {
         let kind = match self.kind {
             MapKind::Array => "in an array",
             MapKind::PerCpuArray => "in an array for each CPU",
+            MapKind::RingBuffer => "in a ring buffer",
             MapKind::Other => "in another kind of map",
         };
         write!(

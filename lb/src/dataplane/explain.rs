@@ -60,6 +60,11 @@ impl Explainer {
         let mut sizes = Sizes::new(config, need);
         let pins = Pins::existing(pin_dir);
         let pinned = pins.read(sizes.shapes().iter().map(|&(name, _)| name))?;
+        if pinned.shapes.is_empty() {
+            return Err(LoadError::NothingLoaded {
+                path: pin_dir.to_owned(),
+            });
+        }
         sizes.keep(config, need, &pinned.shapes);
         check(&sizes, &pins, &pinned)?;
         let object = load::load(&sizes, &pins.directory, Twin::Explaining)?;
@@ -105,6 +110,33 @@ impl Explained {
             .into_iter()
             .take(count)
             .filter_map(|number| Step::ALL.get(usize::from(number)).copied())
+    }
+}
+
+impl Action {
+    /// The kernel's.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Aborted => 0,
+            Self::Drop => 1,
+            Self::Pass => 2,
+            Self::Tx => 3,
+            Self::Redirect => 4,
+            Self::Unknown(other) => other,
+        }
+    }
+
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::Tx => "tx",
+            Self::Redirect => "redirect",
+            Self::Aborted | Self::Unknown(_) => "aborted",
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     io::{self, BufRead, BufReader},
     path::Path,
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -19,8 +19,8 @@ use nix::time::{ClockId, clock_getres, clock_gettime};
 use sluice_ebpf::{
     abi::{
         AddressEntry, Backend, CLASSES, Count, DROP_REASONS, FlowStats, GROUP_SHIFT, LIMITERS,
-        Limit, NO_BACKEND, Policy, SKETCH_ROWS, SLOTS_PER_WORD, Service, Settings, Vip, VipStats,
-        maps,
+        Limit, NO_BACKEND, Policy, SKETCH_ROWS, SLOTS_PER_WORD, SampleStats, Sampling, Service,
+        Settings, Vip, VipStats, maps,
     },
     exact, flow,
 };
@@ -57,6 +57,8 @@ pub(crate) const POLICIES: u32 = 256;
 /// Number of backends.
 pub(crate) const BACKENDS: u32 = NO_BACKEND as u32 + 1;
 const FRAGMENT_BUCKETS: u32 = 2048;
+/// More than three thousand samples: three seconds of the default rate.
+const SAMPLES_BYTES: u32 = 1 << 20;
 const LEAST_VIPS: u32 = 2048;
 const LEAST_SLOTS: u32 = 1 << 20;
 /// The name of the XDP program in the object.
@@ -83,6 +85,20 @@ impl Sizes {
             exact_v6_buckets: exact,
             vips: (need.vips * 2).next_power_of_two().max(LEAST_VIPS),
             flow_idle: config.flow_idle,
+        }
+    }
+
+    /// Of no use but for names and kinds of the pinned maps.
+    pub(crate) fn any() -> Self {
+        Self {
+            flow_buckets: 1,
+            slots: 1,
+            sketch_cells: 1,
+            limits: 1,
+            exact_v4_blocks: 1,
+            exact_v6_buckets: 1,
+            vips: 1,
+            flow_idle: Duration::ZERO,
         }
     }
 
@@ -178,6 +194,9 @@ impl Sizes {
                 self.vips * DROP_REASONS * 2,
             ),
             per_cpu(maps::FLOW_STATS, size_of::<FlowStats>(), 1),
+            array(maps::SAMPLING, size_of::<Sampling>(), 1),
+            (maps::SAMPLES, MapKind::RingBuffer, 0, SAMPLES_BYTES),
+            per_cpu(maps::SAMPLE_STATS, size_of::<SampleStats>(), 1),
         ]
         .into_iter()
         .map(|(name, kind, value_bytes, entries)| {
@@ -242,6 +261,28 @@ pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadE
     Ok(object)
 }
 
+/// Has the kernel verify the program, over maps of next to no size that go at once. Returns how long it took.
+pub fn rehearse() -> Result<Duration, LoadError> {
+    let begun = Instant::now();
+    let mut loader = EbpfLoader::new();
+    for (name, shape) in Sizes::any().shapes() {
+        // A page at least.
+        let entries = if shape.kind == MapKind::RingBuffer {
+            1 << 16
+        } else {
+            1
+        };
+        loader.map_max_entries(name, entries);
+    }
+    let mut object = loader
+        .load(objects::BALANCER)
+        .map_err(|error| refused(error, |error| LoadError::Maps(Box::new(error))))?;
+    program(&mut object)?
+        .load()
+        .map_err(|error| refused(error, |error| LoadError::Program(Box::new(error))))?;
+    Ok(begun.elapsed())
+}
+
 /// The XDP program of a loaded object.
 pub(crate) fn program(object: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
     object
@@ -256,6 +297,7 @@ pub(crate) fn shape(info: &MapInfo) -> Shape {
     let kind = match info.map_type() {
         Ok(MapType::Array) => MapKind::Array,
         Ok(MapType::PerCpuArray) => MapKind::PerCpuArray,
+        Ok(MapType::RingBuf) => MapKind::RingBuffer,
         _ => MapKind::Other,
     };
     Shape {

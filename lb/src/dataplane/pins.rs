@@ -26,6 +26,9 @@ use super::{
 };
 use crate::{config::XdpMode, net::if_index, sys};
 
+/// Where pins are unless a config says otherwise.
+pub const DEFAULT_PINS: &str = "/sys/fs/bpf/sluice";
+
 /// Where the program runs for one interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mode {
@@ -83,23 +86,28 @@ pub fn unload(pin_dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
     }
 }
 
+/// Whether pins can be made here, or in a directory made here.
+pub fn check_bpffs(pin_dir: &Path) -> Result<(), LoadError> {
+    let there = pin_dir.ancestors().find(|path| path.exists());
+    let there = there.unwrap_or_else(|| Path::new("/"));
+    let kind = statfs(there).map_err(|error| at(there, error.into()))?;
+    if kind.filesystem_type() == BPF_FS_MAGIC {
+        Ok(())
+    } else {
+        Err(LoadError::NoBpffs {
+            path: pin_dir.to_owned(),
+        })
+    }
+}
+
 impl Pins {
     /// The directory of our version, made if missing. Pins of another version there are an error.
     pub(crate) fn open(pin_dir: &Path) -> Result<Self, LoadError> {
+        if let Some(path) = other_versions(pin_dir)?.into_iter().next() {
+            return Err(LoadError::OtherVersion { path });
+        }
         let ours = pin_dir.join(format!("v{ABI_VERSION}"));
-        for path in versions(pin_dir)? {
-            if path != ours && !list(&path)?.is_empty() {
-                return Err(LoadError::OtherVersion { path });
-            }
-        }
-        let there = ours.ancestors().find(|path| path.exists());
-        let there = there.unwrap_or_else(|| Path::new("/"));
-        let kind = statfs(there).map_err(|error| at(there, error.into()))?;
-        if kind.filesystem_type() != BPF_FS_MAGIC {
-            return Err(LoadError::NoBpffs {
-                path: pin_dir.to_owned(),
-            });
-        }
+        check_bpffs(pin_dir)?;
         fs::create_dir_all(&ours).map_err(|source| at(&ours, source))?;
         Ok(Self { directory: ours })
     }
@@ -142,7 +150,7 @@ impl Pins {
         Ok(())
     }
 
-    fn link(&self, interface: &str, mode: Mode) -> PathBuf {
+    pub(crate) fn link(&self, interface: &str, mode: Mode) -> PathBuf {
         let prefix = match mode {
             Mode::Native => NATIVE,
             Mode::Generic => GENERIC,
@@ -308,6 +316,18 @@ fn versions(pin_dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
             .is_some()
     };
     Ok(list(pin_dir)?.into_iter().filter(is_version).collect())
+}
+
+/// Directories of other versions than ours that hold anything.
+pub(crate) fn other_versions(pin_dir: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let ours = pin_dir.join(format!("v{ABI_VERSION}"));
+    let mut others = Vec::new();
+    for path in versions(pin_dir)? {
+        if path != ours && !list(&path)?.is_empty() {
+            others.push(path);
+        }
+    }
+    Ok(others)
 }
 
 /// What a directory holds; nothing if it is missing.

@@ -7,11 +7,13 @@ mod kernel;
 mod link;
 mod resolver;
 mod tables;
+mod xdp_features;
 
 use std::net::IpAddr;
 
 pub use link::{Interface, InterfacesError, VlanTag, if_index, interfaces};
 pub use resolver::{Resolutions, Resolver, Wanted};
+pub use xdp_features::{XdpFeatures, xdp_features};
 
 /// What a frame needs to get to a backend, or to the router on the way to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
