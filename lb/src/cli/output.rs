@@ -1,9 +1,8 @@
-//! What goes to stdout and to the log.
+//! What goes to stdout.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use serde::Serialize;
-use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 use super::Failed;
 
@@ -38,14 +37,4 @@ impl Output {
             result => Ok(result?),
         }
     }
-}
-
-pub(super) fn init_log(filter: &str) -> Result<(), ParseError> {
-    let filter = EnvFilter::try_new(filter)?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
-    Ok(())
 }

@@ -206,6 +206,7 @@ impl<P: Dataplane> Control<P> {
                 drop(reply.send(Ok(self.limits.page(&query, &self.plane))));
             }
             Command::Limit(id, reply) => drop(reply.send(self.limits.get(id, &self.plane))),
+            Command::Answer(reply) => drop(reply.send(Ok(()))),
         }
     }
 

@@ -22,7 +22,8 @@ use crate::{
     api::{self, Api, SocketError},
     config::{self, Config, ConfigErrors, SecretError},
     dataplane::LoadError,
-    net,
+    log, net,
+    service::{self, Manager, capabilities},
     store::{self, Directory, Store, StoreError, Writer},
 };
 
@@ -63,13 +64,21 @@ pub async fn run(config_file: &Path, socket: Option<PathBuf>) -> Result<(), Daem
     let socket = socket.unwrap_or_else(|| config.api.socket.clone());
     // Before the data plane: what cannot listen shall not touch it.
     let listener = api::bind(&socket)?;
-    let (start, adopted) = match prepare(config, config_file) {
+    // Before the first thread, which would keep what this one gives up.
+    let reduced = capabilities::reduce();
+    let (mut start, adopted) = match prepare(config, config_file) {
         Ok(prepared) => prepared,
         Err(error) => {
             let _gone = fs::remove_file(&socket);
             return Err(error);
         }
     };
+    if let Err(error) = reduced {
+        let warning = format!(
+            "cannot give up the rights of root that are not needed ({error}): the daemon runs with more than it should; a system call filter may be in the way of `capset`"
+        );
+        start.warnings.push(warning);
+    }
     for warning in &start.warnings {
         tracing::warn!("{warning}");
     }
@@ -125,6 +134,9 @@ async fn serve(
     let (control, handle) = Control::new(start, Sources::start());
     let mut control = tokio::spawn(control.run());
     listen(listener, socket.to_owned(), config_file, handle.clone());
+    let manager = Manager::from_environment();
+    tokio::spawn(service::attend(manager.clone(), handle.clone()));
+    tokio::spawn(log::tell_what_is_left_out());
     let result = loop {
         tokio::select! {
             _ = hangup.recv() => {
@@ -137,6 +149,7 @@ async fn serve(
             _ = &mut control => break Err(DaemonError::Ended),
         }
     };
+    manager.tell("STOPPING=1");
     if result.is_ok() {
         tracing::info!("ends; the data plane stays and forwards, until `sluice unload`");
     }
