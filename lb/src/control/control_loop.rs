@@ -260,7 +260,7 @@ impl<P: Dataplane> Control<P> {
         if result.is_err() {
             let refused = std::mem::replace(&mut self.config, old);
             if let Err(error) = self.attach_as(&refused) {
-                tracing::error!(%error, "cannot go back to the interfaces of the config before");
+                tracing::error!(%error, "cannot go back to the interfaces of the config before; correct `interfaces`, and reload");
             }
             self.watch();
             self.reconcile();

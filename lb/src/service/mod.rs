@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_watchdog_hears_of_us_only_while_the_control_loop_answers() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
@@ -104,9 +104,9 @@ mod tests {
             let mut buffer = [0; 100];
             std::iter::from_fn(|| listener.recv(&mut buffer).ok()).count()
         };
-        let limit = Duration::from_secs(8);
+        let limit = Duration::from_millis(800);
         let manager = Manager::at(&path);
-        let lasting = Duration::from_secs(9);
+        let lasting = Duration::from_millis(900);
 
         let answers = || async { Ok(()) };
         assert!(
@@ -114,7 +114,11 @@ mod tests {
                 .await
                 .is_err()
         );
-        assert_eq!(pings(), 5, "at once, and every two seconds");
+        let heard = pings();
+        assert!(
+            (2..=5).contains(&heard),
+            "at once, and each 200 ms: {heard}"
+        );
 
         let hangs = || pending::<Result<(), Refused>>();
         assert!(
