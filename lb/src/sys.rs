@@ -183,6 +183,61 @@ pub fn detach_link(pin: &Path) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, [fd.to_le(), 0]).map(drop)
 }
 
+/// The capabilities that the calling thread can use, a bit each.
+pub fn capabilities() -> io::Result<u64> {
+    let mut sets = [CapabilitySet::default(); 2];
+    // The kernel writes the version that it knows, if it does not know ours.
+    let mut header = CAPABILITIES_OF_THIS_THREAD;
+    // SAFETY: the kernel writes no more than the header, and the two sets of this version.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u64::from(sets[1].effective) << 32 | u64::from(sets[0].effective))
+}
+
+/// Leaves the calling thread these capabilities and no others, which it cannot get back.
+pub fn set_capabilities(kept: u64) -> io::Result<()> {
+    let set = |bits: u64| {
+        let bits = u32::try_from(bits & u64::from(u32::MAX)).unwrap_or_default();
+        CapabilitySet {
+            effective: bits,
+            permitted: bits,
+            inheritable: 0,
+        }
+    };
+    let sets = [set(kept), set(kept >> 32)];
+    let mut header = CAPABILITIES_OF_THIS_THREAD;
+    // SAFETY: as above; the sets are only read.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// As the kernel's `__user_cap_header_struct`.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+/// As the kernel's `__user_cap_data_struct`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilitySet {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+const CAPABILITIES_OF_THIS_THREAD: CapabilityHeader = CapabilityHeader {
+    // The third, with 64 bits in two halves.
+    version: 0x2008_0522,
+    pid: 0,
+};
+
 /// Has a raw ICMP socket receive echo replies only.
 pub fn only_echo_replies(socket: impl AsFd, v4: bool) -> io::Result<()> {
     const ICMP_FILTER: libc::c_int = 1;

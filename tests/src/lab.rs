@@ -16,7 +16,7 @@ use crate::{
     BACK, Backend, Capture, Client, Config, Daemon, FRONT, Netns, Node, Output, RawSocket, Segment,
     addresses::{ClientLink, backend_host},
     eventually,
-    topology::Plan,
+    topology::{Plan, vip_routes},
     traces::{Traces, remove_stale_labs},
 };
 
@@ -31,6 +31,13 @@ pub struct Lab {
     _pass: Ebpf,
     traces: Traces,
     _alone: Option<Flock<File>>,
+}
+
+/// Of one load balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cables {
+    Plugged,
+    Pulled,
 }
 
 /// What a lab shall be. Without a word: one load balancer, backends `b1` to `b3`, one client.
@@ -123,6 +130,24 @@ impl Lab {
 
     pub fn router(&self) -> &Netns {
         &self.router
+    }
+
+    /// Has the router spread flows over these load balancers only, by their five-tuples.
+    pub fn route_vips_to(&self, nodes: &[usize]) {
+        self.router.ip(&vip_routes(nodes.iter().copied()));
+    }
+
+    /// Pulls a load balancer's cables, or puts them back.
+    pub fn set_cables(&self, node: usize, state: Cables) {
+        let state = match state {
+            Cables::Plugged => "up",
+            Cables::Pulled => "down",
+        };
+        let ports = self.nodes[node].port_names();
+        let lines: Vec<_> = ports
+            .map(|port| format!("link set {port} {state}"))
+            .collect();
+        self.router.ip(&lines);
     }
 
     /// The cable between the router and the first load balancer, at the router's end.

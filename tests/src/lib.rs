@@ -42,7 +42,7 @@ pub use downloads::{Downloads, Outcome};
 pub use flood::Flood;
 pub use frames::{Frames, Mac};
 pub use http::{Conn, Response};
-pub use lab::{Lab, LabBuilder};
+pub use lab::{Cables, Lab, LabBuilder};
 pub use netns::Netns;
 pub use node::{Daemon, Node, Output};
 pub use raw::RawSocket;

@@ -1,8 +1,11 @@
 //! A load balancer of the lab: its config, its daemon, and its command line.
 
 use std::{
+    ffi::OsStr,
     fs,
+    io::{Read, Write},
     net::IpAddr,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{self, Command},
     sync::{Mutex, MutexGuard},
@@ -12,8 +15,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
-    Config, FRONT, Frames, Mac, Netns, Segment, addresses::ROUTER, addresses::node_host, binary,
-    eventually, process::Process, server::Server, topology::vips_on_lo,
+    BACK, Config, FRONT, Frames, Mac, Netns, Segment, addresses::ROUTER, addresses::node_host,
+    binary, eventually, process::Process, server::Server, topology::vips_on_lo,
 };
 
 #[derive(Debug)]
@@ -204,6 +207,27 @@ impl Node {
         FRONT.node_port(self.index)
     }
 
+    /// What the router calls its ports to this load balancer.
+    pub(crate) fn port_names(&self) -> impl Iterator<Item = String> {
+        let segments = [FRONT, BACK].into_iter().take(self.interfaces.len());
+        segments.map(|segment| segment.node_port(self.index))
+    }
+
+    /// What `/metrics` says.
+    pub fn metrics(&self) -> String {
+        let mut socket = UnixStream::connect(self.socket()).expect("the daemon listens");
+        socket
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")
+            .expect("the daemon reads");
+        let mut answer = String::new();
+        socket
+            .read_to_string(&mut answer)
+            .expect("the daemon answers");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        body.to_owned()
+    }
+
     fn log_file(&self) -> PathBuf {
         self.dir.join("sluice.log")
     }
@@ -219,7 +243,15 @@ impl Daemon<'_> {
     /// # Panics
     /// If it does not answer, with what it said instead.
     pub fn start(self) {
-        let mut command = Command::new(binary::sluice());
+        self.start_under(&[]);
+    }
+
+    /// The same, by a command that ends in becoming the daemon: `env NAME=VALUE`, `setpriv`.
+    pub fn start_under(self, words: &[&str]) {
+        let words = words.iter().map(OsStr::new);
+        let mut words = words.chain([binary::sluice().as_os_str()]);
+        let mut command = Command::new(words.next().expect("the daemon itself is one"));
+        command.args(words);
         command.arg("run").arg("-c").arg(self.node.config_file());
         let mut process = Process::start(&self.node.netns, command, &self.node.log_file());
         eventually("the daemon answers", || {

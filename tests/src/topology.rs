@@ -195,24 +195,7 @@ impl Plan {
                 }
             }));
         }
-        let nexthops = |address: fn(Segment, u8) -> String| -> String {
-            let hop = |index| {
-                format!(
-                    " nexthop via {} dev {}",
-                    address(FRONT, node_host(index)),
-                    FRONT.bridge()
-                )
-            };
-            (0..self.nodes).map(hop).collect()
-        };
-        lines.push(format!(
-            "route add {VIPS_V4}{}",
-            nexthops(|segment, host| segment.v4(host).to_string())
-        ));
-        lines.push(format!(
-            "route add {VIPS_V6}{}",
-            nexthops(|segment, host| segment.v6(host).to_string())
-        ));
+        lines.extend(vip_routes(0..self.nodes));
         lines
     }
 
@@ -293,6 +276,27 @@ impl Plan {
         });
         programs
     }
+}
+
+/// The router's routes to the VIPs, over these load balancers alike, in the place of those before.
+pub(crate) fn vip_routes(nodes: impl Iterator<Item = usize> + Clone) -> [String; 2] {
+    let nexthops = |address: fn(u8) -> String| -> String {
+        let hop = |index| {
+            let via = address(node_host(index));
+            format!(" nexthop via {via} dev {}", FRONT.bridge())
+        };
+        nodes.clone().map(hop).collect()
+    };
+    [
+        format!(
+            "route replace {VIPS_V4}{}",
+            nexthops(|host| FRONT.v4(host).to_string())
+        ),
+        format!(
+            "route replace {VIPS_V6}{}",
+            nexthops(|host| FRONT.v6(host).to_string())
+        ),
+    ]
 }
 
 /// So that a host answers for every VIP, as a backend of direct server return does.

@@ -35,6 +35,8 @@ pub struct Status {
     pub flows: u64,
     pub flow_capacity: u64,
     pub program_id: Option<u32>,
+    /// Rights of root that the daemon kept.
+    pub capabilities: Vec<String>,
     pub warnings: Vec<String>,
 }
 

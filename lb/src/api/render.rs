@@ -23,6 +23,7 @@ use crate::{
     health::State,
     limits::LimitRecord,
     net::{NextHop, Resolution},
+    service::capabilities,
 };
 
 pub(super) fn status(view: &View, figures: &Figures, config_file: &Path) -> Status {
@@ -63,6 +64,7 @@ pub(super) fn status(view: &View, figures: &Figures, config_file: &Path) -> Stat
         flows: figures.flows.proven + figures.flows.unproven,
         flow_capacity: figures.flows.capacity,
         program_id: view.program_id,
+        capabilities: capabilities::held().to_vec(),
         warnings: view.warnings.clone(),
     }
 }

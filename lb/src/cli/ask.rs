@@ -130,6 +130,7 @@ fn status(ink: Ink, status: &Status) -> String {
             status.backends_up, status.backends
         ),
         format!("flows       {} of {}", status.flows, status.flow_capacity),
+        format!("rights      {}", status.capabilities.join(", ")),
     ];
     let warnings = status.warnings.iter();
     lines.extend(warnings.map(|warning| format!("{}     {warning}", ink.doubtful("warning"))));

@@ -26,7 +26,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use serde_json::json;
 
-use crate::{config, control, decap};
+use crate::{
+    config, control, decap,
+    log::{self, LogFormat},
+};
 
 use output::Output;
 
@@ -54,8 +57,24 @@ struct Global {
     #[arg(long, global = true)]
     json: bool,
     /// What to log on stderr: error, warn, info, debug, trace, or a filter like `sluice::health=debug`
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info")]
+    #[arg(
+        long,
+        global = true,
+        env = "SLUICE_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
     log: String,
+    /// How to log
+    #[arg(
+        long,
+        global = true,
+        env = "SLUICE_LOG_FORMAT",
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t
+    )]
+    log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -284,14 +303,19 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 /// Runs the command that this process was started with.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = output::init_log(&cli.global.log) {
+    let format = cli.global.log_format;
+    if let Err(error) = log::init(&cli.global.log, format) {
         eprintln!("sluice: --log: {error}");
         return ExitCode::from(2);
     }
     match execute(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("sluice: {}", control::chain(&*error));
+            let error = control::chain(&*error);
+            match format {
+                LogFormat::Human => eprintln!("sluice: {error}"),
+                LogFormat::Json => tracing::error!("{error}"),
+            }
             ExitCode::FAILURE
         }
     }

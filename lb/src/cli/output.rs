@@ -1,9 +1,8 @@
-//! What goes to stdout and to the log.
+//! What goes to stdout.
 
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
-use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 use super::Failed;
 
@@ -104,14 +103,4 @@ impl Ink {
             Self::Colours => format!("\x1b[{code}m{text}\x1b[0m"),
         }
     }
-}
-
-pub(super) fn init_log(filter: &str) -> Result<(), ParseError> {
-    let filter = EnvFilter::try_new(filter)?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(Ink::of(&io::stderr()) == Ink::Colours)
-        .init();
-    Ok(())
 }

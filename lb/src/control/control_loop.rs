@@ -223,6 +223,7 @@ impl<P: Dataplane> Control<P> {
                 drop(reply.send(Ok(self.limits.page(&query, &self.plane))));
             }
             Command::Limit(id, reply) => drop(reply.send(self.limits.get(id, &self.plane))),
+            Command::Answer(reply) => drop(reply.send(Ok(()))),
         }
     }
 
@@ -276,7 +277,7 @@ impl<P: Dataplane> Control<P> {
         if result.is_err() {
             let refused = std::mem::replace(&mut self.config, old);
             if let Err(error) = self.attach_as(&refused) {
-                tracing::error!(%error, "cannot go back to the interfaces of the config before");
+                tracing::error!(%error, "cannot go back to the interfaces of the config before; correct `interfaces`, and reload");
             }
             self.watch();
             self.reconcile();

@@ -30,6 +30,8 @@ use crate::{
     api::{self, Access, AccessError, Api, Caps, SocketError},
     config::{self, Config, ConfigErrors, SecretError},
     dataplane::LoadError,
+    log,
+    service::{self, Manager, capabilities},
     store::{self, Directory, Store, StoreError, Writer},
 };
 
@@ -86,13 +88,21 @@ pub async fn run(config_file: &Path, socket: Option<PathBuf>) -> Result<(), Daem
         remote: remote.map(bind_remote).transpose()?,
         local: api::bind(&socket)?,
     };
-    let (start, adopted) = match prepare(config, config_file) {
+    // Before the first thread, which would keep what this one gives up.
+    let reduced = capabilities::reduce();
+    let (mut start, adopted) = match prepare(config, config_file) {
         Ok(prepared) => prepared,
         Err(error) => {
             let _gone = fs::remove_file(&socket);
             return Err(error);
         }
     };
+    if let Err(error) = reduced {
+        let warning = format!(
+            "cannot give up the rights of root that are not needed ({error}): the daemon runs with more than it should; a system call filter may be in the way of `capset`"
+        );
+        start.warnings.push(warning);
+    }
     for warning in &start.warnings {
         tracing::warn!("{warning}");
     }
@@ -173,8 +183,11 @@ async fn serve(
         }
     };
     let mut control = tokio::spawn(keep(control, handle.clone(), sources, reopen));
-    let api = Arc::new(Api::new(handle, config_file, access));
+    let api = Arc::new(Api::new(handle.clone(), config_file, access));
     listen(&supervisor, listeners, &api)?;
+    let manager = Manager::from_environment();
+    tokio::spawn(service::attend(manager.clone(), handle));
+    tokio::spawn(log::tell_what_is_left_out());
     let result = loop {
         tokio::select! {
             _ = hangup.recv() => {
@@ -187,6 +200,7 @@ async fn serve(
             _ = &mut control => break Err(DaemonError::Ended),
         }
     };
+    manager.tell("STOPPING=1");
     if result.is_ok() {
         tracing::info!("ends; the data plane stays and forwards, until `sluice unload`");
     }

@@ -196,7 +196,11 @@ impl Limits {
             return;
         };
         if let Err(error) = self.put_in(&record, plane) {
-            tracing::error!(limit = id, error = chain(&error), "a limit is not in force");
+            tracing::error!(
+                limit = id,
+                error = chain(&error),
+                "a limit is not in force; it is tried again when VIPs change, or remove it and set it again"
+            );
             self.take_out(id, plane);
             self.waiting.insert(id);
             self.book.put(record);
@@ -290,7 +294,7 @@ impl Limits {
             tracing::error!(
                 limit = id,
                 error = chain(&*error),
-                "cannot take a limit out of the data plane"
+                "cannot take a limit out of the data plane; a restart of the daemon makes the limits anew"
             );
         }
     }

@@ -25,6 +25,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::{
     drains::BackendName,
     limits::{LimitError, LimitQuery, LimitSpec, Precondition},
+    service::Manager,
 };
 
 use request::Request;
@@ -105,6 +106,8 @@ enum Command {
     Limits(Reply<Vec<LimitInForce>>),
     LimitPage(LimitQuery, Reply<LimitPage>),
     Limit(u64, Reply<LimitInForce>),
+    /// Nothing: whoever asks wants to know whether anybody is there.
+    Answer(Reply<()>),
 }
 
 impl Handle {
@@ -131,7 +134,15 @@ impl Handle {
 
     /// Reads the config file again. Refused whole if anything in it is wrong.
     pub async fn reload(&self) -> Result<(), Refused> {
+        // Who is not ready yet must not be taken for ready when this ends.
+        let manager = self.view().ready.then(Manager::from_environment);
+        let _reloading = manager.map(Manager::reloading);
         self.ask(Command::Reload).await
+    }
+
+    /// Returns when the control loop gets round to it.
+    pub async fn answers(&self) -> Result<(), Refused> {
+        self.ask(Command::Answer).await
     }
 
     /// All figures, read from the maps now.

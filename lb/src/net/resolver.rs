@@ -108,7 +108,7 @@ impl State {
                 match Kernel::open() {
                     Ok(kernel) => break kernel,
                     Err(error) => {
-                        tracing::warn!(%error, "cannot open a netlink socket; next hops are not updated");
+                        tracing::warn!(%error, "cannot open a netlink socket, so next hops stay as they were; it is tried again: are there too many open files?");
                     }
                 }
             };
