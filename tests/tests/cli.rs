@@ -154,6 +154,25 @@ fn a_name_that_nothing_has_is_answered_with_the_one_that_was_meant() {
 }
 
 #[test]
+fn a_refusal_that_is_not_about_a_name_suggests_none() {
+    let lab = Lab::new().start();
+    for line in [
+        "limit set --prefix 203.0.113.0/24 --pps 0",
+        "limit set --prefix 203.0.113.0/24 --pps 0 --vip web4",
+        "limit remove 4711",
+        "drain pop lab",
+    ] {
+        let output = lab.sluice(line);
+        assert_eq!(output.status, 1, "{line}");
+        let said = &output.stderr;
+        assert!(
+            !said.contains("mean") && !said.contains("`web"),
+            "{line}: {said}"
+        );
+    }
+}
+
+#[test]
 fn watching_shows_again_and_again() {
     let lab = Lab::new().start();
     let out = lab.dir().join("watched");
@@ -373,7 +392,7 @@ fn a_capture_during_a_flood_is_bounded_and_says_why_each_packet_was_dropped() {
             comment.ends_with("web4") || comment.ends_with("dns4"),
             "{comment}"
         );
-        assert!(data.len() as u32 <= *length && data.len() <= 256);
+        assert!(data.len() <= *length as usize && data.len() <= 256);
         let sliced = etherparse::SlicedPacket::from_ethernet(data).unwrap();
         assert!(sliced.transport.is_some(), "a frame as it came");
     }

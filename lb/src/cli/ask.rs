@@ -18,14 +18,14 @@ pub(super) async fn ask(command: Command, client: Client, output: Output) -> Res
         Command::Limit(command) => limits::change(command, &client, output).await,
         Command::Drain(args) => {
             if let Err(error) = client.tell(Method::PUT, &drain_path(&args)).await {
-                return Err(names::explained(error, &args.name, Kind::Backend, &client).await);
+                return Err(names::explained(error, named(&args), &client).await);
             }
             let done = format!("{} gets no new flows; those that it has stay", args.name);
             output.show(&json!({ "draining": args.name }), |_| done)
         }
         Command::Undrain(args) => {
             if let Err(error) = client.tell(Method::DELETE, &drain_path(&args)).await {
-                return Err(names::explained(error, &args.name, Kind::Backend, &client).await);
+                return Err(names::explained(error, named(&args), &client).await);
             }
             let done = format!("{} is not draining any more", args.name);
             output.show(&json!({ "undrained": args.name }), |_| done)
@@ -82,6 +82,16 @@ async fn show_once(noun: &Command, client: &Client, output: Output) -> Result<()
         Command::Limits(filters) => limits::show(filters, client, output).await,
         _ => unreachable!("not the daemon's to answer"),
     }
+}
+
+/// What may have been misspelt.
+fn named(args: &DrainArgs) -> Option<(&str, Kind)> {
+    let kind = match args.kind {
+        DrainKind::Backend => Kind::Backend,
+        DrainKind::Vip => Kind::Vip,
+        DrainKind::Pop => return None,
+    };
+    Some((&args.name, kind))
 }
 
 fn drain_path(args: &DrainArgs) -> String {

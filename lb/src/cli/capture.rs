@@ -203,7 +203,7 @@ impl Pcapng {
         let mut written = Ok(());
         while self.packets < most
             && written.is_ok()
-            && let Some(sampled) = sampler.next()
+            && let Some(sampled) = sampler.take()
         {
             written = self.write(&sampled, names);
         }

@@ -37,12 +37,14 @@ pub(super) async fn change(
 ) -> Result<(), Failed> {
     match command {
         LimitCommand::Set(args) => {
-            let vip = args.vip.clone().unwrap_or_default();
             let spec = spec(args);
             let sent = client.send_json(Method::POST, "/v1/limits", &spec);
             let item: LimitItem = match sent.await {
                 Ok(item) => item,
-                Err(error) => return Err(names::explained(error, &vip, Kind::Vip, client).await),
+                Err(error) => {
+                    let vip = spec.vip.as_deref().map(|vip| (vip, Kind::Vip));
+                    return Err(names::explained(error, vip, client).await);
+                }
             };
             output.show(&item, |item| limits(output.ink, std::slice::from_ref(item)))
         }

@@ -17,16 +17,15 @@ pub(super) enum Kind {
     Backend,
 }
 
-/// A refusal, and what is near the name in it if nothing has that.
+/// A refusal, and what is near the name that was given, if nothing has that.
 pub(super) async fn explained(
     error: ClientError,
-    name: &str,
-    kind: Kind,
+    named: Option<(&str, Kind)>,
     client: &Client,
 ) -> Failed {
-    if !matches!(error, ClientError::Refused(_)) {
+    let (true, Some((name, kind))) = (matches!(error, ClientError::Refused(_)), named) else {
         return error.into();
-    }
+    };
     match all(kind, client).await {
         Ok(names) if !names.iter().any(|known| known == name) => {
             format!("{error}{}", near(name, &names)).into()

@@ -139,7 +139,7 @@ impl Sampler {
     }
 
     /// A sample, if one is there.
-    pub fn next(&mut self) -> Option<Sampled> {
+    pub fn take(&mut self) -> Option<Sampled> {
         loop {
             let item = self.ring.next()?;
             // None of another size can be there.
