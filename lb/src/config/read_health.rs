@@ -44,7 +44,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("https", Kind::Https),
 ];
 
-///
+/// A `[pool.health]` table.
 pub(super) fn health(section: &Section<'_>, outside: Outside) -> Option<Health> {
     let interval = section.or("interval", INTERVAL, |field| {
         field.duration(INTERVAL_MIN..=INTERVAL_MAX)
