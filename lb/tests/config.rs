@@ -316,7 +316,7 @@ fn large() -> String {
         if index > 0 {
             write!(text, "[[pool]]\nname = \"pool-{index}\"\n").unwrap();
             for backend in 0..100 {
-                let number = (index * 37 + backend) % 50_000;
+                let number = (index * 37 + backend) % 30_000;
                 write!(
                     text,
                     "[[pool.backend]]\naddress = \"10.0.{}.{}\"\n",

@@ -2,11 +2,15 @@
 
 use std::{
     fs, io,
-    os::unix::{fs::FileTypeExt, net},
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net,
+    },
     path::{Path, PathBuf},
 };
 
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::{Mode, fchmod};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
 
 /// Why the daemon cannot listen.
@@ -39,9 +43,20 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
         }
         fs::remove_file(&path).map_err(failed)?;
     }
-    // Not changed after it was made: there would be a moment in which anybody could connect.
-    let before = umask(Mode::from_bits_truncate(0o117));
-    let listener = UnixListener::bind(path);
-    umask(before);
-    listener.map_err(failed)
+    listener(path).map_err(failed)
 }
+
+/// For its owner alone from the first moment, then for the group too. No umask: that is of all threads.
+fn listener(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Linux makes the file with the mode that the socket has.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(socket.into())
+}
+
+/// Connections that may wait to be taken.
+const BACKLOG: i32 = 1024;
