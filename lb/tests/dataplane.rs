@@ -179,6 +179,11 @@ fn slots_that_moved_are_marked_until_their_flows_are_gone() {
         let mut one = vec![0; 251];
         one[slot] = SLOT_MOVED;
         assert_eq!(table(&plane), one, "a flow of this slot is at 1");
+        let ahead = Flow::new(tag, 1, State::Proven, tick + 1000).0;
+        flows.write(6, &[ahead, 0, 0, 0, 0, 0, 0, 0]);
+        plane.sweep_at(after_handshakes);
+        assert_eq!(flows.read(6)[0], ahead, "seen by a clock that is ahead");
+        flows.write(6, &[0; 8]);
         plane.sweep_at(after_silence);
         assert_eq!(flows.read(5)[0], 0, "it expired");
         assert_eq!(table(&plane), vec![0; 251]);

@@ -33,6 +33,8 @@ impl Sweep {
     }
 }
 
+/// No flow grows older than this. What seems to be was seen a moment ago, by a clock that is ahead of ours: ages wrap.
+const OLDEST: u16 = (1 << flow::AGE_BITS) / 16 * 15;
 /// Buckets that one call looks at: some milliseconds.
 const STRIDE: u32 = 1 << 16;
 
@@ -57,7 +59,7 @@ impl Plane {
                 if flow.is_empty() {
                     continue;
                 }
-                if flow.age(self.tick(now)) >= self.flow_idle {
+                if (self.flow_idle..=OLDEST).contains(&flow.age(self.tick(now))) {
                     // If a packet was quicker, the flow is alive.
                     self.flows.replace_u64(bucket, way * 8, word, 0);
                     continue;
