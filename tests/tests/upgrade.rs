@@ -127,7 +127,7 @@ fn what_was_set_at_run_time_survives_a_kill() {
     lab.daemon().kill9();
     lab.daemon().start();
     lab.wait_until_ready_except("b1");
-    assert_eq!(lab.node().backend_row(drained.v4())["state"], "draining");
+    assert_eq!(lab.node().backend_row(drained.v4())["state"], "drained");
     assert!(!lab.client(0).spread(WEB_V4, 40).unwrap().contains_key("b1"));
     let limits = lab.node().items("limits");
     assert_eq!(limits.len(), 1, "{limits:?}");
