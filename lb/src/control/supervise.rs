@@ -104,7 +104,7 @@ impl BackOff {
 }
 
 impl Supervisor {
-    /// Runs what `start` makes, again and again. Its heart must beat every [`BEAT`] or so.
+    /// Runs what `start` makes, again and again. Its heart must beat every second or so.
     pub fn run<F>(
         &self,
         name: &'static str,
