@@ -2,7 +2,9 @@
 
 use std::{
     fs,
+    io::{self, Read, Write},
     net::IpAddr,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{self, Command},
     sync::{Mutex, MutexGuard},
@@ -158,6 +160,26 @@ impl Node {
             .into_iter()
             .find(|row| row["address"] == address.to_string());
         row.unwrap_or_else(|| panic!("{address} is not among the backends"))
+    }
+
+    /// What Prometheus would get.
+    ///
+    /// # Panics
+    /// If the daemon does not answer.
+    pub fn metrics(&self) -> String {
+        let read = || -> io::Result<String> {
+            let mut stream = UnixStream::connect(self.socket())?;
+            stream.write_all(
+                b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+            )?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = read().unwrap_or_else(|error| panic!("cannot read the metrics: {error}"));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        body.to_owned()
     }
 
     /// Packets that were dropped (`mode` "enforce"), or would have been ("monitor").

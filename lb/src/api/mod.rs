@@ -165,9 +165,8 @@ async fn reload(State(api): Shared) -> Result<StatusCode, Problem> {
 }
 
 async fn metrics_text(State(api): Shared) -> Result<Response, Problem> {
-    let figures = api.control.figures().await?;
-    let limits = api.control.limits().await?;
-    let text = metrics::text(&api.control.view(), &figures, &limits)
+    let scrape = api.control.scrape().await?;
+    let text = metrics::text(&api.control.view(), &scrape)
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }

@@ -26,6 +26,7 @@ pub use model::{
     Api, Backend, Check, Class, Config, Dataplane, Forward, HashInput, Health, Mode, Origin,
     Policy, Pool, Pop, PrefixLengths, Protocol, Scope, SourceLimit, Vip, XdpMode,
 };
+pub(crate) use read_policy::class_words;
 pub use secret::{SecretError, read_secret};
 
 use error::{Errors, Lines};

@@ -8,6 +8,7 @@ mod dataplane;
 mod events;
 mod kernel;
 mod limits;
+mod scrape;
 mod sources;
 mod view;
 
@@ -31,9 +32,10 @@ pub(crate) use control_loop::chain;
 pub use control_loop::{Control, Start};
 pub use daemon::{DaemonError, run};
 
-pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
+pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures, Measured};
 pub use events::{Event, HealthChange};
 pub use limits::{LimitInForce, LimitPage, Novelty};
+pub use scrape::{LimitCounts, LimitLabel, MOST_LIMIT_SERIES, Scrape};
 pub use sources::Sources;
 pub use view::{Reload, View};
 
@@ -96,7 +98,7 @@ enum Command {
     Change(Request),
     Reload(Reply<()>),
     Figures(Reply<Figures>),
-    Limits(Reply<Vec<LimitInForce>>),
+    Scrape(Reply<Scrape>),
     LimitPage(LimitQuery, Reply<LimitPage>),
     Limit(u64, Reply<LimitInForce>),
 }
@@ -128,9 +130,9 @@ impl Handle {
         self.ask(Command::Figures).await
     }
 
-    /// Every limit set at run time.
-    pub async fn limits(&self) -> Result<Vec<LimitInForce>, Refused> {
-        self.ask(Command::Limits).await
+    /// All that metrics show, read from the maps now.
+    pub async fn scrape(&self) -> Result<Scrape, Refused> {
+        self.ask(Command::Scrape).await
     }
 
     /// Some of them, by id.
