@@ -186,7 +186,7 @@ impl ArrayReader {
             _ => return Err(unfit()),
         };
         let bytes = info.value_size() as usize;
-        if bytes == 0 || bytes % 8 != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(8) {
             return Err(unfit());
         }
         Ok(Self {

@@ -102,7 +102,11 @@ fn bounds(policies: &[Policy]) -> [BTreeSet<Bounds>; CLASSES] {
 
 fn bound(at: usize, limiter: Limiter) -> Bounds {
     // Limiters of packets and of bytes take turns.
-    let amount = if at % 2 == 0 { 1 } else { FULL_PACKET_BYTES };
+    let amount = if at.is_multiple_of(2) {
+        1
+    } else {
+        FULL_PACKET_BYTES
+    };
     let cost = limiter.cost.saturating_mul(amount);
     (
         limiter.allowance.saturating_sub(cost),
@@ -170,6 +174,7 @@ fn part_above(sorted: &[u64], bound: u64) -> f64 {
 }
 
 const ROW_CELLS: usize = 1 << SKETCH_PAGE_SHIFT;
+#[expect(clippy::cast_possible_truncation, reason = "there are four rows")]
 const PAGE_CELLS: u32 = (SKETCH_ROWS as u32) << SKETCH_PAGE_SHIFT;
 /// A system call each. With 64 pages, a chance of one in 10,000 is found to some percent.
 const SAMPLED_PAGES: u32 = 64;

@@ -231,7 +231,7 @@ impl<const WORDS: usize> PerCpu<[u64; WORDS]> {
             return Err(failed("it is no array for each CPU".into()));
         };
         let reader = ArrayReader::new(data).map_err(|error| failed(error.into()))?;
-        if reader.value_words() % WORDS != 0 {
+        if !reader.value_words().is_multiple_of(WORDS) {
             return Err(failed("its values have another size".into()));
         }
         let array = found
