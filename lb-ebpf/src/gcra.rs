@@ -5,6 +5,9 @@
 
 use crate::abi::{JIFFY_BITS, Limiter};
 
+/// No arrival time is this far ahead: it is in the past, of a clock that wraps.
+pub const FAR: u64 = 1 << 60;
+
 /// The limiter's time for a reading of the kernel's jiffies.
 #[inline(always)]
 #[must_use]

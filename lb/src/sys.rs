@@ -14,6 +14,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use aya::{
+    maps::{MapData, MapType},
+    util::nr_cpus,
+};
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use tokio::io::unix::AsyncFd;
@@ -163,6 +167,80 @@ impl<T> Drop for Mapped<T> {
     }
 }
 
+/// Reads ranges of an array of the kernel: a system call for many values, where the usual way takes one for each.
+#[derive(Debug)]
+pub struct ArrayReader {
+    map: OwnedFd,
+    entries: u32,
+    /// Words of one value; of an array for each CPU, those of all CPUs that there could be.
+    value_words: usize,
+}
+
+impl ArrayReader {
+    /// For an array, or an array for each CPU, whose values are whole words.
+    pub fn new(map: &MapData) -> io::Result<Self> {
+        let unfit = || io::Error::new(io::ErrorKind::InvalidInput, "not an array of whole words");
+        let info = map.info().map_err(io::Error::other)?;
+        let copies = match info.map_type() {
+            Ok(MapType::Array) => 1,
+            Ok(MapType::PerCpuArray) => nr_cpus().map_err(|(_, error)| error)?,
+            _ => return Err(unfit()),
+        };
+        let bytes = info.value_size() as usize;
+        if bytes == 0 || !bytes.is_multiple_of(8) {
+            return Err(unfit());
+        }
+        Ok(Self {
+            map: map.fd().as_fd().try_clone_to_owned()?,
+            entries: info.max_entries(),
+            value_words: bytes / 8 * copies,
+        })
+    }
+
+    /// Number of values.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        self.entries
+    }
+
+    /// Words that [`ArrayReader::read`] returns for each value.
+    #[must_use]
+    pub fn value_words(&self) -> usize {
+        self.value_words
+    }
+
+    /// The values from `first` on, one after the other. Each word is read at once, two words at different times.
+    pub fn read(&self, first: u32, count: u32) -> io::Result<Vec<u64>> {
+        const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+        if first
+            .checked_add(count)
+            .is_none_or(|end| end > self.entries)
+        {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let mut values = vec![0u64; self.value_words * count as usize];
+        let mut keys = vec![0u32; count as usize];
+        // The kernel begins after this one; after what is no index, at the first.
+        let before = first.wrapping_sub(1);
+        let mut last = 0u32;
+        let map = u32::try_from(self.map.as_raw_fd()).map_err(io::Error::other)?;
+        let mut attributes = [
+            &raw const before as u64,
+            &raw mut last as u64,
+            keys.as_mut_ptr() as u64,
+            values.as_mut_ptr() as u64,
+            bytemuck::cast([count, map]),
+            0,
+            0,
+        ];
+        bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes)?;
+        Ok(values)
+    }
+}
+
 /// The interface that a pinned link is attached to; `None` if that is gone.
 pub fn link_ifindex(pin: &Path) -> io::Result<Option<u32>> {
     let link = open_pin(pin)?;
@@ -180,7 +258,7 @@ pub fn detach_link(pin: &Path) -> io::Result<()> {
     const BPF_LINK_DETACH: libc::c_long = 34;
     let link = open_pin(pin)?;
     let fd = u64::try_from(link.as_raw_fd()).map_err(io::Error::other)?;
-    bpf(BPF_LINK_DETACH, [fd.to_le(), 0]).map(drop)
+    bpf(BPF_LINK_DETACH, &mut [fd.to_le(), 0]).map(drop)
 }
 
 /// The capabilities that the calling thread can use, a bit each.
@@ -356,20 +434,23 @@ pub fn tun(name: &str) -> io::Result<OwnedFd> {
 fn open_pin(pin: &Path) -> io::Result<OwnedFd> {
     const BPF_OBJ_GET: libc::c_long = 7;
     let path = CString::new(pin.as_os_str().as_bytes())?;
-    let fd = bpf(BPF_OBJ_GET, [path.as_ptr() as u64, 0])?;
+    let fd = bpf(BPF_OBJ_GET, &mut [path.as_ptr() as u64, 0])?;
     // SAFETY: the kernel just gave it to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A `bpf` system call whose attributes are two words. Pointers in them must be valid until it returns.
-fn bpf(command: libc::c_long, attributes: [u64; 2]) -> io::Result<libc::c_int> {
-    // SAFETY: the kernel reads no more than the attributes and what they point to.
+/// A `bpf` system call. Pointers in its attributes must be valid until it returns.
+fn bpf<const WORDS: usize>(
+    command: libc::c_long,
+    attributes: &mut [u64; WORDS],
+) -> io::Result<libc::c_int> {
+    // SAFETY: the kernel uses no more than the attributes and what they point to.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command,
-            attributes.as_ptr(),
-            size_of_val(&attributes),
+            attributes.as_mut_ptr(),
+            size_of_val(attributes),
         )
     };
     if result < 0 {

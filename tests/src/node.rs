@@ -214,6 +214,9 @@ impl Node {
     }
 
     /// What `/metrics` says.
+    ///
+    /// # Panics
+    /// If the daemon does not answer.
     pub fn metrics(&self) -> String {
         let mut socket = UnixStream::connect(self.socket()).expect("the daemon listens");
         socket

@@ -112,3 +112,35 @@ fn a_reload_of_a_thousand_vips_is_quick() {
     let slowest = took.iter().max().expect("three reloads");
     assert!(*slowest < Duration::from_secs(1) * DEBUG_SLOWER, "{took:?}");
 }
+
+#[test]
+fn a_scrape_of_a_thousand_vips_and_four_thousand_backends_is_quick() {
+    let lab = Lab::new().alone().build();
+    let node = lab.node();
+    let mut text = many(node, 1000, 40, 100);
+    text += "\n[[policy]]\nname = \"some\"\nmode = \"enforce\"\nlimits = [{ class = \"syn\", per = \"host\", pps = 100, burst = 100 }]\n";
+    let text = text.replacen("[[vip]]\n", "[[vip]]\npolicy = \"some\"\n", 1);
+    node.write_config(&text);
+    node.daemon().start();
+    sluice_tests::within(Duration::from_secs(60), "all VIPs stand", || {
+        node.sluice("status --json").json()["ready"] == true
+    });
+    let mut took: Vec<Duration> = (0..21)
+        .map(|_| {
+            let start = Instant::now();
+            let text = node.metrics();
+            let took = start.elapsed();
+            let series = |name: &str| text.lines().filter(|line| line.starts_with(name)).count();
+            // Packets for no VIP are counted too.
+            assert_eq!(series("sluice_packets_total{"), 3003);
+            assert_eq!(series("sluice_backend_packets_total{"), 4000);
+            took
+        })
+        .collect();
+    took.sort_unstable();
+    println!("scrape: median {:?}, slowest {:?}", took[10], took[20]);
+    assert!(
+        took[10] < Duration::from_millis(50) * DEBUG_SLOWER,
+        "{took:?}"
+    );
+}

@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::OsString,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -141,6 +141,52 @@ pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
     }
     apt_update()?;
     succeed("apt-get", &arguments, &APT)
+}
+
+/// Puts programs of a package beside those that `cargo install` made, without installing it: nothing of it is started or
+/// set up.
+pub(crate) fn apt_unpack(package: &str, programs: &[&str]) -> Result<()> {
+    let scratch = env::temp_dir().join(format!("sluice-{package}-{}", std::process::id()));
+    fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
+    let unpacked = unpack(package, programs, &scratch);
+    let _ = fs::remove_dir_all(&scratch);
+    unpacked
+}
+
+fn unpack(package: &str, programs: &[&str], scratch: &Path) -> Result<()> {
+    // As root, apt warns that its own user may not write here; that is fine.
+    let download = || {
+        command("apt-get")
+            .args(["-qq", "download", package])
+            .current_dir(scratch)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    if !download() {
+        apt_update()?;
+        ensure!(download(), "`apt-get download {package}` failed");
+    }
+    let archive = fs::read_dir(scratch)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get downloaded no package {package}"))?;
+    let root = scratch.join("root");
+    let status = command("dpkg").arg("-x").args([&archive, &root]).status()?;
+    ensure!(
+        status.success(),
+        "`dpkg -x {}`: {status}",
+        archive.display()
+    );
+    let folder = objects::cargo_home().join("bin");
+    fs::create_dir_all(&folder)?;
+    for program in programs {
+        let from = root.join("usr/bin").join(program);
+        fs::copy(&from, folder.join(program))
+            .with_context(|| format!("cannot copy {} to {}", from.display(), folder.display()))?;
+    }
+    Ok(())
 }
 
 /// Links a tiny program with the LLVM of `toolchain`: only this shows that the linker can load it.

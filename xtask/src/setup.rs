@@ -70,7 +70,7 @@ struct Need {
 }
 
 /// In this order: the linker is tried with the compiler's LLVM.
-const NEEDS: [Need; 6] = [
+const NEEDS: [Need; 7] = [
     Need {
         name: "compiler",
         scope: Scope::Build,
@@ -127,6 +127,16 @@ const NEEDS: [Need; 6] = [
         install: Some(|| machine::apt_install(&LAB_TOOLS.missing_packages())),
         by_hand: || format!("apt-get install {}", LAB_TOOLS.missing_packages().join(" ")),
     },
+    Need {
+        name: "prometheus",
+        scope: Scope::Lab,
+        look: find_prometheus,
+        install: Some(|| machine::apt_unpack("prometheus", &PROMETHEUS)),
+        by_hand: || {
+            "apt-get download prometheus && dpkg -x prometheus_*.deb prometheus && cp prometheus/usr/bin/* ~/.cargo/bin/"
+                .into()
+        },
+    },
 ];
 
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -145,6 +155,10 @@ const LAB_TOOLS: Tools = Tools(&[
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
 ]);
+
+/// Both are of one package. Installed, it would start a service, now and at every boot; its programs are all that is
+/// needed, and lie beside the linker.
+const PROMETHEUS: [&str; 2] = ["prometheus", "promtool"];
 
 fn find_compiler() -> Result<String, String> {
     let toolchain = Toolchain::find()
@@ -241,4 +255,18 @@ fn find_lab_tools() -> Result<String, String> {
         return Ok(format!("{} ({bpftool})", LAB_TOOLS.names().join(", ")));
     }
     Err(format!("no {}", missing.join(", ")))
+}
+
+fn find_prometheus() -> Result<String, String> {
+    let missing: Vec<_> = PROMETHEUS
+        .into_iter()
+        .filter(|program| !machine::has(program))
+        .collect();
+    if !missing.is_empty() {
+        return Err(format!("no {} in PATH or ~/.cargo/bin", missing.join(", ")));
+    }
+    let said = machine::output("promtool", &["--version"])
+        .ok_or_else(|| String::from("promtool does not run"))?;
+    let version = said.split_whitespace().nth(2).unwrap_or("of some version");
+    Ok(format!("{version} with promtool"))
 }

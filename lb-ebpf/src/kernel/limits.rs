@@ -26,8 +26,6 @@ use crate::{
 
 /// Seeds of the sketch change with jiffies shifted by this: some 17 minutes at 250 Hz.
 const SEED_SHIFT: u32 = 18;
-/// No arrival time is this far ahead: it is in the past, of a clock that wraps.
-const FAR: u64 = 1 << 60;
 /// The gate opens the sketch at this part of a source's allowance.
 const GATE_SHIFT: u32 = 2;
 
@@ -560,7 +558,7 @@ fn least(cells: &[u32; SKETCH_ROWS], now: u64) -> u64 {
         };
         // SAFETY: a word of the sketch.
         let ahead = unsafe { cell.read_volatile() }.wrapping_sub(now);
-        if ahead > FAR { 0 } else { ahead }
+        if ahead > gcra::FAR { 0 } else { ahead }
     };
     let low = |a: u64, b: u64| if a < b { a } else { b };
     now.wrapping_add(low(low(ahead(0), ahead(1)), low(ahead(2), ahead(3))))
@@ -577,7 +575,7 @@ fn raise(cell: u32, to: u64, now: u64) {
     let mut old = unsafe { cell.read_volatile() };
     for _ in 0..3 {
         let ahead = old.wrapping_sub(now);
-        if ahead >= wanted && ahead <= FAR {
+        if ahead >= wanted && ahead <= gcra::FAR {
             return;
         }
         // SAFETY: as above.

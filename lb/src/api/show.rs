@@ -118,9 +118,8 @@ pub(super) async fn drops(State(api): Shared, mut params: Params) -> Answer<Page
     (status = 503, description = "The daemon is about to end"),
 ))]
 pub(super) async fn metrics_text(State(api): Shared) -> Result<Response, Problem> {
-    let figures = api.control.figures().await?;
-    let limits = api.control.limits().await?;
-    let text = metrics::text(&api.control.view(), &figures, &limits)
+    let scrape = api.control.scrape().await?;
+    let text = metrics::text(&api.control.view(), &scrape)
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }

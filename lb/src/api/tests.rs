@@ -537,6 +537,12 @@ async fn metrics_are_text_for_prometheus() {
         "sluice_flow_out_of_state_total{vip=\"site\"} 4",
         "sluice_table_checksum{vip=\"site\"} 0",
         "sluice_config_last_reload_success 1",
+        "sluice_limiter_fill_ratio{class=\"syn\"} 0.25",
+        "sluice_limiter_collateral_probability{class=\"syn\"} 0.00390625",
+        "sluice_limiter_collateral_probability{class=\"established\"} 0",
+        "sluice_limit_dropped_packets_total{limit=\"other\"} 0",
+        "sluice_xdp_ns_per_packet 41.5",
+        "sluice_pop_draining 0",
     ] {
         assert!(
             text.contains(&format!("{line}\n")),

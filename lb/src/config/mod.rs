@@ -34,6 +34,7 @@ pub use model::{
     AllDown, Api, ApiTls, Backend, Class, Config, Dataplane, Forward, HashInput, Mode, Origin,
     Policy, Pool, Pop, PrefixLengths, Protocol, Remote, Scope, SourceLimit, Vip, XdpMode,
 };
+pub(crate) use read_policy::class_words;
 pub use secret::{SecretError, read_secret};
 
 use error::{Errors, Lines};

@@ -52,6 +52,12 @@ const CLASSES: &[(&str, Class)] = &[
     ("other", Class::Other),
     ("established", Class::Established),
 ];
+
+/// The words for classes, by their numbers in the data plane.
+pub(crate) fn class_words() -> impl Iterator<Item = &'static str> {
+    CLASSES.iter().map(|(word, _)| *word)
+}
+
 const SCOPES: &[(&str, Scope)] = &[("host", Scope::Host), ("network", Scope::Network)];
 const PPS_MAX: u64 = 100_000_000;
 /// 10 Tbit/s, beyond any interface.

@@ -22,6 +22,7 @@ use crate::{
         changes::Changes,
         events::Events,
         limits::{Limits, now_ms},
+        scrape::LimitSeries,
     },
     dataplane::{BackendKey, Desired},
     desired::{self, Inputs},
@@ -52,6 +53,7 @@ pub struct Control<P> {
     config_file: PathBuf,
     pub(super) drains: Drains,
     pub(super) limits: Limits,
+    pub(super) limit_series: LimitSeries,
     pub(super) changes: Changes,
     /// Why nothing can be written to the disk.
     pub(super) trouble: watch::Receiver<Option<String>>,
@@ -133,6 +135,7 @@ impl<P: Dataplane> Control<P> {
             config_file: start.config_file,
             drains,
             limits,
+            limit_series: LimitSeries::default(),
             trouble: start.writer.trouble(),
             changes: Changes::new(start.writer),
             sources,
@@ -218,7 +221,7 @@ impl<P: Dataplane> Control<P> {
             Command::Change(request) => self.changes.push(request),
             Command::Reload(reply) => drop(reply.send(self.reload())),
             Command::Figures(reply) => drop(reply.send(self.figures())),
-            Command::Limits(reply) => drop(reply.send(Ok(self.limits.all(&self.plane)))),
+            Command::Scrape(reply) => drop(reply.send(self.scrape())),
             Command::LimitPage(query, reply) => {
                 drop(reply.send(Ok(self.limits.page(&query, &self.plane))));
             }

@@ -9,7 +9,7 @@ use sluice_ebpf::abi::{Count, DropReason, FlowStats, VipStats};
 
 use crate::{
     config::Mode,
-    dataplane::{BackendKey, Desired, ExactCounters},
+    dataplane::{BackendKey, CrowdingByClass, Desired, ExactCounters},
     limits::LimitSpec,
 };
 
@@ -29,6 +29,9 @@ pub trait Dataplane {
 
     /// All figures, read from the maps now.
     fn figures(&self) -> Result<Figures, Failure>;
+
+    /// The figures, and what only metrics show.
+    fn measure(&mut self) -> Result<Measured, Failure>;
 
     /// Where it is attached now.
     fn attachments(&self) -> Vec<Attachment>;
@@ -75,6 +78,15 @@ pub struct Figures {
     pub flows: FlowFigures,
     /// By VIP: equal on load balancers that choose alike.
     pub checksums: BTreeMap<String, u64>,
+}
+
+/// What metrics show.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    pub figures: Figures,
+    pub crowding: CrowdingByClass,
+    /// Mean time of the program for a packet; `None` while nothing is known.
+    pub xdp_ns_per_packet: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

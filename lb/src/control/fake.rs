@@ -7,10 +7,10 @@ use std::{
 
 use sluice_ebpf::abi::{Count, DropReason, VipStats};
 
-use super::{Attachment, Dataplane, DropFigure, Failure, Figures};
+use super::{Attachment, Dataplane, DropFigure, Failure, Figures, Measured};
 use crate::{
     config::Mode,
-    dataplane::{BackendKey, Desired, ExactCounters},
+    dataplane::{BackendKey, Crowding, CrowdingByClass, Desired, ExactCounters},
     limits::LimitSpec,
 };
 
@@ -121,6 +121,19 @@ impl Dataplane for Fake {
         figures.flows.capacity = 1 << 20;
         figures.flow_stats.evicted_idle = 9;
         Ok(figures)
+    }
+
+    fn measure(&mut self) -> Result<Measured, Failure> {
+        let mut crowding = CrowdingByClass::default();
+        crowding[0] = Crowding {
+            fill_ratio: 0.25,
+            collateral_probability: 0.00390625,
+        };
+        Ok(Measured {
+            figures: self.figures()?,
+            crowding,
+            xdp_ns_per_packet: Some(41.5),
+        })
     }
 
     fn attachments(&self) -> Vec<Attachment> {

@@ -94,7 +94,7 @@ mod tests {
         );
         tokio::spawn(keep(control, handle.clone(), sources, open));
         let spec = serde_json::from_str(r#"{"prefix": "198.51.100.0/24", "pps": 10}"#).unwrap();
-        handle
+        let (set, _) = handle
             .set_limit(spec, Precondition::default())
             .await
             .unwrap();
@@ -107,9 +107,8 @@ mod tests {
             }
             sleep(Duration::from_millis(50)).await;
         }
-        assert_eq!(
-            handle.limits().await.unwrap().len(),
-            1,
+        assert!(
+            handle.limit(set.record.id).await.is_ok(),
             "it is in the store"
         );
         let task = handle.supervisor().tasks().pop().unwrap();

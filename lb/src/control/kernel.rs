@@ -11,12 +11,12 @@ use sluice_ebpf::{
     exact::V6_WAYS,
 };
 
-use super::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
+use super::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures, Measured};
 use crate::{
     config::{self, Config},
     dataplane::{
         Attached, BackendKey, Cells, Census, Desired, ExactCounters, ExactLimit, ExactLimits,
-        ExactTables, LoadError, Mode, Need, Opened, Plane, TableKey,
+        ExactTables, LoadError, Mode, Need, Opened, Plane, RunStats, TableKey,
     },
     limits::LimitSpec,
     sys::Mapped,
@@ -33,7 +33,32 @@ pub(super) struct Kernel {
     /// Lookup tables by VIP.
     tables: BTreeMap<String, TableKey>,
     census: RefCell<Option<Counted>>,
+    run_time: RunTime,
 }
+
+/// What the program takes for a packet.
+#[derive(Default)]
+struct RunTime {
+    /// What the last figure was made from. A program that was just loaded has zeros, and each daemon loads its own.
+    runs: u64,
+    run_time_ns: u64,
+    ns_per_packet: Option<f64>,
+}
+
+impl RunTime {
+    /// Takes what the kernel measured so far. The figure changes once enough packets came, however many calls that takes.
+    fn update(&mut self, now: RunStats) -> Option<f64> {
+        let runs = now.runs.saturating_sub(self.runs);
+        if runs >= RUNS_ENOUGH {
+            let ns = now.run_time_ns.saturating_sub(self.run_time_ns);
+            self.ns_per_packet = Some(ns as f64 / runs as f64);
+            (self.runs, self.run_time_ns) = (now.runs, now.run_time_ns);
+        }
+        self.ns_per_packet
+    }
+}
+
+const RUNS_ENOUGH: u64 = 64;
 
 /// A census, when it was taken, and how long that took.
 struct Counted {
@@ -62,6 +87,7 @@ impl Kernel {
             exact: None,
             tables: BTreeMap::new(),
             census: RefCell::new(None),
+            run_time: RunTime::default(),
         };
         Ok((kernel, opened))
     }
@@ -154,6 +180,17 @@ impl Dataplane for Kernel {
                 .iter()
                 .filter_map(|(vip, table)| Some((vip.clone(), *checksums.get(table)?)))
                 .collect(),
+        })
+    }
+
+    fn measure(&mut self) -> Result<Measured, Failure> {
+        let figures = self.figures()?;
+        let crowding = self.plane.crowding()?;
+        let run_stats = self.plane.run_stats()?;
+        Ok(Measured {
+            figures,
+            crowding,
+            xdp_ns_per_packet: self.run_time.update(run_stats),
         })
     }
 

@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{Dataplane, Event, Failure, Refused, chain, events::Events};
+use super::{Dataplane, Event, Failure, LimitCounts, Refused, chain, events::Events};
 use crate::{
     dataplane::ExactCounters,
     limits::{LimitBook, LimitQuery, LimitRecord, LimitRefusal, LimitSpec, Step},
@@ -91,9 +91,19 @@ impl Limits {
         &self.book
     }
 
-    pub(super) fn all(&self, plane: &impl Dataplane) -> Vec<LimitInForce> {
-        let records = self.book.iter().cloned();
-        records.map(|record| self.in_force(record, plane)).collect()
+    /// What each limit counted, by id.
+    pub(super) fn counts(&self, plane: &impl Dataplane) -> Vec<(u64, LimitCounts)> {
+        let counts = |record: &Arc<LimitRecord>| {
+            let number = self.numbers.get(&record.id);
+            let counters = number.and_then(|number| plane.limit_counters(*number));
+            let counters = counters.unwrap_or_default();
+            let counts = LimitCounts {
+                matched_packets: counters.passed_packets + counters.dropped_packets,
+                dropped_packets: counters.dropped_packets,
+            };
+            (record.id, counts)
+        };
+        self.book.iter().map(counts).collect()
     }
 
     pub(super) fn page(&self, query: &LimitQuery, plane: &impl Dataplane) -> LimitPage {

@@ -10,6 +10,7 @@ mod keep;
 mod kernel;
 mod limits;
 mod request;
+mod scrape;
 mod sources;
 mod supervise;
 mod view;
@@ -35,9 +36,10 @@ pub use control_loop::{Control, Start};
 pub use daemon::{DaemonError, run};
 pub use request::LimitsSet;
 
-pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures};
+pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures, Measured};
 pub use events::{Event, HealthChange};
 pub use limits::{LimitInForce, LimitPage, Novelty};
+pub use scrape::{LimitCounts, LimitLabel, MOST_LIMIT_SERIES, Scrape};
 pub use sources::Sources;
 pub use supervise::{Heart, Supervisor, TaskStatus};
 pub use view::{Reload, View};
@@ -103,7 +105,7 @@ enum Command {
     Change(Request),
     Reload(Reply<()>),
     Figures(Reply<Figures>),
-    Limits(Reply<Vec<LimitInForce>>),
+    Scrape(Reply<Scrape>),
     LimitPage(LimitQuery, Reply<LimitPage>),
     Limit(u64, Reply<LimitInForce>),
     /// Nothing: whoever asks wants to know whether anybody is there.
@@ -150,9 +152,9 @@ impl Handle {
         self.ask(Command::Figures).await
     }
 
-    /// Every limit set at run time.
-    pub async fn limits(&self) -> Result<Vec<LimitInForce>, Refused> {
-        self.ask(Command::Limits).await
+    /// All that metrics show, read from the maps now.
+    pub async fn scrape(&self) -> Result<Scrape, Refused> {
+        self.ask(Command::Scrape).await
     }
 
     /// Some of them, by id.

@@ -23,6 +23,7 @@ use super::{
     pins::{Pinned, Pins},
     plan::{Image, Step, plan},
     registry::Registry,
+    sketch::Sketch,
     slots::Slots,
     stats::Counters,
     sweep::Sweep,
@@ -40,6 +41,7 @@ pub struct Plane {
     /// Ticks of silence after which a flow expires.
     pub(super) flow_idle: u16,
     pub(super) counters: Counters,
+    pub(super) sketch: Sketch,
     pub(super) registry: Registry,
     pub(super) slots: Slots,
     pub(super) room: Room,
@@ -272,6 +274,7 @@ impl Plane {
             slots: Slots::new(mapped(&object, maps::SLOTS)?),
             flow_idle: sizes.flow_idle_ticks(hz),
             counters: Counters::new(&mut object)?,
+            sketch: Sketch::new(&object)?,
             object,
             pins,
             hz,

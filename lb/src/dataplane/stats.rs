@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aya::{
     Ebpf, Pod,
-    maps::{MapData, PerCpuArray, PerCpuValues},
+    maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
 use sluice_ebpf::{
@@ -18,7 +18,7 @@ use super::{
     load,
     plane::Plane,
 };
-use crate::config::Mode;
+use crate::{config::Mode, sys::ArrayReader};
 
 /// Per-CPU counters.
 pub(crate) struct Counters {
@@ -63,22 +63,26 @@ pub struct RunStats {
 impl Plane {
     /// What became of each VIP's packets. The empty name stands for packets that are for no VIP.
     pub fn vip_stats(&self) -> Result<BTreeMap<String, VipStats>, ReadError> {
-        self.vip_numbers()
-            .map(|(name, number)| {
-                let sum = self.counters.vips.sum(u32::from(number))?;
-                Ok((name.to_owned(), bytemuck::cast(sum)))
-            })
-            .collect()
+        let sums = self.counters.vips.sums(self.vip_room())?;
+        let stats = |(name, number): (&str, u16)| {
+            let sum = sums[usize::from(number)];
+            (name.to_owned(), bytemuck::cast(sum))
+        };
+        Ok(self.vip_numbers().map(stats).collect())
     }
 
     /// Drops by VIP, reason and mode; those that never happened are left out.
     pub fn drops(&self) -> Result<Vec<Drops>, ReadError> {
+        let sums = self
+            .counters
+            .drops
+            .sums(self.vip_room() * DROP_REASONS * 2)?;
         let mut drops = Vec::new();
         for (name, number) in self.vip_numbers() {
             for &reason in DropReason::ALL {
                 for mode in [Mode::Enforce, Mode::Monitor] {
                     let index = drop_index(number, reason, mode);
-                    let count: Count = bytemuck::cast(self.counters.drops.sum(index)?);
+                    let count: Count = bytemuck::cast(sums[index as usize]);
                     if count.packets != 0 {
                         drops.push(Drops {
                             vip: name.to_owned(),
@@ -95,18 +99,18 @@ impl Plane {
 
     /// What was sent to each backend.
     pub fn backend_stats(&self) -> Result<BTreeMap<BackendKey, Count>, ReadError> {
-        self.registry
+        let sums = self
+            .counters
             .backends
-            .iter()
-            .map(|(key, &number)| {
-                let sum = self.counters.backends.sum(u32::from(number))?;
-                Ok((key.clone(), bytemuck::cast(sum)))
-            })
-            .collect()
+            .sums(room(self.registry.backends.values().copied()))?;
+        let count = |(key, &number): (&BackendKey, &u16)| {
+            (key.clone(), bytemuck::cast(sums[usize::from(number)]))
+        };
+        Ok(self.registry.backends.iter().map(count).collect())
     }
 
     pub fn flow_stats(&self) -> Result<FlowStats, ReadError> {
-        Ok(bytemuck::cast(self.counters.flows.sum(0)?))
+        Ok(bytemuck::cast(self.counters.flows.sums(1)?[0]))
     }
 
     /// Counts the flow table's entries. Reads all of it: about 10 ms for a million flows.
@@ -151,6 +155,11 @@ impl Plane {
         })
     }
 
+    /// Numbers up to the highest that a VIP has.
+    fn vip_room(&self) -> u32 {
+        room(self.vip_numbers().map(|(_, number)| number))
+    }
+
     fn vip_numbers(&self) -> impl Iterator<Item = (&str, u16)> {
         let vips = self
             .registry
@@ -193,6 +202,10 @@ impl Counters {
     }
 }
 
+fn room(numbers: impl Iterator<Item = u16>) -> u32 {
+    numbers.max().map_or(0, |highest| u32::from(highest) + 1)
+}
+
 fn drop_index(vip: u16, reason: DropReason, mode: Mode) -> u32 {
     let mode = match mode {
         Mode::Enforce => 0,
@@ -204,36 +217,55 @@ fn drop_index(vip: u16, reason: DropReason, mode: Mode) -> u32 {
 struct PerCpu<V: Pod> {
     name: &'static str,
     array: PerCpuArray<MapData, V>,
+    reader: ArrayReader,
 }
 
 impl<const WORDS: usize> PerCpu<[u64; WORDS]> {
     fn new(object: &mut Ebpf, map: &'static str) -> Result<Self, LoadError> {
-        let array = object
+        let failed =
+            |source: Box<dyn std::error::Error + Send + Sync>| LoadError::Map { map, source };
+        let found = object
             .take_map(map)
-            .ok_or_else(|| LoadError::Map {
-                map,
-                source: "the program has no such map".into(),
-            })?
+            .ok_or_else(|| failed("the program has no such map".into()))?;
+        let Map::PerCpuArray(data) = &found else {
+            return Err(failed("it is no array for each CPU".into()));
+        };
+        let reader = ArrayReader::new(data).map_err(|error| failed(error.into()))?;
+        if !reader.value_words().is_multiple_of(WORDS) {
+            return Err(failed("its values have another size".into()));
+        }
+        let array = found
             .try_into()
-            .map_err(|error: aya::maps::MapError| LoadError::Map {
-                map,
-                source: error.into(),
-            })?;
-        Ok(Self { name: map, array })
+            .map_err(|error: MapError| failed(error.into()))?;
+        Ok(Self {
+            name: map,
+            array,
+            reader,
+        })
     }
 
-    fn sum(&self, index: u32) -> Result<[u64; WORDS], ReadError> {
-        let values = self.array.get(&index, 0).map_err(|source| ReadError {
-            map: self.name,
-            source,
-        })?;
-        let mut sum = [0u64; WORDS];
-        for value in values.iter() {
-            for (sum, word) in sum.iter_mut().zip(value) {
-                *sum = sum.wrapping_add(*word);
+    /// The first `count` values, each summed over all CPUs.
+    fn sums(&self, count: u32) -> Result<Vec<[u64; WORDS]>, ReadError> {
+        let mut sums = Vec::with_capacity(count as usize);
+        let mut first = 0;
+        while first < count {
+            let part = READ_AT_ONCE.min(count - first);
+            let words = self.reader.read(first, part).map_err(|error| ReadError {
+                map: self.name,
+                source: MapError::IoError(error),
+            })?;
+            for copies in words.chunks_exact(self.reader.value_words()) {
+                let mut sum = [0u64; WORDS];
+                for copy in copies.chunks_exact(WORDS) {
+                    for (sum, word) in sum.iter_mut().zip(copy) {
+                        *sum = sum.wrapping_add(*word);
+                    }
+                }
+                sums.push(sum);
             }
+            first += part;
         }
-        Ok(sum)
+        Ok(sums)
     }
 
     fn reset(&mut self, index: u32, cpus: usize) -> Result<(), ReadError> {
@@ -242,7 +274,10 @@ impl<const WORDS: usize> PerCpu<[u64; WORDS]> {
             source,
         };
         let zeros = PerCpuValues::try_from(vec![[0; WORDS]; cpus])
-            .map_err(|error| failed(aya::maps::MapError::IoError(error)))?;
+            .map_err(|error| failed(MapError::IoError(error)))?;
         self.array.set(index, zeros, 0).map_err(failed)
     }
 }
+
+/// Values of a part: what they take on a machine with many CPUs stays small.
+const READ_AT_ONCE: u32 = 1024;

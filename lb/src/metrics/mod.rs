@@ -2,45 +2,36 @@
 
 pub mod names;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
 
 use prometheus::{
     TextEncoder,
     proto::{Counter, Gauge, LabelPair, MetricFamily},
 };
+use sluice_ebpf::abi::Count;
 
 use names::{Kind, Metric};
 
 use crate::{
     api::{is_up, state},
-    config::Mode,
-    control::{Figures, LimitInForce, View},
+    config::{self, Mode},
+    control::{Figures, LimitLabel, Scrape, View},
 };
 
 /// Of [`text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// All metrics, as text.
-pub fn text(
-    view: &View,
-    figures: &Figures,
-    limits: &[LimitInForce],
-) -> Result<String, prometheus::Error> {
+pub fn text(view: &View, scrape: &Scrape) -> Result<String, prometheus::Error> {
     let mut page = Page::default();
-    vips(&mut page, figures);
-    backends(&mut page, view, figures);
-    flows(&mut page, figures);
-    for limit in limits {
-        let (id, counters) = (limit.record.id.to_string(), limit.counters);
-        let matched = counters.passed_packets + counters.dropped_packets;
-        page.add(names::LIMIT_MATCHED_PACKETS, &[&id], matched);
-        page.add(
-            names::LIMIT_DROPPED_PACKETS,
-            &[&id],
-            counters.dropped_packets,
-        );
-    }
-    daemon(&mut page, view);
+    vips(&mut page, &scrape.figures);
+    backends(&mut page, view, &scrape.figures);
+    flows(&mut page, &scrape.figures);
+    limits(&mut page, scrape);
+    daemon(&mut page, view, scrape);
     TextEncoder::new().encode_to_string(&page.families)
 }
 
@@ -52,11 +43,12 @@ struct Page {
 }
 
 impl Page {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "Prometheus knows only floats; they are exact up to 2^53"
-    )]
+    /// Prometheus knows only floats; they are exact up to 2^53.
     fn add(&mut self, metric: Metric, labels: &[&str], value: u64) {
+        self.add_float(metric, labels, value as f64);
+    }
+
+    fn add_float(&mut self, metric: Metric, labels: &[&str], value: f64) {
         debug_assert_eq!(labels.len(), metric.labels.len());
         let position = *self.positions.entry(metric.name).or_insert_with(|| {
             let mut family = MetricFamily::default();
@@ -76,12 +68,12 @@ impl Page {
         match metric.kind {
             Kind::Counter => {
                 let mut counter = Counter::default();
-                counter.set_value(value as f64);
+                counter.set_value(value);
                 sample.set_counter(counter);
             }
             Kind::Gauge => {
                 let mut gauge = Gauge::default();
-                gauge.set_value(value as f64);
+                gauge.set_value(value);
                 sample.set_gauge(gauge);
             }
         }
@@ -117,23 +109,17 @@ fn vips(page: &mut Page, figures: &Figures) {
 }
 
 fn backends(page: &mut Page, view: &View, figures: &Figures) {
+    let sums = sums(figures);
     for pool in &view.config.pools {
         for backend in &pool.backends {
             let address = backend.address.to_string();
             let labels = [pool.name.as_str(), &address];
-            let ways = |key: &&crate::dataplane::BackendKey| {
-                key.pool == pool.name && key.address == backend.address
-            };
-            let counts = view.desired.backends.keys().filter(ways);
-            let (mut packets, mut bytes, mut flows) = (0, 0, 0);
-            for key in counts {
-                let count = figures.backends.get(key).copied().unwrap_or_default();
-                packets += count.packets;
-                bytes += count.bytes;
-                flows += figures.flows.backends.get(key).copied().unwrap_or_default();
-            }
-            page.add(names::BACKEND_PACKETS, &labels, packets);
-            page.add(names::BACKEND_BYTES, &labels, bytes);
+            let (count, flows) = sums
+                .get(&(pool.name.as_str(), backend.address))
+                .copied()
+                .unwrap_or_default();
+            page.add(names::BACKEND_PACKETS, &labels, count.packets);
+            page.add(names::BACKEND_BYTES, &labels, count.bytes);
             page.add(names::BACKEND_FLOWS, &labels, flows);
             let up = is_up(view, &pool.name, backend.address);
             page.add(names::BACKEND_UP, &labels, up.into());
@@ -142,6 +128,20 @@ fn backends(page: &mut Page, view: &View, figures: &Figures) {
             page.add(names::BACKEND_WEIGHT, &labels, backend.weight.into());
         }
     }
+}
+
+/// What was sent to each backend in whatever way, and its flows.
+fn sums(figures: &Figures) -> HashMap<(&str, IpAddr), (Count, u64)> {
+    let mut sums: HashMap<_, (Count, u64)> = HashMap::new();
+    for (key, count) in &figures.backends {
+        let (sum, _) = sums.entry((key.pool.as_str(), key.address)).or_default();
+        sum.packets += count.packets;
+        sum.bytes += count.bytes;
+    }
+    for (key, flows) in &figures.flows.backends {
+        sums.entry((key.pool.as_str(), key.address)).or_default().1 += flows;
+    }
+    sums
 }
 
 fn flows(page: &mut Page, figures: &Figures) {
@@ -164,7 +164,34 @@ fn flows(page: &mut Page, figures: &Figures) {
     }
 }
 
-fn daemon(page: &mut Page, view: &View) {
+fn limits(page: &mut Page, scrape: &Scrape) {
+    for (class, crowding) in config::class_words().zip(&scrape.crowding) {
+        page.add_float(names::LIMITER_FILL_RATIO, &[class], crowding.fill_ratio);
+        page.add_float(
+            names::LIMITER_COLLATERAL_PROBABILITY,
+            &[class],
+            crowding.collateral_probability,
+        );
+    }
+    for (label, counts) in &scrape.limits {
+        let limit = match label {
+            LimitLabel::Id(id) => id.to_string(),
+            LimitLabel::Other => "other".to_owned(),
+        };
+        page.add(
+            names::LIMIT_MATCHED_PACKETS,
+            &[&limit],
+            counts.matched_packets,
+        );
+        page.add(
+            names::LIMIT_DROPPED_PACKETS,
+            &[&limit],
+            counts.dropped_packets,
+        );
+    }
+}
+
+fn daemon(page: &mut Page, view: &View, scrape: &Scrape) {
     let ok = view.last_reload.error.is_none();
     page.add(names::CONFIG_LAST_RELOAD_SUCCESS, &[], ok.into());
     page.add(names::CONFIG_HASH, &[], exact(view.config_hash));
@@ -173,6 +200,11 @@ fn daemon(page: &mut Page, view: &View) {
         let labels = [attachment.interface.as_str(), attachment.mode];
         page.add(names::DATAPLANE_INFO, &labels, 1);
     }
+    if let Some(ns) = scrape.xdp_ns_per_packet {
+        page.add_float(names::XDP_NS_PER_PACKET, &[], ns);
+    }
+    // Nothing is announced in this version, so there is nothing to drain.
+    page.add(names::POP_DRAINING, &[], 0);
 }
 
 /// As much of a checksum as a float holds exactly.

@@ -74,9 +74,13 @@ metrics! {
     FLOW_OUT_OF_STATE = Counter "sluice_flow_out_of_state_total" ["vip"]
         "TCP packets that were neither SYN nor of a known flow.";
     LIMIT_MATCHED_PACKETS = Counter "sluice_limit_matched_packets_total" ["limit"]
-        "Packets that met a limit set at run time.";
+        "Packets that met a limit set at run time. The 100 limits that drop most by id, and other for the sum of the rest.";
     LIMIT_DROPPED_PACKETS = Counter "sluice_limit_dropped_packets_total" ["limit"]
         "Packets over that limit. With mode monitor they were not dropped.";
+    LIMITER_FILL_RATIO = Gauge "sluice_limiter_fill_ratio" ["class"]
+        "Part of the sketch's cells that are full for the strictest limit of a class, by a sample of its pages.";
+    LIMITER_COLLATERAL_PROBABILITY = Gauge "sluice_limiter_collateral_probability" ["class"]
+        "Chance that a source which sends little shares all its cells of the sketch with others that are over their limits.";
     TABLE_CHECKSUM = Gauge "sluice_table_checksum" ["vip"]
         "Upper 48 bits of the checksum of a VIP's lookup table. Load balancers with equal ones choose the same backends.";
     CONFIG_LAST_RELOAD_SUCCESS = Gauge "sluice_config_last_reload_success" []
@@ -87,4 +91,8 @@ metrics! {
         "Always 1.";
     DATAPLANE_INFO = Gauge "sluice_dataplane_info" ["interface", "mode"]
         "Always 1: an interface whose packets the program sees, and how. Generic mode is slower.";
+    XDP_NS_PER_PACKET = Gauge "sluice_xdp_ns_per_packet" []
+        "Mean time of the XDP program for a packet, of those that came while metrics were read.";
+    POP_DRAINING = Gauge "sluice_pop_draining" []
+        "1 while this PoP is drained. Always 0 in this version, which announces nothing.";
 }

@@ -1,0 +1,293 @@
+//! A real Prometheus reads the metrics; dashboards have data, and alerts fire when they should and only then.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use aya::sys::{Stats, enable_stats};
+use serde_json::Value;
+use sluice::metrics::names;
+use sluice_tests::{
+    Config, DNS_V4, DNS_V6, Flood, Lab, Prometheus, WEB_V4, WEB_V6, grafana_dir, within,
+};
+
+/// What a policy drops here, and what another only counts. Hosts that send twice a second are over it.
+const POLICIES: &str = r#"
+[[policy]]
+name = "strict"
+mode = "enforce"
+limits = [{ class = "syn", per = "host", pps = 1, burst = 1 }]
+
+[[policy]]
+name = "watch"
+mode = "monitor"
+limits = [{ class = "udp", per = "host", pps = 1, burst = 1 }]
+"#;
+
+fn with_policies(mut config: Config) -> Config {
+    config.extra += POLICIES;
+    config.vip("web4").extra += "policy = \"strict\"\n";
+    config.vip("dns4").extra += "policy = \"watch\"\n";
+    config
+}
+
+/// Runs a program of Prometheus' package, and returns what it says.
+fn promtool(arguments: &[&str], input: Option<&str>) -> String {
+    let mut command = Command::new("promtool");
+    command.args(arguments);
+    if let Some(file) = input {
+        command.stdin(fs::File::open(file).unwrap());
+    }
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run promtool (`cargo xtask setup`): {error}"));
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "promtool {arguments:?}: {said}");
+    said
+}
+
+fn files(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(grafana_dir().join(folder)).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let mut files: Vec<String> = paths
+        .filter(|path| path.is_file())
+        .map(|path| path.display().to_string())
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn rules_pass_their_tests() {
+    let rules = files("rules");
+    let mut arguments = vec!["check", "rules"];
+    arguments.extend(rules.iter().map(String::as_str));
+    promtool(&arguments, None);
+    let tests = files("rules/tests");
+    let mut arguments = vec!["test", "rules"];
+    arguments.extend(tests.iter().map(String::as_str));
+    promtool(&arguments, None);
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_metrics() {
+    let lab = Lab::new().start();
+    lab.client(0).connect(WEB_V4).unwrap();
+    let file = lab.dir().join("metrics.txt");
+    fs::write(&file, lab.node().metrics()).unwrap();
+    let said = promtool(&["check", "metrics"], Some(&file.display().to_string()));
+    assert_eq!(said, "");
+}
+
+/// Waits until these alerts fire; no other may, neither meanwhile nor after.
+fn only_these_fire(prometheus: &Prometheus<'_>, expected: &[&str], allowed: &[&str]) {
+    let expected: BTreeSet<String> = expected.iter().map(ToString::to_string).collect();
+    let may = |alert: &String| expected.contains(alert) || allowed.contains(&alert.as_str());
+    let start = Instant::now();
+    let mut since = None;
+    loop {
+        let alerts = prometheus.alerts();
+        assert!(alerts.iter().all(may), "{alerts:?} instead of {expected:?}");
+        if alerts.is_superset(&expected) {
+            let since = *since.get_or_insert_with(Instant::now);
+            if since.elapsed() > Duration::from_secs(3) {
+                return;
+            }
+        } else {
+            since = None;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "{alerts:?} instead of {expected:?}"
+        );
+        sleep(Duration::from_millis(200));
+    }
+}
+
+/// Waits until none fires any more.
+fn all_calm_down(prometheus: &Prometheus<'_>) {
+    within(Duration::from_secs(60), "all alerts end", || {
+        prometheus.alerts().is_empty()
+    });
+}
+
+fn honest_traffic(lab: &Lab) {
+    let client = lab.client(0);
+    client.http_get(WEB_V6, "/health").unwrap();
+    let _lost = (
+        client.udp_ask(DNS_V4, b"good"),
+        client.udp_ask(DNS_V6, b"good"),
+    );
+}
+
+/// Queries of all panels, as Grafana would ask them.
+fn panels() -> Vec<(String, String)> {
+    let mut panels = Vec::new();
+    for file in files("dashboards") {
+        let board: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        for panel in board["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().into_iter().flatten() {
+                let query = target["expr"].as_str().unwrap();
+                let query = query
+                    .replace("$__rate_interval", "5s")
+                    .replace("$instance", ".*")
+                    .replace("$vip", ".*");
+                assert!(!query.contains('$'), "{query}");
+                panels.push((panel["title"].to_string(), query));
+            }
+        }
+    }
+    assert!(panels.len() > 30);
+    panels
+}
+
+fn every_panel_has_data(prometheus: &Prometheus<'_>) {
+    let panels = panels();
+    let mut empty = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        empty.clear();
+        for (title, query) in &panels {
+            if prometheus.query(query).is_empty() {
+                empty.push(format!("{title}: {query}"));
+            }
+        }
+        if empty.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no data:\n{}", empty.join("\n"));
+        sleep(Duration::from_millis(500));
+    }
+}
+
+fn every_metric_is_there(prometheus: &Prometheus<'_>) {
+    for metric in names::ALL {
+        let samples = prometheus.query(metric.name);
+        let sample = samples
+            .first()
+            .unwrap_or_else(|| panic!("{} has no sample", metric.name));
+        let labels: BTreeSet<&str> = sample["metric"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .filter(|label| !["__name__", "instance", "job"].contains(label))
+            .collect();
+        // Prometheus knows no empty labels.
+        let may = BTreeSet::from_iter(metric.labels.iter().copied());
+        assert!(labels.is_subset(&may), "{}: {labels:?}", metric.name);
+    }
+}
+
+#[test]
+fn dashboards_have_data_and_attack_alerts_fire_under_attack() {
+    // What `sysctl kernel.bpf_stats_enabled=1` does, for as long as this is held.
+    let _measuring = enable_stats(Stats::RunTime).unwrap();
+    let lab = Lab::new().alone().config(with_policies).start();
+    // Of a limit that is not for the honest.
+    lab.sluice("limit set --prefix 16.1.0.0/16 --class udp --pps 10 --burst 10")
+        .succeeds();
+    let prometheus = Prometheus::start(&lab);
+    for _ in 0..8 {
+        honest_traffic(&lab);
+        assert_eq!(prometheus.alerts(), BTreeSet::new());
+        sleep(Duration::from_millis(500));
+    }
+
+    let frames = lab
+        .node()
+        .frames()
+        .flood("16.0.0.0/8".parse().unwrap(), 1 << 17);
+    let flood = Flood::start(lab.uplink_sender(), frames);
+    let attack = [
+        "SluiceUnderAttack",
+        "SluiceLimiterCrowded",
+        "SluiceFlowTableFull",
+    ];
+    only_these_fire(&prometheus, &attack, &[]);
+    every_panel_has_data(&prometheus);
+    every_metric_is_there(&prometheus);
+    flood.stop();
+    within(Duration::from_secs(60), "the attack is over", || {
+        let alerts = prometheus.alerts();
+        !alerts.contains("SluiceUnderAttack") && !alerts.contains("SluiceLimiterCrowded")
+    });
+}
+
+#[test]
+fn alerts_tell_of_backends_that_fail() {
+    let quick = r#"{ kind = "http", port = 80, path = "/health", status = 200, interval = "500ms", timeout = "500ms", rise = 1, fall = 3 }"#;
+    let lab = Lab::new()
+        .alone()
+        .backends(["b1", "b2", "b3"])
+        .config(move |config| config.health(quick))
+        .start();
+    let prometheus = Prometheus::start(&lab);
+    only_these_fire(&prometheus, &[], &[]);
+
+    lab.backend("b1").stop();
+    only_these_fire(&prometheus, &["SluiceBackendDown"], &[]);
+    lab.backend("b2").stop();
+    let degraded = ["SluiceBackendDown", "SluicePoolDegraded"];
+    only_these_fire(&prometheus, &degraded, &[]);
+    lab.backend("b3").stop();
+    let down = ["SluiceBackendDown", "SluicePoolDegraded", "SluicePoolDown"];
+    only_these_fire(&prometheus, &down, &[]);
+    let frames = lab
+        .node()
+        .frames()
+        .syn_flood("198.18.0.0/24".parse().unwrap(), 64);
+    let flood = Flood::start(lab.uplink_sender(), frames);
+    let unserved = [&down[..], &["SluicePacketsWithoutBackend"]].concat();
+    only_these_fire(&prometheus, &unserved, &[]);
+    flood.stop();
+    lab.backends().iter().for_each(|backend| backend.start());
+    all_calm_down(&prometheus);
+}
+
+#[test]
+fn alerts_tell_of_daemons_and_configs() {
+    let lab = Lab::new().alone().load_balancers(2).start();
+    let other = &lab.nodes()[1];
+    let prometheus = Prometheus::start(&lab);
+    only_these_fire(&prometheus, &[], &[]);
+
+    let good = other.config_text(&lab.config());
+    other.write_config("nonsense");
+    // Not `sluice reload`: that would look for the socket's name in the file.
+    other.daemon().hup();
+    only_these_fire(&prometheus, &["SluiceConfigReloadFailed"], &[]);
+
+    other.write_config(&other.config_text(&lab.config().without("b1")));
+    other.daemon().reload().succeeds();
+    let differ = ["SluiceTablesDiffer"];
+    // The one before ends when Prometheus has seen the reload.
+    only_these_fire(&prometheus, &differ, &["SluiceConfigReloadFailed"]);
+    other.write_config(&good);
+    other.daemon().reload().succeeds();
+    all_calm_down(&prometheus);
+
+    other.daemon().stop();
+    only_these_fire(&prometheus, &["SluiceDown"], &[]);
+    other.sluice("unload").succeeds();
+    let mut generic = lab.config();
+    generic.dataplane += "mode = \"generic\"\n";
+    other.write_config(&other.config_text(&generic));
+    other.daemon().start();
+    let starting = [
+        "SluiceDown",
+        "SluiceTablesDiffer",
+        "SluiceBackendDown",
+        "SluicePoolDegraded",
+        "SluicePoolDown",
+    ];
+    only_these_fire(&prometheus, &["SluiceGenericMode"], &starting);
+}
