@@ -2,9 +2,12 @@
 
 use std::{
     ffi::CString,
-    fs, io,
+    fs,
+    hash::Hasher,
+    io,
     marker::PhantomData,
     num::NonZeroUsize,
+    ops::Range,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::OpenOptionsExt},
@@ -146,6 +149,17 @@ impl<T: AnyBitPattern + NoUninit + Zeroable> Mapped<T> {
         self.entry(index)[offset_bytes / 8]
             .compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok()
+    }
+
+    /// Feeds the values in `range` to `hasher`, word by word.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn hash(&self, range: Range<u32>, hasher: &mut impl Hasher) {
+        let words = range.start as usize * Self::WORDS..range.end as usize * Self::WORDS;
+        for word in &self.words()[words] {
+            hasher.write_u64(word.load(Ordering::Relaxed));
+        }
     }
 
     fn entry(&self, index: u32) -> &[AtomicU64] {

@@ -325,6 +325,86 @@ fn interfaces_come_and_go() {
 }
 
 #[test]
+fn what_somebody_else_changed_is_found_and_put_right() {
+    Site::run(|site| {
+        let config = site.config();
+        let (mut plane, opened) = open(&config);
+        let desired = desired(&[1, 2, 3]);
+        plane.apply(&desired).unwrap();
+        assert_eq!(plane.audit(), Vec::<String>::new());
+        let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
+        let frame = explainer.explain(&syn(443), LOOPBACK).unwrap().frame;
+
+        let vip = u32::from(plane.vip_number("www").unwrap());
+        let spoil = |plane: &Plane, map: &'static str, index: u32, word: usize| {
+            let map = plane.map::<Words>(map).unwrap();
+            let mut words = map.read(index);
+            words[word] ^= 0x55;
+            map.write(index, &words);
+        };
+        let first_slots = |plane: &Plane| {
+            let vip = vip_of(&plane.map::<Words>("VIPS").unwrap(), plane);
+            u32::try_from(vip.table & 0xffff_ffff).unwrap() / 4
+        };
+        type Spoil<'a> = &'a dyn Fn(&Plane);
+        let cases: [(&str, Spoil<'_>); 7] = [
+            ("backend 10.0.0.", &|plane| {
+                let backends = plane.map::<Words>("BACKENDS").unwrap();
+                let used = |index: &u32| backends.read(*index) != [0; 8];
+                let index = (0..backends.len()).find(used).unwrap();
+                spoil(plane, "BACKENDS", index, 1);
+            }),
+            ("VIP www", &|plane| spoil(plane, "VIPS", vip, 3)),
+            ("VIP www", &|plane| spoil(plane, "VIPS", vip, 0)),
+            ("the VIP index", &|plane| {
+                let addresses = plane.map::<Words>("ADDRESSES").unwrap();
+                let used = |index: &u32| addresses.read(*index) != [0; 8];
+                for index in (0..addresses.len()).filter(used) {
+                    addresses.write(index, &[0; 8]);
+                }
+            }),
+            ("the VIP index", &|plane| {
+                let settings = plane.map::<abi::Settings>("SETTINGS").unwrap();
+                let active = settings.read(0).active;
+                let at = std::mem::offset_of!(abi::Settings, active);
+                settings.store_u32(0, at, 1 - active);
+            }),
+            ("lookup table of pool web", &|plane| {
+                let slots = plane.map::<[u16; 4]>("SLOTS").unwrap();
+                slots.write(first_slots(plane) + 1, &[77; 4]);
+            }),
+            ("settings", &|plane| {
+                let settings = plane.map::<abi::Settings>("SETTINGS").unwrap();
+                settings.store_u64(0, 8, 1);
+            }),
+        ];
+        for (what, spoil) in cases {
+            spoil(&plane);
+            let found = plane.audit();
+            assert_eq!(found.len(), 1, "{what}: {found:?}");
+            assert!(found[0].starts_with(what), "{found:?}");
+            plane.apply(&desired).unwrap();
+            assert_eq!(plane.audit(), Vec::<String>::new(), "{what}");
+            assert_eq!(plane.apply(&desired).unwrap(), [], "{what}");
+            let now = explainer.explain(&syn(443), LOOPBACK).unwrap();
+            assert_eq!(now.frame, frame, "{what}");
+        }
+
+        fs::remove_file(config.pin_dir.join("v3/VIPS")).unwrap();
+        let found = plane.audit();
+        assert!(found[0].starts_with("the pin "), "{found:?}");
+        assert_eq!(plane.audit(), Vec::<String>::new());
+        let attached = &opened.interfaces[0];
+        assert!(plane.is_attached(attached));
+        ip("link del wire.0");
+        assert!(!plane.is_attached(attached));
+        drop(plane);
+        site.wire();
+        assert!(open(&config).1.adopted, "all pins are there");
+    });
+}
+
+#[test]
 fn pins_need_their_file_system() {
     Site::run(|site| {
         let mut config = site.config();
@@ -459,14 +539,8 @@ impl Site {
         let outcome = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             let site = Self::new();
-            for command in [
-                "link set lo up",
-                "link add wire.0 type veth peer name wire1",
-                "link set wire.0 up",
-                "link set wire1 up",
-            ] {
-                ip(command);
-            }
+            ip("link set lo up");
+            site.wire();
             assert_eq!(if_index("lo").unwrap(), LOOPBACK);
             test(&site);
         })
@@ -500,6 +574,16 @@ impl Site {
             tunnel_source_v6: "100::/64".parse().unwrap(),
             pin_dir: self.pin_dir.clone(),
             state_dir: self.state.path().join("state"),
+        }
+    }
+
+    fn wire(&self) {
+        for command in [
+            "link add wire.0 type veth peer name wire1",
+            "link set wire.0 up",
+            "link set wire1 up",
+        ] {
+            ip(command);
         }
     }
 

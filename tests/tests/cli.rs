@@ -498,8 +498,14 @@ fn one_capture_at_a_time_and_none_stays_when_it_is_killed() {
     .unwrap();
     first.wait().unwrap();
     assert!(!packets(&file).is_empty());
-    lab.client(0).who(WEB_V4).unwrap();
+    let stranger = "198.18.1.3:4711".parse().unwrap();
+    let syn = lab.node().frames().syn(stranger, WEB_V4);
+    lab.uplink_sender().send_many(&[syn]).unwrap();
     let third = lab.dir().join("third.pcapng");
-    let told = capture(lab.node(), &third, "--duration 300ms --vip web4");
+    let told = capture(
+        lab.node(),
+        &third,
+        "--duration 300ms --prefix 198.18.1.3/32",
+    );
     assert_eq!(told["captured"], 0, "{told}");
 }

@@ -224,6 +224,10 @@ pub enum EventItem {
     ReloadRefused {
         error: String,
     },
+    /// Somebody else changed the data plane, and it is as it should be again.
+    Healed {
+        what: Vec<String>,
+    },
     /// Events came here that are not known any more; how many, if that can be told.
     Lost {
         events: Option<u64>,
@@ -247,6 +251,7 @@ impl EventItem {
             Self::Health { .. } => "health",
             Self::ReloadDone { .. } => "reload_done",
             Self::ReloadRefused { .. } => "reload_refused",
+            Self::Healed { .. } => "healed",
             Self::Lost { .. } => "lost",
             Self::Closed { .. } => "closed",
         }

@@ -198,6 +198,7 @@ impl From<Event> for EventItem {
                 config_hash: format!("{config_hash:016x}"),
             },
             Event::ReloadRefused { error } => Self::ReloadRefused { error },
+            Event::Healed { what } => Self::Healed { what },
         }
     }
 }

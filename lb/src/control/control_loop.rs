@@ -197,10 +197,27 @@ impl<P: Dataplane> Control<P> {
                 }
                 Ok(()) = self.trouble.changed() => self.publish_warnings(),
                 _ = tick.tick() => {
-                    self.reconcile();
+                    self.audit();
                     self.plane.sweep();
                 }
             }
+        }
+    }
+
+    /// Makes the plane hold what is desired, also where somebody else changed it.
+    fn audit(&mut self) {
+        let what = if self.settled {
+            self.plane.audit()
+        } else {
+            Vec::new()
+        };
+        self.reconcile();
+        if !what.is_empty() && self.apply_error.is_none() {
+            tracing::warn!(
+                what = what.join(", "),
+                "somebody else changed the data plane; it is as it should be again"
+            );
+            self.events.tell(Event::Healed { what });
         }
     }
 

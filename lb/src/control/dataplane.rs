@@ -24,6 +24,12 @@ pub trait Dataplane {
     /// Clears away what flows left behind. Called every few seconds.
     fn sweep(&mut self) {}
 
+    /// Compares what the kernel holds with what was put there, and tells in words what somebody else changed. The next
+    /// [`Dataplane::apply`] puts right what is not yet. Called every few seconds.
+    fn audit(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Backends that take new flows, also where an earlier daemon put them.
     fn in_tables(&self) -> BTreeSet<BackendKey>;
 

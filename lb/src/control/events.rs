@@ -23,6 +23,10 @@ pub enum Event {
     ReloadDone {
         config_hash: u64,
     },
+    /// The data plane was not as it should be, and is again: what differed.
+    Healed {
+        what: Vec<String>,
+    },
     /// The config before stays in force.
     ReloadRefused {
         error: String,
@@ -53,6 +57,7 @@ impl Event {
             Self::Health(_) => "health",
             Self::ReloadDone { .. } => "reload_done",
             Self::ReloadRefused { .. } => "reload_refused",
+            Self::Healed { .. } => "healed",
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::{
         ExactTables, LoadError, Mode, Need, Opened, Plane, RunStats, TableKey,
     },
     limits::LimitSpec,
+    net,
     sys::Mapped,
 };
 
@@ -27,6 +28,8 @@ pub(super) struct Kernel {
     plane: Plane,
     config: config::Dataplane,
     attached: Vec<Attached>,
+    /// Interfaces of the config that are not there.
+    gone: Vec<String>,
     program_id: Option<u32>,
     /// `None` until limits are adopted.
     exact: Option<ExactLimits>,
@@ -83,6 +86,7 @@ impl Kernel {
             plane,
             config: config.dataplane.clone(),
             attached: opened.interfaces.clone(),
+            gone: Vec::new(),
             program_id,
             exact: None,
             tables: BTreeMap::new(),
@@ -129,6 +133,63 @@ impl Kernel {
             .ok_or_else(|| "the limits that are there were not taken over".into())
     }
 
+    fn audit_limits(&mut self, found: &mut Vec<String>) {
+        let Some(exact) = &mut self.exact else {
+            return;
+        };
+        let local_key = self.plane.settings().local_key;
+        if exact.audit(local_key) {
+            return;
+        }
+        for (limit, error) in exact.rebuild(local_key) {
+            tracing::error!(prefix = %limit.prefix, %error, "a limit has found no room again; remove it, and set it anew");
+        }
+        found.push("limits".to_owned());
+    }
+
+    /// Attaches again where the program is off: somebody took it off, or the interface is another than before.
+    fn audit_interfaces(&mut self, found: &mut Vec<String>) {
+        let names = &self.config.interfaces;
+        let (there, gone): (Vec<String>, Vec<String>) = names
+            .iter()
+            .cloned()
+            .partition(|name| net::if_index(name).is_ok());
+        for name in gone.iter().filter(|name| !self.gone.contains(*name)) {
+            tracing::error!(interface = %name, "the interface is gone; the program is attached again when it is back");
+        }
+        self.gone = gone;
+        let runs = |name: &String| {
+            let attached = self.attached.iter().find(|attached| attached.name == *name);
+            attached.is_some_and(|attached| self.plane.is_attached(attached))
+        };
+        let off: Vec<&String> = there.iter().filter(|name| !runs(name)).collect();
+        if off.is_empty() {
+            self.attached
+                .retain(|attached| there.contains(&attached.name));
+            return;
+        }
+        let off: Vec<String> = off
+            .into_iter()
+            .map(|name| format!("XDP on {name}"))
+            .collect();
+        let config = config::Dataplane {
+            interfaces: there,
+            ..self.config.clone()
+        };
+        match self.plane.attach(&config) {
+            Ok((attached, warnings)) => {
+                self.attached = attached;
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                found.extend(off);
+            }
+            Err(error) => {
+                tracing::error!(error = super::chain(&error), "cannot attach again");
+            }
+        }
+    }
+
     fn exact_tables(&self) -> Result<ExactTables, LoadError> {
         Ok(ExactTables {
             settings: Box::new(SettingsWords(self.plane.map(maps::SETTINGS)?)),
@@ -155,6 +216,13 @@ impl Dataplane for Kernel {
 
     fn sweep(&mut self) {
         self.plane.sweep();
+    }
+
+    fn audit(&mut self) -> Vec<String> {
+        let mut found = self.plane.audit();
+        self.audit_limits(&mut found);
+        self.audit_interfaces(&mut found);
+        found
     }
 
     fn in_tables(&self) -> BTreeSet<BackendKey> {

@@ -1,4 +1,5 @@
 //! The data plane as the daemon sees it: loaded, attached, and made to hold what is desired.
+mod audit;
 mod desired;
 mod encode;
 mod error;

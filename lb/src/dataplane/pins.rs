@@ -159,6 +159,13 @@ impl Pins {
             .join(format!("{prefix}{}", interface.replace('.', ":")))
     }
 
+    /// Whether the link that was pinned for it is still there, and leads to the interface that has this name now.
+    pub(crate) fn is_attached(&self, attached: &Attached) -> bool {
+        let held = sys::link_ifindex(&self.link(&attached.name, attached.mode)).ok();
+        held.flatten()
+            .is_some_and(|held| if_index(&attached.name).ok() == Some(held))
+    }
+
     /// Makes `program` the one that runs on exactly these interfaces, without a gap where one runs already.
     pub(crate) fn attach(
         &self,

@@ -16,7 +16,9 @@ use sluice_ebpf::{
 };
 
 use super::{
-    Attached, BackendKey, Desired, TableKey, encode,
+    Attached, BackendKey, Desired, TableKey,
+    audit::Known,
+    encode,
     error::{ApplyError, LoadError},
     index::Room,
     load::{self, Need, Sizes, Twin, jiffies_now},
@@ -33,7 +35,9 @@ use crate::{config::Dataplane, sys::Mapped};
 /// Handles to everything that is loaded. Dropping it leaves the data plane at work.
 pub struct Plane {
     pub(super) object: Ebpf,
-    pins: Pins,
+    pub(super) pins: Pins,
+    /// Names of the maps that are pinned.
+    pub(super) pinned_maps: Vec<&'static str>,
     pub(super) hz: u32,
     pub(super) settings: Mapped<Settings>,
     pub(super) arrays: Arrays,
@@ -50,6 +54,7 @@ pub struct Plane {
     pub(super) vip_tables: BTreeMap<String, TableKey>,
     pub(super) checksums: BTreeMap<TableKey, u64>,
     pub(super) sweep: Sweep,
+    pub(super) known: Known,
     /// When it was opened, in jiffies.
     pub(super) opened: u64,
     /// No packet met it before: there are no flows.
@@ -268,8 +273,10 @@ impl Plane {
             policies: mapped(&object, maps::POLICIES)?,
             backends: mapped(&object, maps::BACKENDS)?,
         };
+        let settings: Mapped<Settings> = mapped(&object, maps::SETTINGS)?;
         let mut plane = Self {
-            settings: mapped(&object, maps::SETTINGS)?,
+            known: Known::new(settings.read(0)),
+            settings,
             flows: mapped(&object, maps::FLOWS)?,
             slots: Slots::new(mapped(&object, maps::SLOTS)?),
             flow_idle: sizes.flow_idle_ticks(hz),
@@ -277,6 +284,7 @@ impl Plane {
             sketch: Sketch::new(&object)?,
             object,
             pins,
+            pinned_maps: sizes.shapes().iter().map(|&(name, _)| name).collect(),
             hz,
             arrays,
             registry,
@@ -299,6 +307,7 @@ impl Plane {
             plane.forget();
         }
         plane.set_up(config, secret, adopted, warnings)?;
+        plane.known = Known::new(plane.settings());
         plane.actual = plane.held();
         plane.vip_tables = plane.held_vip_tables();
         Ok(plane)

@@ -86,6 +86,7 @@ impl Plane {
             let old = self.registry.tables.get(key).copied();
             if let Some(old) = old {
                 if self.slots.holds(old, &built.slots) {
+                    self.known.note_table(key, &built.slots);
                     self.checksums.insert(key.clone(), built.checksum);
                     continue;
                 }
@@ -102,6 +103,7 @@ impl Plane {
             let used = vips.chain(self.registry.tables.values().copied());
             let region = self.slots.put(used, &built.slots)?;
             self.registry.put_table(key.clone(), region);
+            self.known.note_table(key, &built.slots);
             self.checksums.insert(key.clone(), built.checksum);
             if let Some(old) = old {
                 self.slots.retire(old, linger);
@@ -116,6 +118,7 @@ impl Plane {
             self.slots.retire(region, linger);
         }
         self.checksums.remove(key);
+        self.known.forget_table(key);
     }
 
     pub(super) fn take_step(
@@ -150,6 +153,7 @@ impl Plane {
             }
             Step::FlipIndex => {
                 self.flip(wanted)?;
+                self.note_index();
                 self.actual.vips.extend(wanted.vips.clone());
             }
             Step::RemoveVip(name) => {

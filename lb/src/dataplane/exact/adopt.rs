@@ -92,10 +92,7 @@ impl ExactLimits {
             self.note(*index, *limit, key);
             used.insert(*index);
         }
-        let live = (1..self.tables.limit_count())
-            .filter(|index| self.tables.limits.get(*index as usize * LIMIT_WORDS + LINK) != 0)
-            .count();
-        if live != found.len() || !self.links_fit(found) {
+        if !self.is_live(found) || !self.links_fit(found) {
             return false;
         }
         let Some(blocks) = v4::verify(&self.tables, &self.v4_tree) else {
@@ -107,10 +104,21 @@ impl ExactLimits {
         self.v6 = v6;
         self.free = Numbers::without(1..self.tables.limit_count(), &used);
         self.free_blocks = Numbers::without(0..self.tables.block_count(), &blocks);
+        self.bits_fit()
+    }
+
+    pub(super) fn bits_fit(&self) -> bool {
         self.tables.exact_bits() & ALL_EXACT_BITS == self.wanted_bits()
     }
 
-    fn links_fit(&self, found: &[(u32, ExactLimit, u32)]) -> bool {
+    /// Whether no more rows are in use than those that were found.
+    pub(super) fn is_live(&self, found: &[(u32, ExactLimit, u32)]) -> bool {
+        let live = (1..self.tables.limit_count())
+            .filter(|index| self.tables.limits.get(*index as usize * LIMIT_WORDS + LINK) != 0);
+        live.count() == found.len()
+    }
+
+    pub(super) fn links_fit(&self, found: &[(u32, ExactLimit, u32)]) -> bool {
         let next: HashMap<u32, u32> = found
             .iter()
             .map(|(index, _, next)| (*index, *next))
@@ -129,7 +137,7 @@ impl ExactLimits {
     }
 
     /// Puts a limit back under its number, with what it counted.
-    fn restore(&mut self, index: u32, limit: ExactLimit) -> Result<u32, ExactError> {
+    pub(super) fn restore(&mut self, index: u32, limit: ExactLimit) -> Result<u32, ExactError> {
         let counted = self.tables.limit_words(index);
         self.tables.set_limit_word(index, LINK, 0);
         let checked = limit
@@ -150,7 +158,7 @@ impl ExactLimits {
     }
 
     /// Leads no packet to any limit.
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.tables.set_exact_bits(0);
         V6::clear(&mut self.tables);
         v4::clear(&mut self.tables);
@@ -158,7 +166,7 @@ impl ExactLimits {
 }
 
 /// Live limits of the table, with what they link to.
-fn held(tables: &ExactTables) -> Vec<(u32, ExactLimit, u32)> {
+pub(super) fn held(tables: &ExactTables) -> Vec<(u32, ExactLimit, u32)> {
     (1..tables.limit_count())
         .filter(|index| tables.limits.get(*index as usize * LIMIT_WORDS + LINK) != 0)
         .filter_map(|index| {

@@ -4,6 +4,7 @@
 //! is freed; what leads to limits are single words. So a packet may miss a limit for some microseconds, but never meets
 //! one that is not for it.
 mod adopt;
+mod audit;
 mod cells;
 mod limit;
 #[cfg(test)]
@@ -82,6 +83,8 @@ pub struct ExactLimits {
     free_blocks: Numbers,
     /// Limits of the class `established`.
     established: usize,
+    /// The part of the tables that is audited next.
+    audited: usize,
 }
 
 impl ExactLimits {
@@ -96,6 +99,7 @@ impl ExactLimits {
             v6_tree: Tree::default(),
             v6: V6::new(local_key),
             established: 0,
+            audited: 0,
         }
     }
 

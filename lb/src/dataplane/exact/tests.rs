@@ -426,33 +426,57 @@ fn a_change_in_place_keeps_what_packets_wrote() {
     assert_eq!(exact.remove(index), Err(ExactError::Unknown { index }));
 }
 
-#[test]
-fn tables_that_contradict_themselves_are_made_anew() {
-    let wanted = [
+/// What may happen to tables that hold [`damaged`]'s limits.
+const DAMAGES: [fn(&mut ExactTables); 9] = [
+    |t| t.v4.set(10 << 16 | 5, 0),
+    |t| t.v4.set(77, exact::BLOCK | 9_999),
+    |t| t.blocks.set(7, 1),
+    |t| t.v6_filter.set(4, 1),
+    |t| t.v6.set(3, 1 << 32 | 1),
+    |t| t.set_limit_word(2, LINK, 0),
+    |t| t.set_limit_word(9, LINK, u64::MAX),
+    |t| t.set_exact_bits(EXACT_V6),
+    |t| t.set_v6_lengths([0; MAX_EXACT_LENGTHS]),
+];
+
+fn damaged(damage: fn(&mut ExactTables)) -> ([ExactLimit; 4], ExactLimits) {
+    let limits = [
         all("10.0.0.0/8"),
         all("10.0.0.7/32"),
         all("2001:db8::/32"),
         all("2001:db8:1::/48"),
     ];
-    type Damage = fn(&mut ExactTables);
-    let damages: [Damage; 9] = [
-        |t| t.v4.set(10 << 16 | 5, 0),
-        |t| t.v4.set(77, exact::BLOCK | 9_999),
-        |t| t.blocks.set(7, 1),
-        |t| t.v6_filter.set(4, 1),
-        |t| t.v6.set(3, 1 << 32 | 1),
-        |t| t.set_limit_word(2, LINK, 0),
-        |t| t.set_limit_word(9, LINK, u64::MAX),
-        |t| t.set_exact_bits(EXACT_V6),
-        |t| t.set_v6_lengths([0; MAX_EXACT_LENGTHS]),
-    ];
-    for (case, damage) in damages.into_iter().enumerate() {
-        let mut exact = ExactLimits::new(tables(SMALL), KEY);
-        for limit in wanted {
-            exact.insert(limit).unwrap();
-        }
-        exact.tables.set_limit_word(3, 10, 42);
-        damage(&mut exact.tables);
+    let mut exact = ExactLimits::new(tables(SMALL), KEY);
+    for limit in limits {
+        exact.insert(limit).unwrap();
+    }
+    exact.tables.set_limit_word(3, 10, 42);
+    damage(&mut exact.tables);
+    (limits, exact)
+}
+
+#[test]
+fn an_audit_finds_damage_and_a_rebuild_mends_it() {
+    let sound = |exact: &mut ExactLimits| (0..16).all(|_| exact.audit(KEY));
+    assert!(sound(&mut damaged(|_| {}).1));
+    for (case, damage) in DAMAGES.into_iter().enumerate() {
+        let (limits, mut exact) = damaged(damage);
+        assert!(!sound(&mut exact), "damage {case}");
+        assert_eq!(exact.rebuild(KEY), [], "damage {case}");
+        assert!(sound(&mut exact), "damage {case}");
+        assert_eq!(exact.len(), limits.len());
+        assert_eq!(exact.get(2), Some(&limits[1]), "damage {case}");
+        assert_eq!(exact.read(3).unwrap().passed_packets, 42, "damage {case}");
+        check_lookups(&exact, &[0, 10 << 120, 10 << 120 | 7 << 96]).unwrap();
+        let (_, adoption) = ExactLimits::adopt(exact.tables, KEY, &limits);
+        assert!(!adoption.rebuilt, "damage {case}");
+    }
+}
+
+#[test]
+fn tables_that_contradict_themselves_are_made_anew() {
+    for (case, damage) in DAMAGES.into_iter().enumerate() {
+        let (wanted, exact) = damaged(damage);
         let (exact, adoption) = ExactLimits::adopt(exact.tables, KEY, &wanted);
         assert!(adoption.rebuilt, "damage {case}");
         assert!(adoption.indices.iter().all(Result::is_ok), "damage {case}");

@@ -1,6 +1,6 @@
 //! The IPv4 tables: the first 24 bits lead to a limit, or to a block for the last 8.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::Range};
 
 use sluice_ebpf::exact::{
     BLOCK, BLOCK_ENTRIES, V4_ENTRIES, V4_FILTER_SHIFT, V4_FILTER_WORDS, v4_filter,
@@ -93,11 +93,22 @@ pub(super) fn free_block(tables: &mut ExactTables, blocks: &mut Numbers, tree: &
 
 /// The blocks in use, if the tables are what the tree says.
 pub(super) fn verify(tables: &ExactTables, tree: &Tree) -> Option<HashSet<u32>> {
+    verify_part(tables, tree, 0..V4_ENTRIES as usize)
+}
+
+/// As [`verify`], for a part of the first level.
+pub(super) fn verify_part(
+    tables: &ExactTables,
+    tree: &Tree,
+    part: Range<usize>,
+) -> Option<HashSet<u32>> {
     let runs = runs(tree);
+    let first = part.start;
     let mut deep = tree
         .iter()
         .filter(|(key, _)| key.length > LONGEST_DIRECT)
         .map(|(key, _)| range(key).0 >> 8)
+        .skip_while(|at| *at < first)
         .peekable();
     let mut used = HashSet::new();
     let mut run = 0;
@@ -107,7 +118,7 @@ pub(super) fn verify(tables: &ExactTables, tree: &Tree) -> Option<HashSet<u32>> 
         }
         runs[run].1
     };
-    for at in 0..V4_ENTRIES as usize {
+    for at in part {
         let entry = tables.v4.get(at);
         if entry != 0 && !is_filtered(tables, at) {
             return None;

@@ -1,0 +1,84 @@
+//! Whoever changes the maps or takes the program off behind the daemon's back: it is found, mended and told.
+
+use std::time::Duration;
+
+use aya::maps::{Array, Map, MapData};
+use sluice_tests::{Lab, WEB_V4, within};
+
+/// What the daemon said that it mended.
+fn healed(lab: &Lab) -> Vec<String> {
+    let log = lab.node().log();
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("somebody else changed"));
+    lines.map(ToOwned::to_owned).collect()
+}
+
+fn heals(lab: &Lab, what: &str) {
+    within(
+        Duration::from_secs(20),
+        &format!("{what} is mended"),
+        || healed(lab).iter().any(|line| line.contains(what)),
+    );
+    let client = lab.client(0);
+    within(
+        Duration::from_secs(2),
+        &format!("served after {what}"),
+        || client.http_get(WEB_V4, "/").is_ok(),
+    );
+}
+
+/// Overwrites all of an array whose values are one cache line.
+fn wipe(lab: &Lab, name: &str) {
+    let path = lab.node().pin_dir().join("v3").join(name);
+    let map = Map::Array(MapData::from_pin(path).unwrap());
+    let mut array: Array<_, [u8; 64]> = map.try_into().unwrap();
+    for index in 0..array.len() {
+        array.set(index, [0; 64], 0).unwrap();
+    }
+}
+
+#[test]
+fn what_somebody_else_changed_is_mended_and_told() {
+    let lab = Lab::new().start();
+    let client = lab.client(0);
+    client.http_get(WEB_V4, "/").unwrap();
+    lab.sluice("limit set --prefix 203.0.113.0/24 --class udp --pps 10")
+        .succeeds();
+    assert_eq!(healed(&lab), Vec::<String>::new());
+
+    wipe(&lab, "BACKENDS");
+    assert!(
+        client.http_get(WEB_V4, "/").is_err(),
+        "nothing leads to backends"
+    );
+    heals(&lab, "backend ");
+    wipe(&lab, "VIPS");
+    heals(&lab, "VIP web4");
+    wipe(&lab, "ADDRESSES");
+    heals(&lab, "the VIP index");
+
+    let path = lab.node().pin_dir().join("v3/LIMITS");
+    let map = Map::Array(MapData::from_pin(path).unwrap());
+    let mut limits: Array<_, [u64; 16]> = map.try_into().unwrap();
+    limits.set(1, [0; 16], 0).unwrap();
+    // Large tables are looked at in turn.
+    within(Duration::from_secs(100), "limits are mended", || {
+        healed(&lab).iter().any(|line| line.contains("limits"))
+    });
+    assert_ne!(limits.get(&1, 0).unwrap(), [0; 16]);
+
+    let pins = lab.node().pin_dir().join("v3");
+    std::fs::remove_file(pins.join("FLOWS")).unwrap();
+    heals(&lab, "FLOWS");
+    let links = std::fs::read_dir(&pins).unwrap();
+    let link = links
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.to_string_lossy().contains("link_"))
+        .unwrap();
+    // Its last handle: the kernel takes the program off.
+    std::fs::remove_file(link).unwrap();
+    heals(&lab, "XDP on ");
+    let log = lab.node().log();
+    assert!(!log.contains("ERROR"), "{log}");
+}
