@@ -13,6 +13,7 @@ pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod objects;
+pub mod rules;
 pub mod service;
 pub mod store;
 pub mod sys;
