@@ -19,6 +19,7 @@ pub mod gcra;
 pub mod hash;
 pub mod packet;
 pub mod reset;
+pub mod sketch;
 pub mod vip;
 
 #[cfg(target_arch = "bpf")]

@@ -1,8 +1,7 @@
 //! Limits per source: exact ones for prefixes that the operator named, and the policy's for everybody else.
 //!
 //! The policy's limits live in a sketch of fixed size: a source has a cell in each of four rows of a page, and is over its
-//! limit only if all four say so. Spoofed sources cannot evict anything; what is dropped writes nothing. The estimate is a
-//! count-min sketch with conservative update (Estan, Varghese, 2002) of arrival times instead of counts.
+//! limit only if all four say so. Spoofed sources cannot evict anything; what is dropped writes nothing: see `sketch.rs`.
 
 use super::{
     again, atomic_add, compare_exchange, count, element,
@@ -14,18 +13,16 @@ use super::{
 use crate::{
     abi::{
         ANY_VIP, CLASSES, Class, DropReason, EXACT_ESTABLISHED, EXACT_V4 as HAS_V4,
-        EXACT_V6 as HAS_V6, GROUP_SHIFT, LIMIT_MONITOR, LIMITERS, Limit, Limiter, MAX_CHAIN,
-        MAX_EXACT_LENGTHS, Policy, SKETCH_PAGE_SHIFT, SKETCH_ROWS, Settings, Step,
-        VIP_CLASSES_SHIFT, Vip,
+        EXACT_V6 as HAS_V6, LIMIT_MONITOR, LIMITERS, Limit, Limiter, MAX_CHAIN, MAX_EXACT_LENGTHS,
+        Policy, Settings, Step, VIP_CLASSES_SHIFT, Vip,
     },
     exact,
     flow::tag,
-    gcra, hash, hide,
+    gcra, hide,
+    sketch::{Cell, Hashes, Memory, least, raise},
     vip::masked,
 };
 
-/// Seeds of the sketch change with jiffies shifted by this: some 17 minutes at 250 Hz.
-const SEED_SHIFT: u32 = 18;
 /// The gate opens the sketch at this part of a source's allowance.
 const GATE_SHIFT: u32 = 2;
 
@@ -390,30 +387,40 @@ fn opens(gate: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
     used > open
 }
 
-/// Two hashes of a source host or network, for one limiter of one VIP: they tell its group and its cells.
-#[derive(Clone, Copy)]
-struct Hashes(u64, u64);
+/// The gate of a source's group: below it none of them can be over the limit.
+///
+/// These gates fit the cache of a core where the sketch does not, and spread sources stay below them.
+#[inline(always)]
+fn group(hashes: Hashes) -> Option<*mut u64> {
+    GROUPS.get_ptr_mut(hashes.group(SKETCH_MASK.load()))
+}
 
-impl Hashes {
-    /// The source's gate, which it shares with many others: below it none of them can be over the limit.
-    ///
-    /// These gates fit the cache of a core where the sketch does not, and spread sources stay below them.
+/// The sketch, as the pure code asks for it.
+struct Cells;
+
+impl Memory for Cells {
+    type Cell = Word;
+
     #[inline(always)]
-    fn group(self) -> Option<*mut u64> {
-        let mask = SKETCH_MASK.load() >> GROUP_SHIFT;
-        GROUPS.get_ptr_mut(self.0 as u32 & mask)
+    fn cell(&self, at: u32) -> Option<Word> {
+        SKETCH.get_ptr_mut(at).map(Word)
+    }
+}
+
+/// A cell of the sketch.
+struct Word(*mut u64);
+
+impl Cell for Word {
+    #[inline(always)]
+    fn read(&self) -> u64 {
+        // SAFETY: a word of the sketch.
+        unsafe { self.0.read_volatile() }
     }
 
-    /// A cell in each row of the source's page: four lines of memory, but one address to translate.
     #[inline(always)]
-    fn cells(self) -> [u32; SKETCH_ROWS] {
-        let page = (self.0 >> 32) as u32 & (SKETCH_MASK.load() >> SKETCH_PAGE_SHIFT);
-        let row = |row: u32| {
-            let cell =
-                (self.1 >> (row * SKETCH_PAGE_SHIFT)) as u32 & ((1 << SKETCH_PAGE_SHIFT) - 1);
-            (page * SKETCH_ROWS as u32 + row) << SKETCH_PAGE_SHIFT | cell
-        };
-        [row(0), row(1), row(2), row(3)]
+    fn exchange(&self, old: u64, new: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe { compare_exchange(self.0, old, new) }
     }
 }
 
@@ -453,13 +460,20 @@ fn check_policy(
             continue;
         }
         let hashes = hashes(settings, sender, policy, at);
-        let Some(group) = hashes.group() else {
+        let Some(group) = group(hashes) else {
             return Ok(());
         };
         if !opens(group, now, limiter, amount) {
             continue;
         }
-        if gcra::admit(least(&hashes.cells(), now), now, limiter, amount).is_none() {
+        if gcra::admit(
+            least(&Cells, &hashes.cells(SKETCH_MASK.load()), now),
+            now,
+            limiter,
+            amount,
+        )
+        .is_none()
+        {
             let reason = if is_network(at) {
                 DropReason::LimitNetwork
             } else {
@@ -486,13 +500,15 @@ fn charge_sketch(settings: &Settings, sender: &Asked, policy: &Policy, open: u32
         if open >> at & 1 == 0 {
             continue;
         }
-        let cells = hashes(settings, sender, policy, at).cells();
+        let cells = hashes(settings, sender, policy, at).cells(SKETCH_MASK.load());
         let limiter = limiter(again(limiters), at);
-        if let Some(after) = gcra::admit(least(&cells, now), now, limiter, amount(sender, at)) {
-            raise(cells[0], after, now);
-            raise(cells[1], after, now);
-            raise(cells[2], after, now);
-            raise(cells[3], after, now);
+        if let Some(after) =
+            gcra::admit(least(&Cells, &cells, now), now, limiter, amount(sender, at))
+        {
+            raise(&Cells, cells[0], after, now);
+            raise(&Cells, cells[1], after, now);
+            raise(&Cells, cells[2], after, now);
+            raise(&Cells, cells[3], after, now);
         }
     }
 }
@@ -525,64 +541,21 @@ fn hashes(settings: &Settings, sender: &Asked, policy: &Policy, at: usize) -> Ha
     let network = is_network(at);
     let source = sender.source;
     let what = u64::from(sender.vip) | (at as u64) << 16 | (sender.class as u64) << 24;
-    let seed = sender.jiffies >> SEED_SHIFT;
-    let first = if sender.v6 {
+    if sender.v6 {
         let mask = if network {
             policy.network_mask_v6
         } else {
             policy.host_mask_v6
         };
-        let [high, low] = [source[0] & mask[0], source[1] & mask[1]];
-        hash::hash4(&settings.local_key, [high, low, what, seed])
+        let masked = [source[0] & mask[0], source[1] & mask[1]];
+        Hashes::v6(&settings.local_key, masked, what, sender.jiffies)
     } else {
         let mask = if network {
             policy.network_mask_v4
         } else {
             policy.host_mask_v4
         };
-        let address = (source[1] >> 32) & u64::from(mask);
-        hash::hash2(&settings.local_key, address | what << 32, seed)
-    };
-    let second = (first ^ settings.local_key[2]).wrapping_mul(settings.local_key[3] | 1);
-    let second = second ^ second >> 32;
-    Hashes(first, second)
-}
-
-/// The earliest arrival time of four cells, but not before now: times in the past are all the same, and what is far
-/// ahead is of another clock.
-#[inline(always)]
-fn least(cells: &[u32; SKETCH_ROWS], now: u64) -> u64 {
-    let ahead = |row: usize| {
-        let Some(cell) = SKETCH.get_ptr(cells[row]) else {
-            return 0;
-        };
-        // SAFETY: a word of the sketch.
-        let ahead = unsafe { cell.read_volatile() }.wrapping_sub(now);
-        if ahead > gcra::FAR { 0 } else { ahead }
-    };
-    let low = |a: u64, b: u64| if a < b { a } else { b };
-    now.wrapping_add(low(low(ahead(0), ahead(1)), low(ahead(2), ahead(3))))
-}
-
-/// Raises a cell that is below `to`; three tries.
-#[inline(always)]
-fn raise(cell: u32, to: u64, now: u64) {
-    let Some(cell) = SKETCH.get_ptr_mut(cell) else {
-        return;
-    };
-    let wanted = to.wrapping_sub(now);
-    // SAFETY: a word of the sketch.
-    let mut old = unsafe { cell.read_volatile() };
-    for _ in 0..3 {
-        let ahead = old.wrapping_sub(now);
-        if ahead >= wanted && ahead <= gcra::FAR {
-            return;
-        }
-        // SAFETY: as above.
-        let found = unsafe { compare_exchange(cell, old, to) };
-        if found == old {
-            return;
-        }
-        old = found;
+        let masked = (source[1] >> 32) & u64::from(mask);
+        Hashes::v4(&settings.local_key, masked, what, sender.jiffies)
     }
 }
