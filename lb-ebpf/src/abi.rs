@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::decap::Prefix;
 
 /// Raised with every change to this file or to the meaning of a map.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Index of a VIP's counters for packets that are for no VIP. VIPs are numbered from 1.
 pub const NO_VIP: u16 = 0;
@@ -29,6 +29,8 @@ pub const MAX_VIP_LENGTHS: usize = 8;
 pub const MAX_EXACT_LENGTHS: usize = 16;
 /// Classes that a policy limits.
 pub const CLASSES: usize = 5;
+/// Counters of a VIP in `CLASS_STATS`, as a shift: one for each class, and room so that a shift finds them.
+pub const CLASS_COUNTERS_SHIFT: u32 = 3;
 /// Limiters of one class: host pps, host bps, network pps, network bps.
 pub const LIMITERS: usize = 4;
 /// Rows of the limiter's sketch.
@@ -489,6 +491,7 @@ pub mod maps {
     pub const SAMPLING: &str = "SAMPLING";
     pub const SAMPLES: &str = "SAMPLES";
     pub const SAMPLE_STATS: &str = "SAMPLE_STATS";
+    pub const CLASS_STATS: &str = "CLASS_STATS";
     pub const TRACE: &str = "TRACE";
 }
 

@@ -2,9 +2,9 @@
 
 use super::{
     Verdict,
-    maps::{BACKEND_STATS, DROPS, TRACE, VIP_STATS, explaining},
+    maps::{BACKEND_STATS, CLASS_STATS, DROPS, TRACE, VIP_STATS, explaining},
 };
-use crate::abi::{Count, DROP_REASONS, DropReason, Step};
+use crate::abi::{CLASS_COUNTERS_SHIFT, Class, Count, DROP_REASONS, DropReason, Step};
 
 /// Adds one packet. Per-CPU values need no atomics.
 ///
@@ -79,6 +79,19 @@ pub fn left(vip: u16, exit: Exit, bytes: u32) {
             // SAFETY: as above.
             Exit::Redirect => unsafe { &raw mut (*stats).redirect },
         };
+        // SAFETY: a value of a per-CPU map.
+        unsafe { add(count, bytes) };
+    }
+}
+
+/// Counts a packet by its class.
+#[inline(always)]
+pub fn class(vip: u16, class: Class, bytes: u32) {
+    if explaining() {
+        return;
+    }
+    let index = u32::from(vip) << CLASS_COUNTERS_SHIFT | class as u32;
+    if let Some(count) = CLASS_STATS.get_ptr_mut(index) {
         // SAFETY: a value of a per-CPU map.
         unsafe { add(count, bytes) };
     }

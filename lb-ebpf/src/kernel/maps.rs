@@ -106,6 +106,10 @@ pub static LIMITS: Array<Limit, 131072, MMAPABLE> = Array::new();
 #[btf_map]
 pub static VIP_STATS: PerCpuArray<VipStats, 2048> = PerCpuArray::new();
 
+/// Packets to a VIP by class, whatever becomes of them after it is known: VIP x 8 + class.
+#[btf_map]
+pub static CLASS_STATS: PerCpuArray<Count, 16384> = PerCpuArray::new();
+
 #[btf_map]
 pub static BACKEND_STATS: PerCpuArray<Count, 32768> = PerCpuArray::new();
 

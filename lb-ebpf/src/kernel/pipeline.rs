@@ -242,6 +242,7 @@ fn steer_icmp(
     }
     if echo {
         count::note(Step::Echo);
+        count::class(address.icmp_vip, Class::Icmp, ip.length);
         let Some(vip) = VIPS.get(u32::from(address.icmp_vip)) else {
             return Err(Verdict::Pass);
         };
@@ -342,6 +343,7 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         Transport::Icmp { .. } => Class::Icmp,
         _ => Class::Other,
     };
+    count::class(packet.vip_index, class, packet.ip.length);
     let sender = Sender {
         source: packet.ip.source,
         v6: packet.ip.v6,

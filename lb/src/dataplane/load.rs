@@ -18,9 +18,9 @@ use aya::{
 use nix::time::{ClockId, clock_getres, clock_gettime};
 use sluice_ebpf::{
     abi::{
-        AddressEntry, Backend, CLASSES, Count, DROP_REASONS, FlowStats, GROUP_SHIFT, LIMITERS,
-        Limit, NO_BACKEND, Policy, SKETCH_ROWS, SLOTS_PER_WORD, SampleStats, Sampling, Service,
-        Settings, Vip, VipStats, maps,
+        AddressEntry, Backend, CLASS_COUNTERS_SHIFT, CLASSES, Count, DROP_REASONS, FlowStats,
+        GROUP_SHIFT, LIMITERS, Limit, NO_BACKEND, Policy, SKETCH_ROWS, SLOTS_PER_WORD, SampleStats,
+        Sampling, Service, Settings, Vip, VipStats, maps,
     },
     exact, flow,
 };
@@ -197,6 +197,11 @@ impl Sizes {
             array(maps::SAMPLING, size_of::<Sampling>(), 1),
             (maps::SAMPLES, MapKind::RingBuffer, 0, SAMPLES_BYTES),
             per_cpu(maps::SAMPLE_STATS, size_of::<SampleStats>(), 1),
+            per_cpu(
+                maps::CLASS_STATS,
+                size_of::<Count>(),
+                self.vips << CLASS_COUNTERS_SHIFT,
+            ),
         ]
         .into_iter()
         .map(|(name, kind, value_bytes, entries)| {

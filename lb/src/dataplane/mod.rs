@@ -19,6 +19,7 @@ mod slots;
 mod stats;
 mod steps;
 mod sweep;
+mod watch;
 
 pub use desired::{BackendKey, BackendState, Desired, Table, TableKey, Vip};
 pub use error::{ApplyError, LoadError, MapKind, ReadError, Shape};
@@ -32,3 +33,4 @@ pub use plane::{Opened, Plane};
 pub use sampler::{SampleError, Sampled, Sampler, Wanted};
 pub use sketch::{Crowding, CrowdingByClass};
 pub use stats::{Census, Drops, RunStats};
+pub use watch::{Counted, Watch};

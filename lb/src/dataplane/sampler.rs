@@ -246,7 +246,7 @@ fn lock(directory: &Path) -> Result<Flock<File>, SampleError> {
     }
 }
 
-fn open(directory: &Path, map: &'static str) -> Result<Map, SampleError> {
+pub(super) fn open(directory: &Path, map: &'static str) -> Result<Map, SampleError> {
     let data = MapData::from_pin(directory.join(map)).map_err(|error| failed(map, error))?;
     Map::from_map_data(data).map_err(|error| failed(map, error))
 }
@@ -258,7 +258,7 @@ fn array<T: bytemuck::Pod>(directory: &Path, map: &'static str) -> Result<Mapped
     }
 }
 
-fn failed(
+pub(super) fn failed(
     map: &'static str,
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> SampleError {

@@ -8,7 +8,10 @@ use aya::{
     util::nr_cpus,
 };
 use sluice_ebpf::{
-    abi::{CLASSES, Count, DROP_REASONS, DropReason, FlowStats, LIMITERS, NO_VIP, VipStats, maps},
+    abi::{
+        CLASS_COUNTERS_SHIFT, CLASSES, Count, DROP_REASONS, DropReason, FlowStats, LIMITERS,
+        NO_VIP, VipStats, maps,
+    },
     flow::{Flow, WAYS},
 };
 
@@ -27,6 +30,7 @@ pub(crate) struct Counters {
     drops: PerCpu<[u64; 2]>,
     flows: PerCpu<[u64; 4]>,
     gates: PerCpu<[u64; LIMITERS]>,
+    classes: PerCpu<[u64; 2]>,
     cpus: usize,
 }
 
@@ -179,6 +183,7 @@ impl Counters {
             drops: PerCpu::new(object, maps::DROPS)?,
             flows: PerCpu::new(object, maps::FLOW_STATS)?,
             gates: PerCpu::new(object, maps::GATES)?,
+            classes: PerCpu::new(object, maps::CLASS_STATS)?,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))?,
         })
     }
@@ -193,6 +198,9 @@ impl Counters {
                 self.drops.reset(drop_index(number, reason, mode), cpus)?;
             }
         }
+        let first = u32::from(number) << CLASS_COUNTERS_SHIFT;
+        (first..first + (1 << CLASS_COUNTERS_SHIFT))
+            .try_for_each(|class| self.classes.reset(class, cpus))?;
         let first = u32::from(number) * CLASSES as u32;
         (first..first + CLASSES as u32).try_for_each(|gate| self.gates.reset(gate, cpus))
     }
