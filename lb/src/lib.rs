@@ -6,6 +6,7 @@ pub mod control;
 pub mod dataplane;
 pub mod decap;
 pub mod desired;
+pub mod detect;
 pub mod drains;
 pub mod health;
 pub mod limits;

@@ -11,8 +11,8 @@ pub(super) struct Keys {
 
 pub(super) const FILE: Keys = Keys {
     place: "",
-    known: &["pop", "dataplane", "api", "pool", "vip", "policy"],
-    later: &["bgp", "detect"],
+    known: &["pop", "dataplane", "api", "detect", "pool", "vip", "policy"],
+    later: &["bgp"],
 };
 
 pub(super) const POP: Keys = Keys {
@@ -109,8 +109,29 @@ pub(super) const POLICY: Keys = Keys {
         "host_v6",
         "network_v6",
         "limits",
+        "detect",
     ],
     later: &["syn", "amplification", "fragments", "bogons", "rules"],
+};
+
+pub(super) const DETECT: Keys = Keys {
+    place: "[detect]",
+    known: &[
+        "mode",
+        "thresholds",
+        "hold",
+        "quiet",
+        "learn",
+        "sampling",
+        "webhook",
+    ],
+    later: &[],
+};
+
+pub(super) const THRESHOLDS: Keys = Keys {
+    place: "thresholds",
+    known: &["pps", "bps", "factor", "cap"],
+    later: &[],
 };
 
 pub(super) const LIMIT: Keys = Keys {

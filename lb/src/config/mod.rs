@@ -10,6 +10,7 @@ mod keys;
 mod model;
 mod outside;
 mod read_api;
+mod read_detect;
 mod read_health;
 mod read_policy;
 mod read_pool;
@@ -31,8 +32,9 @@ pub(crate) use error::suggestion;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use health::{Check, Health, HttpCheck, Statuses, Tls};
 pub use model::{
-    AllDown, Api, ApiTls, Backend, Class, Config, Dataplane, Forward, HashInput, Mode, Origin,
-    Policy, Pool, Pop, PrefixLengths, Protocol, Remote, Scope, SourceLimit, Vip, XdpMode,
+    AllDown, Api, ApiTls, Backend, Class, Config, Dataplane, Detect, Forward, HashInput, Mode,
+    Origin, Policy, Pool, Pop, PrefixLengths, Protocol, Remote, Scope, SourceLimit, Stance, Vip,
+    XdpMode,
 };
 pub(crate) use read_policy::class_words;
 pub use secret::{SecretError, read_secret};
@@ -176,6 +178,7 @@ fn tables(
     let pop = read_site::pop(&file, outside);
     let dataplane = read_site::dataplane(&file);
     let api = read_api::api(&file, outside);
+    let detect = read_detect::detect(&file);
     let pools: Vec<_> = pool_tables
         .iter()
         .filter_map(|table| read_pool::pool(table, outside))
@@ -199,6 +202,7 @@ fn tables(
         pop: pop?,
         dataplane,
         api: api?,
+        detect: detect?,
         pools: pools.into_iter().map(|placed| placed.pool).collect(),
         vips: vips.into_iter().map(|placed| placed.vip).collect(),
         policies,

@@ -18,6 +18,7 @@ pub struct Config {
     pub pop: Pop,
     pub dataplane: Dataplane,
     pub api: Api,
+    pub detect: Detect,
     pub pools: Vec<Pool>,
     pub vips: Vec<Vip>,
     pub policies: Vec<Policy>,
@@ -106,6 +107,58 @@ pub struct ApiTls {
     pub key: PathBuf,
     /// Clients must have a certificate that one of these signed. Absent: they need none.
     pub client_ca: Option<PathBuf>,
+}
+
+/// `[detect]`: when traffic is an attack, and what is done about it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Detect {
+    pub mode: Stance,
+    /// Less than both is never an attack.
+    pub floor_pps: u64,
+    pub floor_bps: u64,
+    /// So many times the 99th percentile of peace is an attack.
+    pub factor: u32,
+    /// What is left through at most where nothing else helps, in the same measure.
+    pub cap: u32,
+    /// How long a mitigation's rule stays after the last packets that fit it.
+    pub hold: Duration,
+    /// How long traffic stays low before an attack is over; each return of one doubles it.
+    pub quiet: Duration,
+    /// How long peace is learned before anything is taken for an attack.
+    pub learn: Duration,
+    /// Headers that are looked at, a second.
+    pub sampling: u32,
+    /// URL that gets decisions by POST.
+    pub webhook: Option<String>,
+}
+
+impl Default for Detect {
+    fn default() -> Self {
+        Self {
+            mode: Stance::Advise,
+            floor_pps: 10_000,
+            floor_bps: 100_000_000,
+            factor: 3,
+            cap: 10,
+            hold: Duration::from_secs(120),
+            quiet: Duration::from_secs(60),
+            learn: Duration::from_secs(60),
+            sampling: 10_000,
+            webhook: None,
+        }
+    }
+}
+
+/// What is done about attacks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stance {
+    /// Peace is learned, and nothing is said.
+    Off,
+    /// Mitigations are raised, and only count.
+    #[default]
+    Advise,
+    Enforce,
 }
 
 /// `[[pool]]`: backends that serve the same content.
@@ -204,6 +257,8 @@ pub struct Policy {
     pub prefix_lengths: PrefixLengths,
     /// At most one for each class and scope.
     pub limits: Vec<SourceLimit>,
+    /// Absent: as `[detect]` says.
+    pub detect: Option<Stance>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

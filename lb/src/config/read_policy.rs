@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::{
     keys,
     model::{Class, Mode, Policy, PrefixLengths, Scope, SourceLimit},
+    read_detect,
     section::Section,
 };
 
@@ -30,6 +31,8 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
         )
     });
 
+    let detect = section.optional("detect", |field| read_detect::stance(&field));
+
     let prefix_lengths = PrefixLengths {
         host_v4: host_v4?,
         network_v4: network_v4?,
@@ -41,6 +44,7 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
         mode: mode?,
         prefix_lengths,
         limits: limits?,
+        detect: detect?,
     })
 }
 

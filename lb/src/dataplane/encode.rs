@@ -185,6 +185,7 @@ mod tests {
                 bps: Some(8_000_000),
                 burst: 10,
             }],
+            detect: None,
         }
     }
 

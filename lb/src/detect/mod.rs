@@ -1,0 +1,17 @@
+//! Detection: finds attacks by itself, says what tells them from innocent packets, and what is to be done.
+//!
+//! Everything in here is pure: it is told the time, counters and samples, and knows no kernel.
+
+pub mod baseline;
+mod candidates;
+pub mod detector;
+pub mod header;
+mod ladder;
+pub mod mitigation;
+pub mod predicate;
+pub mod recent;
+pub mod signature;
+pub mod trigger;
+
+#[cfg(test)]
+mod tests;

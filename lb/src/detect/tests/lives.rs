@@ -1,0 +1,137 @@
+//! What becomes of mitigations over minutes and hours.
+
+use super::{
+    attacks::{Attack, Kind},
+    world::{Random, World, peaceful},
+};
+use crate::{
+    config::Stance,
+    detect::{detector::Decision, mitigation::Measure},
+};
+
+fn attacked(stance: Stance, kind: Kind) -> World {
+    let mut world = peaceful(stance);
+    let attack = Attack::new(kind, &mut Random(9));
+    world.attack(attack);
+    world.run(3_000);
+    world
+}
+
+fn first_rule(world: &World) -> u64 {
+    let rule = world
+        .detector
+        .mitigations()
+        .find(|mitigation| matches!(mitigation.measure, Measure::Rule(_)));
+    rule.expect("a rule was raised").id
+}
+
+#[test]
+fn advice_counts_and_drops_nothing() {
+    let world = attacked(Stance::Advise, Kind::NtpReplies);
+    assert_eq!(world.seen.attack_dropped, 0);
+    let rule = world.detector.mitigation(first_rule(&world)).unwrap();
+    assert!(
+        rule.is_active() && rule.matched_packets > 10_000,
+        "{rule:?}"
+    );
+}
+
+#[test]
+fn off_says_nothing() {
+    let world = attacked(Stance::Off, Kind::NtpReplies);
+    assert_eq!(world.seen.decisions, []);
+    assert_eq!(world.detector.mitigations().count(), 0);
+}
+
+#[test]
+fn a_second_pulse_meets_the_rule_of_the_first_within_two_ticks() {
+    let mut world = attacked(Stance::Enforce, Kind::NtpReplies);
+    world.peace();
+    world.run(70_000);
+    assert!(
+        world
+            .seen
+            .decisions
+            .iter()
+            .any(|decision| matches!(decision, Decision::Shadowed(_)))
+    );
+    let attack = Attack::new(Kind::NtpReplies, &mut Random(77));
+    world.run(30);
+    world.attack(attack);
+    world.run(1_000);
+    let first = world.seen.first_drop_ms.expect("dropped");
+    assert!(
+        first - world.seen.attack_began_ms <= 200,
+        "{} ms",
+        first - world.seen.attack_began_ms
+    );
+    assert!(
+        matches!(world.seen.decisions[0], Decision::Rearmed(_)),
+        "{:?}",
+        world.seen.decisions
+    );
+}
+
+#[test]
+fn an_attack_is_over_a_minute_after_its_last_packet_and_was_not_learned() {
+    let mut world = attacked(Stance::Enforce, Kind::Udp);
+    let level = |world: &World| {
+        let thresholds = world.detector.settings().thresholds;
+        let seen = world.detector.watched().nth(1).unwrap();
+        seen.trigger.level(&thresholds)
+    };
+    let before = level(&world);
+    world.run(20_000);
+    world.peace();
+    world.run(62_000);
+    let ended = |decision: &Decision| matches!(decision, Decision::AttackEnded(_));
+    assert!(
+        world.seen.decisions.iter().any(ended),
+        "{:?}",
+        world.seen.decisions
+    );
+    assert_eq!(level(&world), before);
+}
+
+#[test]
+fn what_was_reverted_is_not_raised_again_until_it_is_allowed() {
+    let mut world = attacked(Stance::Enforce, Kind::NtpReplies);
+    let id = first_rule(&world);
+    let signature = world.detector.mitigation(id).unwrap().measure.clone();
+    let now_ms = world.now_ms;
+    world.detector.revert(id, now_ms).unwrap();
+    world.run(10_000);
+    let like_it = |world: &World| {
+        world.detector.mitigations().any(|mitigation| {
+            mitigation.is_active()
+                && mitigation.covers(mitigation.vip.as_deref(), mitigation.class, &signature)
+        })
+    };
+    assert!(
+        !like_it(&world),
+        "{:#?}",
+        world.detector.mitigations().collect::<Vec<_>>()
+    );
+
+    world.detector.allow(id).unwrap();
+    world.run(10_000);
+    assert!(
+        like_it(&world),
+        "{:#?}",
+        world.detector.mitigations().collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn no_vip_has_more_than_four_rules() {
+    let mut world = attacked(Stance::Enforce, Kind::NtpReplies);
+    for (seed, kind) in Kind::ALL.into_iter().enumerate() {
+        let attack = Attack::new(kind, &mut Random(seed as u64));
+        world.attack(attack);
+        world.run(3_000);
+    }
+    let rules = world.detector.mitigations().filter(|mitigation| {
+        matches!(mitigation.measure, Measure::Rule(_)) && mitigation.vip.as_deref() == Some("vip1")
+    });
+    assert!((1..=4).contains(&rules.count()));
+}

@@ -1,0 +1,7 @@
+//! Simulated attacks: a small site with innocent clients, and what somebody does to it. The detector is the real one.
+
+mod attacks;
+mod innocent;
+mod lives;
+mod times;
+mod world;

@@ -1,0 +1,382 @@
+//! A site in memory: clients, an attacker, a data plane that counts, samples and applies rules a moment after they are
+//! wanted. Time goes in steps of 10 ms.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::LazyLock,
+};
+
+use sluice_ebpf::{
+    abi::{CLASSES, Count},
+    packet::TCP,
+};
+
+use super::{
+    attacks::Attack,
+    innocent::{Service, v4},
+};
+use crate::{
+    config::{Class, Stance},
+    detect::{
+        detector::{ALL_CLASSES, Decision, Detector, Reading, Settings, VipReading, VipSettings},
+        header::Header,
+        mitigation::Measure,
+        recent::VipIndex,
+        signature::Signature,
+        trigger::{TICK_MS, times},
+    },
+};
+
+/// Splitmix64 (Steele, Lea, Flood, 2014).
+#[derive(Clone, Debug)]
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    pub(super) fn below(&mut self, most: u64) -> u64 {
+        ((self.next() >> 32) * most) >> 32
+    }
+
+    pub(super) fn byte(&mut self) -> u8 {
+        self.next().to_le_bytes()[3]
+    }
+
+    pub(super) fn bytes(&mut self) -> [u8; 8] {
+        self.next().to_le_bytes()
+    }
+
+    /// So many on average.
+    fn about(&mut self, mean: f64) -> u64 {
+        let spread = 2.0 * (self.below(1_000) as f64 / 1_000.0) - 1.0;
+        let value = mean + spread * mean.sqrt() * 1.7;
+        let part = value.fract().max(0.0) * 1_000.0;
+        times(1, value) + u64::from((self.below(1_000) as f64) < part)
+    }
+}
+
+/// The VIPs: one for the web, one for DNS, and many small ones from [`CARPET`] on.
+pub(super) const WEB: VipIndex = 1;
+pub(super) const DNS: VipIndex = 2;
+pub(super) const CARPET: VipIndex = 3;
+pub(super) const VIPS: VipIndex = 35;
+
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub(super) now_ms: u64,
+    pub(super) detector: Detector,
+    random: Random,
+    /// Innocent packets a second, by VIP.
+    pps: BTreeMap<VipIndex, u64>,
+    attack: Option<(u64, Attack)>,
+    counts: BTreeMap<VipIndex, [Count; CLASSES]>,
+    stopped: BTreeMap<VipIndex, Count>,
+    fitted: BTreeMap<u64, Count>,
+    plane: Plane,
+    pub(super) seen: Outcome,
+}
+
+/// What the data plane holds, and what it is about to.
+#[derive(Clone, Debug, Default)]
+struct Plane {
+    rules: BTreeMap<u64, Rule>,
+    measures: BTreeMap<u64, (VipIndex, Class, Measure, u64)>,
+}
+
+#[derive(Clone, Debug)]
+struct Rule {
+    vip: Option<VipIndex>,
+    signature: Signature,
+    drops: bool,
+    from_ms: u64,
+}
+
+/// What became of packets since the attack began.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) attack_began_ms: u64,
+    pub(super) first_drop_ms: Option<u64>,
+    pub(super) attack_packets: u64,
+    pub(super) attack_dropped: u64,
+    pub(super) innocent_packets: u64,
+    /// Dropped by a rule, though innocent.
+    pub(super) innocent_dropped: u64,
+    pub(super) decisions: Vec<Decision>,
+}
+
+/// From a decision to the first packet that meets it.
+const APPLY_MS: u64 = 20;
+const STEP_MS: u64 = 10;
+/// Samples a step: 5,000 a second.
+const SAMPLES: u64 = 50;
+
+impl World {
+    fn new(seed: u64, stance: Stance) -> Self {
+        let (settings, vips) = settings(stance);
+        let mut detector = Detector::new(settings.clone(), seed);
+        detector.set(settings, &vips);
+        let pps = |vip| match vip {
+            WEB => 1_500,
+            DNS => 700,
+            _ => 20,
+        };
+        Self {
+            now_ms: 1_000_000,
+            detector,
+            random: Random(seed),
+            pps: (WEB..VIPS).map(|vip| (vip, pps(vip))).collect(),
+            attack: None,
+            counts: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            fitted: BTreeMap::new(),
+            plane: Plane::default(),
+            seen: Outcome::default(),
+        }
+    }
+
+    pub(super) fn set_stance(&mut self, stance: Stance) {
+        let (settings, vips) = settings(stance);
+        self.detector.set(settings, &vips);
+    }
+
+    pub(super) fn reseed(&mut self, seed: u64) {
+        self.random = Random(seed);
+    }
+
+    pub(super) fn random(&mut self) -> &mut Random {
+        &mut self.random
+    }
+
+    pub(super) fn attack(&mut self, attack: Attack) {
+        self.seen = Outcome {
+            attack_began_ms: self.now_ms,
+            ..Outcome::default()
+        };
+        self.attack = Some((self.now_ms, attack));
+    }
+
+    pub(super) fn peace(&mut self) {
+        self.attack = None;
+    }
+
+    /// A VIP's innocent clients are so many times as many.
+    pub(super) fn crowd(&mut self, vip: VipIndex, times: u64) {
+        self.seen = Outcome {
+            attack_began_ms: self.now_ms,
+            ..Outcome::default()
+        };
+        *self.pps.get_mut(&vip).unwrap() *= times;
+    }
+
+    pub(super) fn run(&mut self, ms: u64) {
+        let end = self.now_ms + ms;
+        while self.now_ms < end {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        let mut packets: Vec<(VipIndex, Header, u64, bool)> = Vec::new();
+        for (&vip, &pps) in &self.pps.clone() {
+            let mean = pps as f64 * STEP_MS as f64 / 1_000.0;
+            let count = self.random.about(mean);
+            let drawn = count.min(SAMPLES);
+            let service = if vip == DNS {
+                Service::Dns
+            } else {
+                Service::Web
+            };
+            let destination = v4(0xc000_0200 + u64::from(vip));
+            for at in 0..drawn {
+                let header = service.packet(&mut self.random, destination);
+                packets.push((vip, header, share(count, drawn, at), false));
+            }
+        }
+        if let Some((began_ms, attack)) = self.attack.clone() {
+            let count = attack.pps(self.now_ms - began_ms) * STEP_MS / 1_000;
+            let drawn = count.min(SAMPLES);
+            for at in 0..drawn {
+                let (vip, header) = attack.packet(&mut self.random);
+                packets.push((vip, header, share(count, drawn, at), true));
+            }
+        }
+        let all: u64 = packets.iter().map(|(_, _, weight, _)| weight).sum();
+        for (vip, header, weight, hostile) in packets {
+            self.packet(vip, &header, weight, hostile);
+            // As many of them as of all packets.
+            if self.random.below(all.max(SAMPLES)) < SAMPLES * weight.min(all) {
+                self.detector.sample(self.now_ms, vip, header);
+            }
+        }
+        self.now_ms += STEP_MS;
+        if self.now_ms.is_multiple_of(TICK_MS) {
+            self.tick();
+        }
+    }
+
+    /// One packet that stands for `weight`.
+    fn packet(&mut self, vip: VipIndex, header: &Header, weight: u64, hostile: bool) {
+        let class = class(header, hostile);
+        let bytes = u64::from(header.length) * weight;
+        add(
+            &mut self.counts.entry(vip).or_default()[class as usize],
+            weight,
+            bytes,
+        );
+        let mut dropped = false;
+        for (id, rule) in &self.plane.rules {
+            if rule.vip.is_none_or(|of| of == vip)
+                && self.now_ms >= rule.from_ms
+                && rule.signature.fits(header)
+            {
+                add(self.fitted.entry(*id).or_default(), weight, bytes);
+                dropped |= rule.drops;
+            }
+        }
+        let limited = self
+            .plane
+            .measures
+            .values()
+            .any(|(of, what, measure, from_ms)| {
+                *of == vip && *what == class && self.now_ms >= *from_ms && stops(measure, hostile)
+            });
+        if limited && !dropped {
+            add(self.stopped.entry(vip).or_default(), weight, bytes);
+        }
+        if hostile {
+            self.seen.attack_packets += weight;
+            if dropped || limited {
+                self.seen.attack_dropped += weight;
+                self.seen.first_drop_ms.get_or_insert(self.now_ms);
+            }
+        } else {
+            self.seen.innocent_packets += weight;
+            self.seen.innocent_dropped += if dropped { weight } else { 0 };
+        }
+    }
+
+    fn tick(&mut self) {
+        let reading = Reading {
+            vips: self
+                .pps
+                .keys()
+                .map(|vip| VipReading {
+                    vip: *vip,
+                    classes: self.counts.get(vip).copied().unwrap_or_default(),
+                    stopped: self.stopped.get(vip).copied().unwrap_or_default(),
+                })
+                .collect(),
+            fitted: self
+                .plane
+                .rules
+                .keys()
+                .map(|id| (*id, self.fitted.get(id).copied().unwrap_or_default()))
+                .collect(),
+        };
+        let decisions = self.detector.tick(self.now_ms, reading);
+        self.seen.decisions.extend(decisions);
+        self.apply();
+    }
+
+    /// Makes the plane hold what the detector wants.
+    fn apply(&mut self) {
+        let from_ms = self.now_ms + APPLY_MS;
+        let mut wanted = BTreeSet::new();
+        for mitigation in self.detector.mitigations() {
+            let vip = mitigation
+                .vip
+                .as_ref()
+                .map(|name| name[3..].parse().unwrap());
+            match (&mitigation.measure, mitigation.phase_word()) {
+                (_, crate::detect::mitigation::PhaseWord::Reverted) => {}
+                (Measure::Rule(signature), _) => {
+                    wanted.insert(mitigation.id);
+                    let drops = self.detector.enforces(mitigation);
+                    let rule = self
+                        .plane
+                        .rules
+                        .entry(mitigation.id)
+                        .or_insert_with(|| Rule {
+                            vip,
+                            signature: signature.clone(),
+                            drops,
+                            from_ms,
+                        });
+                    if rule.drops != drops {
+                        (rule.drops, rule.from_ms) = (drops, from_ms);
+                    }
+                }
+                (measure, _) if self.detector.enforces(mitigation) => {
+                    wanted.insert(mitigation.id);
+                    let measure = (
+                        vip.unwrap_or_default(),
+                        mitigation.class,
+                        measure.clone(),
+                        from_ms,
+                    );
+                    self.plane.measures.entry(mitigation.id).or_insert(measure);
+                }
+                _ => {}
+            }
+        }
+        self.plane.rules.retain(|id, _| wanted.contains(id));
+        self.plane.measures.retain(|id, _| wanted.contains(id));
+    }
+}
+
+fn settings(stance: Stance) -> (Settings, Vec<VipSettings>) {
+    let settings = Settings {
+        stance,
+        ..Settings::default()
+    };
+    let vips = (WEB..VIPS).map(|index| VipSettings {
+        index,
+        name: format!("vip{index}"),
+        stance,
+    });
+    (settings, vips.collect())
+}
+
+/// A world that knows peace, made once for all tests.
+pub(super) fn peaceful(stance: Stance) -> World {
+    static PEACEFUL: LazyLock<World> = LazyLock::new(|| {
+        let mut world = World::new(1, Stance::Enforce);
+        world.run(70_000);
+        assert_eq!(world.seen.decisions, [], "peace is no attack");
+        world
+    });
+    let mut world = PEACEFUL.clone();
+    if stance != Stance::Enforce {
+        world.set_stance(stance);
+    }
+    world
+}
+
+/// The data plane's class: what innocent clients send beside SYNs is of flows that it knows.
+fn class(header: &Header, hostile: bool) -> Class {
+    let fits = |class: &Class| header.is_of(*class);
+    let class = ALL_CLASSES.into_iter().find(fits).unwrap_or(Class::Other);
+    let known = class == Class::Other && header.protocol == TCP && !hostile;
+    if known { Class::Established } else { class }
+}
+
+/// What a measure does to a hostile packet, roughly; none of them is meant to touch an innocent one.
+fn stops(measure: &Measure, hostile: bool) -> bool {
+    hostile && !matches!(measure, Measure::Upstream | Measure::Rule(_))
+}
+
+fn add(count: &mut Count, packets: u64, bytes: u64) {
+    count.packets += packets;
+    count.bytes += bytes;
+}
+
+/// How many packets the drawn one of this number stands for.
+fn share(count: u64, drawn: u64, at: u64) -> u64 {
+    count / drawn + u64::from(at < count % drawn)
+}
