@@ -18,6 +18,8 @@ pub const NO_BACKEND: u16 = SLOT_MOVED - 1;
 pub const SLOT_MOVED: u16 = 1 << 15;
 /// Any VIP, in [`Limit::vip`].
 pub const ANY_VIP: u16 = u16::MAX;
+/// In [`Service::vip`]: a port of the host itself, on an address whose VIP takes all others.
+pub const HOST_VIP: u16 = u16::MAX - 1;
 
 /// Generations of the VIP index: packets use one while the daemon writes the other.
 pub const GENERATIONS: u32 = 2;
@@ -48,6 +50,17 @@ pub const SLOTS_PER_WORD: usize = 4;
 /// Limits that one packet can meet in nested prefixes before the walk ends.
 pub const MAX_CHAIN: usize = 16;
 
+/// Prefixes whose answers a policy says were asked for.
+pub const MAX_REPLIES: usize = 16;
+/// Prefixes of sources that the host takes whatever the filter says.
+pub const MAX_PROTECTED: u32 = 16;
+/// Values of `HANDSHAKES`, each of `SLOTS_PER_WORD` cells.
+pub const HANDSHAKE_WORDS: u32 = 1 << 17;
+/// Values of `AMPLIFIED`: each preset's, enforced and monitored.
+pub const AMPLIFIED_COUNTS: u32 = 128;
+/// Ticks after a SYN in which what follows it is not charged to the budget of what is out of state.
+pub const HANDSHAKE_MEMORY_TICKS: u16 = 8;
+
 /// An IPv4 address as IPv6 (RFC 4291, 2.5.5.2), or an IPv6 address; in network byte order.
 pub type Address = [u8; 16];
 
@@ -76,6 +89,8 @@ pub struct Settings {
     pub cpus: u32,
     /// Until when samples of packets are taken, in jiffies: see [`Sampling`]. Zero: none are, and nothing else is read.
     pub sampling_until: u64,
+    /// In which networks VIPs are, by a hash of 6 bits: a source of another is no VIP. See [`crate::sanity::network_bit`].
+    pub vip_networks: u64,
 }
 
 /// `Settings::exact` bits.
@@ -152,8 +167,22 @@ pub struct Vip {
     pub flags: u32,
     /// Jiffies of the last packet over a limit of this VIP. No flow is proven soon after.
     pub disturbed: u64,
-    pub pad: [u64; 3],
+    /// Sanity checks, a bit each: those that drop, and those that only count.
+    pub sanity_enforce: u32,
+    pub sanity_monitor: u32,
+    /// `FILTER_*` bits: the stages of the filter that have work for this VIP.
+    pub filter: u32,
+    /// How SYNs are answered. Zero: they are forwarded.
+    pub syn: u32,
+    pub pad: u64,
 }
+
+/// `Vip::filter`: answers of services that are abused to amplify are looked for.
+pub const FILTER_AMPLIFICATION: u32 = 1;
+/// `Vip::filter`: TCP out of state has a budget.
+pub const FILTER_OUT_OF_STATE: u32 = 2;
+/// `Vip::filter`: there are sources that the host takes whatever the filter says.
+pub const FILTER_PROTECTED: u32 = 4;
 
 /// `Vip::flags`: slots are chosen by source address only.
 pub const VIP_HASH_SOURCE: u32 = 1;
@@ -226,6 +255,24 @@ pub struct Policy {
     /// Non-zero: count only.
     pub monitor: u32,
     pub limiters: [[Limiter; LIMITERS]; CLASSES],
+    /// Presets of [`crate::amplification`], a bit each: those that drop, and those that only count.
+    pub amplification_enforce: u64,
+    pub amplification_monitor: u64,
+    pub replies: [Replies; MAX_REPLIES],
+    /// What may come to one VIP of TCP that is neither a SYN nor of a known flow.
+    pub out_of_state: Limiter,
+    /// Non-zero: count only.
+    pub out_of_state_monitor: u64,
+}
+
+/// Answers that backends asked for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Replies {
+    /// Whose.
+    pub prefix: Prefix,
+    /// A bit for each preset. Zero: unused.
+    pub presets: u64,
 }
 
 /// A token bucket's constants, in units of 2^-28 jiffies. All zero: off.
@@ -332,10 +379,10 @@ pub struct Sampling {
     /// A bit for each number that an XDP program can return.
     pub actions: u32,
     /// A bit for each drop reason; of dropped packets only.
-    pub reasons: u32,
+    pub reasons: u64,
     /// VIP, or `ANY_VIP`.
     pub vip: u16,
-    pub pad: u16,
+    pub pad: [u16; 3],
 }
 
 /// What became of the packets that were to be sampled. Value of `SAMPLE_STATS`.
@@ -420,13 +467,81 @@ numbered! {
         TooBig = "too_big",
         /// The kernel gave no room for the outer headers.
         Headroom = "headroom",
-        /// TCP flags that no stack sends: none at all, or SYN with FIN or RST.
+        /// TCP flags that no stack sends.
         TcpFlags = "tcp_flags",
+        /// From the address that it is for.
+        Land = "land",
+        /// From an address that nobody can have.
+        SourceInvalid = "source_invalid",
+        /// From an address of a VIP.
+        SourceVip = "source_vip",
+        /// TCP or UDP from or to port 0.
+        PortZero = "port_zero",
+        /// A SYN with data.
+        SynData = "syn_data",
+        /// A first fragment that does not hold the whole TCP header.
+        FragmentTiny = "fragment_tiny",
+        /// A fragment that overwrites the first one's TCP header.
+        FragmentOverlap = "fragment_overlap",
+        /// A fragment of a length that cannot be there.
+        FragmentLength = "fragment_length",
+        /// An answer of a service that is abused to amplify, which nobody asked for.
+        Amplification = "amplification",
+        /// TCP that is neither a SYN nor of a known flow, over the VIP's budget.
+        OutOfState = "out_of_state",
     }
 }
 
 /// Number of drop reasons.
 pub const DROP_REASONS: u32 = DropReason::ALL.len() as u32;
+
+numbered! {
+    /// Sanity checks: the number is that of the bit in [`Vip::sanity_enforce`], the word is that of the drop reason.
+    Check {
+        TcpFlags = "tcp_flags",
+        Land = "land",
+        SourceInvalid = "source_invalid",
+        SourceVip = "source_vip",
+        PortZero = "port_zero",
+        SynData = "syn_data",
+        FragmentTiny = "fragment_tiny",
+        FragmentOverlap = "fragment_overlap",
+        FragmentLength = "fragment_length",
+    }
+}
+
+impl Check {
+    #[inline(always)]
+    #[must_use]
+    pub const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
+    /// Of the first check in these bits, which has the reason for all of them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reason(bits: u32) -> DropReason {
+        if bits & Self::TcpFlags.bit() != 0 {
+            DropReason::TcpFlags
+        } else if bits & Self::Land.bit() != 0 {
+            DropReason::Land
+        } else if bits & Self::SourceInvalid.bit() != 0 {
+            DropReason::SourceInvalid
+        } else if bits & Self::SourceVip.bit() != 0 {
+            DropReason::SourceVip
+        } else if bits & Self::PortZero.bit() != 0 {
+            DropReason::PortZero
+        } else if bits & Self::SynData.bit() != 0 {
+            DropReason::SynData
+        } else if bits & Self::FragmentTiny.bit() != 0 {
+            DropReason::FragmentTiny
+        } else if bits & Self::FragmentOverlap.bit() != 0 {
+            DropReason::FragmentOverlap
+        } else {
+            DropReason::FragmentLength
+        }
+    }
+}
 
 numbered! {
     /// What the program did with a packet, for `sluice explain`.
@@ -450,7 +565,7 @@ numbered! {
         LimitExact = "met an exact limit",
         LimitSource = "met the policy's limits",
         OverLimit = "over a limit",
-        OverLimitMonitored = "over a limit that only counts",
+        Monitored = "would have been dropped by what only counts",
         Chosen = "backend chosen from the lookup table",
         ChosenPrevious = "handshake under way: backend chosen from the previous lookup table",
         Remembered = "flow remembered",
@@ -460,6 +575,11 @@ numbered! {
         Gue = "forwarded by gue",
         Local = "forwarded to the host itself",
         Reset = "no backend: answered with a reset",
+        Sanity = "headers that make no sense",
+        Amplification = "an answer of a service that is abused to amplify",
+        AmplifiedFragment = "another fragment of this datagram was such an answer",
+        OverBudget = "over the VIP's budget for what is out of state",
+        Protected = "the host's own: passed to it before the filter",
     }
 }
 
@@ -484,6 +604,10 @@ pub mod maps {
     pub const EXACT_V6_LENGTHS: &str = "EXACT_V6_LENGTHS";
     pub const EXACT_V6: &str = "EXACT_V6";
     pub const LIMITS: &str = "LIMITS";
+    pub const BUDGETS: &str = "BUDGETS";
+    pub const HANDSHAKES: &str = "HANDSHAKES";
+    pub const PROTECTED: &str = "PROTECTED";
+    pub const AMPLIFIED: &str = "AMPLIFIED";
     pub const VIP_STATS: &str = "VIP_STATS";
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
     pub const DROPS: &str = "DROPS";
@@ -498,6 +622,13 @@ pub mod maps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_check_has_the_reason_of_its_name() {
+        for check in Check::ALL {
+            assert_eq!(Check::reason(check.bit()).word(), check.word());
+        }
+    }
 
     #[test]
     fn sizes_are_what_the_pinned_maps_hold() {
@@ -517,7 +648,7 @@ mod tests {
             size_of::<SampleStats>(),
             size_of::<Sample>(),
         ];
-        let expected = [48, 64, 8, 64, 64, 368, 128, 16, 64, 48, 224, 72, 32, 288];
+        let expected = [48, 64, 8, 64, 64, 1048, 128, 16, 64, 48, 232, 80, 32, 288];
         assert_eq!(sizes, expected);
     }
 }

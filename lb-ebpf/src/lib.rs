@@ -10,6 +10,7 @@
 )]
 
 pub mod abi;
+pub mod amplification;
 pub mod checksum;
 pub mod decap;
 pub mod encap;
@@ -19,6 +20,7 @@ pub mod gcra;
 pub mod hash;
 pub mod packet;
 pub mod reset;
+pub mod sanity;
 pub mod sketch;
 pub mod vip;
 

@@ -23,7 +23,9 @@ pub const ICMPV6: u8 = 58;
 pub const TCP_FIN: u8 = 1;
 pub const TCP_SYN: u8 = 2;
 pub const TCP_RST: u8 = 4;
+pub const TCP_PSH: u8 = 8;
 pub const TCP_ACK: u8 = 16;
+pub const TCP_URG: u8 = 32;
 
 /// Extension headers that we follow, and how far they may reach into the frame.
 const MAX_EXTENSIONS: usize = 8;
@@ -294,6 +296,8 @@ pub enum Transport {
     Tcp {
         ports: u32,
         flags: u8,
+        /// As the header has it: a first fragment may hold less.
+        header_bytes: u8,
     },
     Udp {
         ports: u32,
@@ -452,22 +456,26 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
         _ => return Ok(Transport::Other),
     };
     if room < needed || room > 0xffff {
-        return Err(DropReason::MalformedHeader);
+        return if room >= 8 && room < needed && matches!(l4.fragment, Fragment::First(_)) {
+            hidden_tcp(frame, l4)
+        } else {
+            Err(DropReason::MalformedHeader)
+        };
     }
     match l4.protocol {
         TCP => match frame.read::<TcpHeader>(l4.offset) {
             Some(header) => {
-                let length = usize::from(header.offset_and_flags[0] >> 4) * 4;
+                let header_bytes = (header.offset_and_flags[0] >> 4) * 4;
                 let whole = matches!(l4.fragment, Fragment::Whole);
-                if length < 20 || whole && length > room {
+                if header_bytes < 20 || whole && usize::from(header_bytes) > room {
                     return Err(DropReason::MalformedHeader);
                 }
-                let flags = header.offset_and_flags[1];
-                if flags & 0x3f == 0 || flags & TCP_SYN != 0 && flags & (TCP_FIN | TCP_RST) != 0 {
-                    return Err(DropReason::TcpFlags);
-                }
                 let ports = u32::from(header.source_be) | u32::from(header.destination_be) << 16;
-                Ok(Transport::Tcp { ports, flags })
+                Ok(Transport::Tcp {
+                    ports,
+                    flags: header.offset_and_flags[1],
+                    header_bytes,
+                })
             }
             None => Err(DropReason::Truncated),
         },
@@ -489,6 +497,19 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
             }),
             None => Err(DropReason::Truncated),
         },
+    }
+}
+
+/// TCP of which a first fragment holds the ports, but not the flags: it counts as any packet after the SYN.
+#[inline(always)]
+fn hidden_tcp(frame: &Frame, l4: &L4) -> Result<Transport, DropReason> {
+    match frame.read::<FirstEight>(l4.offset) {
+        Some(header) => Ok(Transport::Tcp {
+            ports: header.ports,
+            flags: TCP_ACK,
+            header_bytes: 20,
+        }),
+        None => Err(DropReason::Truncated),
     }
 }
 

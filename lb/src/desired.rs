@@ -46,6 +46,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
             .iter()
             .map(|policy| (policy.name.clone(), policy.clone()))
             .collect(),
+        host: config.host.clone(),
         ..Desired::default()
     };
     for vip in &config.vips {

@@ -13,7 +13,7 @@ use etherparse::PacketBuilder;
 use nix::sched::{CloneFlags, unshare};
 use sluice::sys::Mapped;
 use sluice::{
-    config::{AllDown, Dataplane, Forward, HashInput, Protocol, XdpMode},
+    config::{AllDown, Dataplane, Forward, HashInput, Host, Protocol, XdpMode},
     dataplane::{
         Action, ApplyError, BackendKey, BackendState, Desired, Explainer, LoadError, Mode, Need,
         Opened, Plane, Step, Table, TableKey, Vip, unload,
@@ -120,6 +120,51 @@ fn changes_reach_packets() {
             "explaining counts nothing"
         );
         assert_eq!(plane.vip_stats().unwrap()[""].tx.packets, 0);
+    });
+}
+
+/// A VIP that takes every port by `local` shares its address with the host.
+#[test]
+fn what_the_host_must_get_passes_before_the_filter() {
+    Site::run(|site| {
+        let config = site.config();
+        let (mut plane, _) = open(&config);
+        let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
+        let mut explain = |frame: &[u8]| {
+            let explained = explainer.explain(frame, LOOPBACK).unwrap();
+            let protected = explained.steps().any(|step| step == abi::Step::Protected);
+            (explained.action, protected)
+        };
+        let mut desired = desired(&[1]);
+        desired.host.ports = vec![(Protocol::Tcp, 22), (Protocol::Tcp, 179)];
+        let mut vip = desired.vips.remove("www").unwrap();
+        (vip.port, vip.table.forward) = (None, Forward::Local);
+        let table = desired.tables.pop_first().unwrap().1;
+        desired.tables.insert(vip.table.clone(), table);
+        desired.vips.insert("www".into(), vip.clone());
+        plane.apply(&desired).unwrap();
+        assert_eq!(explain(&syn(22)), (Action::Pass, true));
+        assert_eq!(explain(&syn(179)), (Action::Pass, true));
+        assert_eq!(explain(&syn(443)), (Action::Tx, false), "the backend's");
+
+        // Another VIP of the address has the port: it is the operator's word.
+        vip.port = Some(22);
+        desired.vips.insert("ssh".into(), vip);
+        plane.apply(&desired).unwrap();
+        assert_eq!(explain(&syn(22)), (Action::Tx, false));
+        assert_eq!(explain(&syn(179)), (Action::Pass, true));
+
+        desired.host.sources = vec!["198.51.100.0/24".parse().unwrap()];
+        let steps = plane.apply(&desired).unwrap();
+        assert!(steps.contains(&Step::PutProtected), "{steps:?}");
+        assert_eq!(explain(&syn(443)), (Action::Pass, true));
+        desired.host.sources = vec!["203.0.113.0/24".parse().unwrap()];
+        plane.apply(&desired).unwrap();
+        assert_eq!(explain(&syn(443)), (Action::Tx, false));
+        desired.host.sources.clear();
+        plane.apply(&desired).unwrap();
+        assert_eq!(plane.apply(&desired).unwrap(), []);
+        assert_eq!(plane.audit(), Vec::<String>::new());
     });
 }
 
@@ -390,7 +435,7 @@ fn what_somebody_else_changed_is_found_and_put_right() {
             assert_eq!(now.frame, frame, "{what}");
         }
 
-        fs::remove_file(config.pin_dir.join("v3/VIPS")).unwrap();
+        fs::remove_file(config.pin_dir.join(format!("v{}/VIPS", abi::ABI_VERSION))).unwrap();
         let found = plane.audit();
         assert!(found[0].starts_with("the pin "), "{found:?}");
         assert_eq!(plane.audit(), Vec::<String>::new());
@@ -476,6 +521,7 @@ fn desired(backends: &[u8]) -> Desired {
         )]),
         vips: BTreeMap::from([("www".to_owned(), vip)]),
         policies: BTreeMap::new(),
+        host: Host::default(),
     }
 }
 

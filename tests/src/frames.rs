@@ -41,6 +41,29 @@ impl Frames {
         frame
     }
 
+    /// TCP of no connection, with these flags: bits as in the header.
+    pub fn tcp(self, from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let mut tcp = self
+            .ip(from.ip(), to.ip())
+            .tcp(from.port(), to.port(), 1, 64240);
+        for (bit, set) in [
+            (1, PacketBuilderStep::fin as fn(_) -> _),
+            (2, PacketBuilderStep::syn),
+            (4, PacketBuilderStep::rst),
+            (8, PacketBuilderStep::psh),
+        ] {
+            if flags & bit != 0 {
+                tcp = set(tcp);
+            }
+        }
+        if flags & 16 != 0 {
+            tcp = tcp.ack(1);
+        }
+        tcp.write(&mut frame, &[]).expect("a vector takes it");
+        frame
+    }
+
     pub fn echo_request(
         self,
         from: IpAddr,
@@ -91,6 +114,11 @@ impl Frames {
         sources
             .flat_map(|from| [self.udp(from, dns, b"flood"), self.syn(from, web)])
             .collect()
+    }
+
+    /// `count` source addresses and ports that walk through `prefix`, in an order that looks random.
+    pub fn sources(prefix: IpNet, count: u32) -> impl Iterator<Item = SocketAddr> {
+        spoofed(prefix, count)
     }
 
     /// `count` SYNs to the web VIP, from such sources.

@@ -30,7 +30,11 @@ fn heals(lab: &Lab, what: &str) {
 
 /// Overwrites all of an array whose values are one cache line.
 fn wipe(lab: &Lab, name: &str) {
-    let path = lab.node().pin_dir().join("v3").join(name);
+    let path = lab
+        .node()
+        .pin_dir()
+        .join(format!("v{}", sluice_ebpf::abi::ABI_VERSION))
+        .join(name);
     let map = Map::Array(MapData::from_pin(path).unwrap());
     let mut array: Array<_, [u8; 64]> = map.try_into().unwrap();
     for index in 0..array.len() {
@@ -68,7 +72,10 @@ fn what_somebody_else_changed_is_mended_and_told() {
     });
     assert_ne!(limits.get(&1, 0).unwrap(), [0; 16]);
 
-    let pins = lab.node().pin_dir().join("v3");
+    let pins = lab
+        .node()
+        .pin_dir()
+        .join(format!("v{}", sluice_ebpf::abi::ABI_VERSION));
     std::fs::remove_file(pins.join("FLOWS")).unwrap();
     heals(&lab, "FLOWS");
     let links = std::fs::read_dir(&pins).unwrap();

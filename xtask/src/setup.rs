@@ -154,6 +154,7 @@ const LAB_TOOLS: Tools = Tools(&[
     ("tcpdump", "tcpdump"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
+    ("scapy", "python3-scapy"),
 ]);
 
 /// Both are of one package. Installed, it would start a service, now and at every boot; its programs are all that is

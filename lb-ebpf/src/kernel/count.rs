@@ -29,7 +29,7 @@ pub fn dropped(vip: u16, reason: DropReason, bytes: u32) {
 #[inline(always)]
 pub fn monitored(vip: u16, reason: DropReason, bytes: u32) {
     count_drop(vip, reason, 1, bytes);
-    note(Step::OverLimitMonitored);
+    note(Step::Monitored);
 }
 
 #[inline(always)]

@@ -304,7 +304,7 @@ fn meet(limit: *mut Limit, sender: &Asked) -> Result<(), DropReason> {
         && (byte_limiter.cost == 0 || would_admit(bytes_tat, now, &byte_limiter, bytes));
     if explaining() {
         if monitor && !fits {
-            count::note(Step::OverLimitMonitored);
+            count::note(Step::Monitored);
         }
         return if fits || monitor {
             Ok(())

@@ -10,9 +10,11 @@ use aya_ebpf::{
 
 use crate::{
     abi::{
-        AddressEntry, Backend, Count, FlowStats, LIMITERS, Limit, Policy, SLOTS_PER_WORD, Sample,
-        SampleStats, Sampling, Service, Settings, Trace, Vip, VipStats,
+        AMPLIFIED_COUNTS, AddressEntry, Backend, Count, FlowStats, HANDSHAKE_WORDS, LIMITERS,
+        Limit, MAX_PROTECTED, Policy, SLOTS_PER_WORD, Sample, SampleStats, Sampling, Service,
+        Settings, Trace, Vip, VipStats,
     },
+    decap::Prefix,
     exact,
     flow::WAYS,
     hash::Tuple,
@@ -102,6 +104,22 @@ pub static EXACT_V6: Array<[u64; exact::V6_WAYS], 32768, MMAPABLE> = Array::new(
 /// Exact limits by number, from 1; packets write their arrival times and counters.
 #[btf_map]
 pub static LIMITS: Array<Limit, 131072, MMAPABLE> = Array::new();
+
+/// What a VIP's budget for TCP out of state has left, by VIP; each CPU has its share.
+#[btf_map]
+pub static BUDGETS: PerCpuArray<u64, 2048> = PerCpuArray::new();
+
+/// When a SYN was let in, by the flow's hash: ticks, and a bit that says so. Cells are shared; the newest SYN counts.
+#[btf_map]
+pub static HANDSHAKES: Array<[u16; SLOTS_PER_WORD], { HANDSHAKE_WORDS as usize }> = Array::new();
+
+/// Sources that the host takes whatever the filter says. Unused ones hold no address.
+#[btf_map]
+pub static PROTECTED: Array<Prefix, { MAX_PROTECTED as usize }, MMAPABLE> = Array::new();
+
+/// Answers that nobody asked for, by preset and mode.
+#[btf_map]
+pub static AMPLIFIED: PerCpuArray<Count, { AMPLIFIED_COUNTS as usize }> = PerCpuArray::new();
 
 #[btf_map]
 pub static VIP_STATS: PerCpuArray<VipStats, 2048> = PerCpuArray::new();

@@ -1,16 +1,20 @@
 //! What only the kernel's build has: the maps, and the steps that a packet goes through.
 
+pub mod amplification;
 pub mod count;
 pub mod echo;
 pub mod entry;
 pub mod flows;
 pub mod forward;
 pub mod fragments;
+pub mod host;
 pub mod limits;
 pub mod maps;
+pub mod out_of_state;
 pub mod pipeline;
 pub mod reset;
 pub mod sample;
+pub mod sanity;
 pub mod too_big;
 pub mod vips;
 

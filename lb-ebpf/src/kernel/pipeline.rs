@@ -3,22 +3,23 @@
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 
 use super::{
-    Verdict,
+    Verdict, amplification,
     count::{self, Exit},
     echo, element,
     flows::{self, Known, Picked, Pressure},
     forward::{Outgoing, forward},
     fragments::{self, Decided},
-    jiffies,
+    host, jiffies,
     limits::{Sender, admit},
-    maps::{AGE_SHIFT, QUOTED, SLOTS, VIPS, settings},
-    reset,
+    maps::{AGE_SHIFT, QUOTED, SLOTS, VIPS, explaining, settings},
+    out_of_state, reset,
     sample::{self, End},
+    sanity,
     vips::{self, Found},
 };
 use crate::{
     abi::{
-        AddressEntry, Class, DropReason, HANDSHAKE_TICKS, NO_BACKEND, NO_VIP, SLOT_MOVED,
+        AddressEntry, Class, DropReason, HANDSHAKE_TICKS, HOST_VIP, NO_BACKEND, NO_VIP, SLOT_MOVED,
         SLOTS_PER_WORD, Settings, Step, VIP_HASH_SOURCE, VIP_MOVED, Vip,
     },
     context::frame,
@@ -126,6 +127,7 @@ fn balance(
         return Err(Verdict::Pass);
     }
     let transport = packet::transport(&frame, ip, &l4).map_err(malformed)?;
+    let wrong = sanity::look(context, ip, &l4, &transport);
     let (tuple, found) = match transport {
         Transport::Tcp { ports, .. } | Transport::Udp { ports } => {
             let tuple = tuple(ip, ports, l4.protocol);
@@ -148,7 +150,15 @@ fn balance(
             (tuple(ip, 0, l4.protocol), (vip != NO_VIP).then_some(vip))
         }
         Transport::Icmp { kind } => {
-            let quoted = steer_icmp(context, ip, &l4, kind, address.entry, settings, vip_index)?;
+            let quoted = steer_icmp(
+                context,
+                ip,
+                &l4,
+                (kind, wrong),
+                address.entry,
+                settings,
+                vip_index,
+            )?;
             (
                 quoted,
                 vips::find_service(
@@ -167,12 +177,23 @@ fn balance(
         count::note(Step::NotVipService);
         return Err(Verdict::Pass);
     };
+    if index == HOST_VIP {
+        *vip_index = NO_VIP;
+        count::note(Step::Protected);
+        return Err(Verdict::Pass);
+    }
     *vip_index = index;
     count::note(Step::Vip);
     count::note_vip(index);
     let Some(vip) = VIPS.get(u32::from(index)) else {
         return Err(Verdict::Pass);
     };
+    if host::takes(ip, vip) {
+        *vip_index = NO_VIP;
+        count::note(Step::Protected);
+        return Err(Verdict::Pass);
+    }
+    sanity::check(wrong, ip, vip, index)?;
     let jiffies = jiffies();
     let packet = Packet {
         context,
@@ -226,7 +247,7 @@ fn steer_icmp(
     context: *mut xdp_md,
     ip: &Ip,
     l4: &L4,
-    kind: u8,
+    (kind, wrong): (u8, u32),
     address: &AddressEntry,
     settings: &'static Settings,
     vip_index: &mut u16,
@@ -246,6 +267,13 @@ fn steer_icmp(
         let Some(vip) = VIPS.get(u32::from(address.icmp_vip)) else {
             return Err(Verdict::Pass);
         };
+        if host::takes(ip, vip) {
+            *vip_index = NO_VIP;
+            count::note(Step::Protected);
+            return Err(Verdict::Pass);
+        }
+        sanity::check(wrong, ip, vip, address.icmp_vip)?;
+        sanity::check_source(settings, ip, vip, address.icmp_vip)?;
         let sender = Sender {
             source: ip.source,
             v6: ip.v6,
@@ -304,7 +332,7 @@ pub extern "C" fn sluice_quoted(context: *mut xdp_md, offsets: u32, length: u32,
 
 /// Where the transport header is.
 #[inline(always)]
-fn skip_options(context: *mut xdp_md, ip: &Ip) -> Result<L4, DropReason> {
+pub fn skip_options(context: *mut xdp_md, ip: &Ip) -> Result<L4, DropReason> {
     if ip.v6 && packet::is_extension(ip.protocol) {
         packet::unpack(sluice_extensions(
             context,
@@ -344,6 +372,9 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         _ => Class::Other,
     };
     count::class(packet.vip_index, class, packet.ip.length);
+    if !matches!(class, Class::Established) {
+        sanity::check_source(packet.settings, packet.ip, packet.vip, packet.vip_index)?;
+    }
     let sender = Sender {
         source: packet.ip.source,
         v6: packet.ip.v6,
@@ -352,8 +383,14 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         length: packet.ip.length,
         jiffies: packet.jiffies,
     };
+    if let Transport::Udp { ports } = packet.transport
+        && amplification::is_on(packet.vip)
+    {
+        check_amplification(packet, u16::from_be(ports as u16))?;
+    }
     admit(packet.settings, &sender, packet.vip).map_err(Verdict::Drop)?;
     if matches!(class, Class::Syn) {
+        out_of_state::note_syn(packet.vip, flow, packet.jiffies);
         let slot = slot(&packet.vip.table, slot_hash(packet, flow));
         if whole && !may_be_elsewhere(packet.vip, slot) {
             return chosen(packet, slot);
@@ -374,6 +411,36 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         Some(picked) => Ok(picked),
         None => choose(packet, flow),
     }
+}
+
+/// Drops an answer that nobody asked for, and lets the other fragments of its datagram follow it.
+#[inline(always)]
+fn check_amplification(packet: &Packet<'_>, source_port: u16) -> Result<(), Verdict> {
+    let vip = (packet.vip, packet.vip_index);
+    let Some(dropped) = amplification::check(packet.context, packet.ip, vip, source_port) else {
+        return Ok(());
+    };
+    if let (Fragment::First(id), Some(tuple)) = (packet.fragment, QUOTED.get_ptr_mut(0))
+        && !explaining()
+    {
+        // SAFETY: a value of a per-CPU map.
+        unsafe { tuple.write(packet.tuple) };
+        sluice_remember_dropped(id, dropped.0, packet.jiffies);
+    }
+    Err(Verdict::Drop(DropReason::Amplification))
+}
+
+/// Remembers the datagram whose tuple is in `QUOTED` as one that was dropped.
+///
+/// A global function: the verifier follows it once, not once for each way to reach it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_remember_dropped(id: u32, dropped: u16, jiffies: u64) -> u32 {
+    if let (Some(settings), Some(tuple)) = (settings(), QUOTED.get(0)) {
+        let datagram = fragments::hash(&settings.local_key, tuple, id);
+        fragments::remember(datagram, dropped, jiffies, Decided::First);
+    }
+    0
 }
 
 /// Whether a flow with the five-tuple of a SYN may be at another backend than its slot's: then the flow table is asked.
@@ -400,12 +467,15 @@ fn pick_for_fragment(packet: &Packet<'_>, flow: u64, known: Known) -> Result<Pic
     let datagram = fragments::hash(&packet.settings.local_key, &packet.tuple, id);
     // A forged fragment never leads a TCP flow astray.
     let bound = known.picked().is_some() && packet.tuple.protocol == TCP;
-    if !bound
-        && let Some(picked) =
-            flows::backend_that_forwards(fragments::find(datagram, packet.jiffies, by))
-    {
-        count::note(Step::FragmentKnown);
-        return Ok(picked);
+    if !bound {
+        let found = fragments::find(datagram, packet.jiffies, by);
+        if amplification::Dropped::is(found) {
+            return Err(amplification::drop_fragment(found, packet.ip.length));
+        }
+        if let Some(picked) = flows::backend_that_forwards(found) {
+            count::note(Step::FragmentKnown);
+            return Ok(picked);
+        }
     }
     let picked = match known.picked() {
         Some(picked) => picked,
@@ -436,6 +506,8 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         let syn = is_syn(flags);
         if !syn {
             count::out_of_state(packet.vip_index);
+            let vip = (packet.vip, packet.vip_index);
+            out_of_state::check(vip, flow, packet.ip.length, packet.jiffies)?;
         }
         remember = !syn;
         // While handshakes from before a switch are under way, a SYN whose slot moved leaves a mark, and what has

@@ -99,7 +99,7 @@ fn wanted(sampling: &Sampling, what: u64) -> bool {
     let action = (what >> 32) as u32 & 31;
     let reason = (what >> 40) as u32;
     // The reason has one more than its bit.
-    let bit = reason.wrapping_sub(1) & 31;
+    let bit = reason.wrapping_sub(1) & 63;
     (sampling.vip == ANY_VIP || sampling.vip == what as u16)
         && sampling.actions >> action & 1 != 0
         && (reason == 0 || sampling.reasons >> bit & 1 != 0)

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use sluice_ebpf::abi::NO_BACKEND;
+use sluice_ebpf::abi::{HOST_VIP, NO_BACKEND};
 
 use super::{
     addresses::{LINK_LOCAL, LOOPBACK, Unfit, unfit_range},
@@ -51,7 +51,7 @@ pub(super) fn count(tables: &[Section<'_>], what: &str, most: usize) {
 }
 
 /// What the data plane has numbers for, besides the one for "none".
-pub(super) const VIPS: usize = u16::MAX as usize;
+pub(super) const VIPS: usize = HOST_VIP as usize - 1;
 pub(super) const POLICIES: usize = u8::MAX as usize;
 const BACKENDS: usize = NO_BACKEND as usize;
 

@@ -11,7 +11,16 @@ pub(super) struct Keys {
 
 pub(super) const FILE: Keys = Keys {
     place: "",
-    known: &["pop", "dataplane", "api", "detect", "pool", "vip", "policy"],
+    known: &[
+        "pop",
+        "dataplane",
+        "api",
+        "detect",
+        "host",
+        "pool",
+        "vip",
+        "policy",
+    ],
     later: &["bgp"],
 };
 
@@ -110,8 +119,51 @@ pub(super) const POLICY: Keys = Keys {
         "network_v6",
         "limits",
         "detect",
+        "sanity",
+        "amplification",
+        "out_of_state",
     ],
-    later: &["syn", "amplification", "fragments", "bogons", "rules"],
+    later: &["syn", "fragments", "bogons", "rules"],
+};
+
+pub(super) const HOST: Keys = Keys {
+    place: "[host]",
+    known: &["protect"],
+    later: &[],
+};
+
+pub(super) const AMPLIFICATION: Keys = Keys {
+    place: "amplification",
+    known: &["presets", "mode", "replies_from"],
+    later: &[],
+};
+
+pub(super) const PRESET: Keys = Keys {
+    place: "presets",
+    known: &["preset", "mode", "replies_from"],
+    later: &[],
+};
+
+pub(super) const OUT_OF_STATE: Keys = Keys {
+    place: "out_of_state",
+    known: &["pps", "burst", "mode"],
+    later: &[],
+};
+
+pub(super) const SANITY: Keys = Keys {
+    place: "sanity",
+    known: &[
+        "tcp_flags",
+        "land",
+        "source_invalid",
+        "source_vip",
+        "port_zero",
+        "syn_data",
+        "fragment_tiny",
+        "fragment_overlap",
+        "fragment_length",
+    ],
+    later: &[],
 };
 
 pub(super) const DETECT: Keys = Keys {
@@ -142,7 +194,10 @@ pub(super) const LIMIT: Keys = Keys {
 
 #[cfg(test)]
 mod tests {
-    use super::{API, BACKEND, DATAPLANE, FILE, HEALTH, LIMIT, POLICY, POOL, POP, TLS, VIP};
+    use super::{
+        AMPLIFICATION, API, BACKEND, DATAPLANE, FILE, HEALTH, HOST, LIMIT, OUT_OF_STATE, POLICY,
+        POOL, POP, SANITY, TLS, VIP,
+    };
 
     #[test]
     fn the_example_shows_every_key() {
@@ -163,6 +218,10 @@ mod tests {
             ("[[pool.backend]]", &BACKEND),
             ("[[vip]]", &VIP),
             ("[[policy]]", &POLICY),
+            ("[policy.sanity]", &SANITY),
+            ("[policy.amplification]", &AMPLIFICATION),
+            ("[policy.out_of_state]", &OUT_OF_STATE),
+            ("[host]", &HOST),
             ("[[policy.limits]]", &LIMIT),
         ];
         for key in FILE.known {
@@ -171,7 +230,16 @@ mod tests {
         for (header, keys) in tables {
             assert!(example.contains(&format!("\n{header}\n")), "no {header}");
             for key in keys.known {
-                let as_table = ["health", "backend", "limits", "tls"].contains(key);
+                let as_table = [
+                    "health",
+                    "backend",
+                    "limits",
+                    "tls",
+                    "sanity",
+                    "amplification",
+                    "out_of_state",
+                ]
+                .contains(key);
                 assert!(as_table || is_shown(key), "no `{key}` of {header}");
             }
         }

@@ -9,11 +9,14 @@ mod health;
 mod keys;
 mod model;
 mod outside;
+mod read_amplification;
 mod read_api;
 mod read_detect;
 mod read_health;
+mod read_host;
 mod read_policy;
 mod read_pool;
+mod read_sanity;
 mod read_site;
 mod read_vip;
 mod secret;
@@ -32,9 +35,9 @@ pub(crate) use error::suggestion;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use health::{Check, Health, HttpCheck, Statuses, Tls};
 pub use model::{
-    AllDown, Api, ApiTls, Backend, Class, Config, Dataplane, Detect, Forward, HashInput, Mode,
-    Origin, Policy, Pool, Pop, PrefixLengths, Protocol, Remote, Scope, SourceLimit, Stance, Vip,
-    XdpMode,
+    AllDown, Amplified, Api, ApiTls, Backend, Class, Config, Dataplane, Detect, Forward, HashInput,
+    Host, Mode, Origin, OutOfState, Policy, Pool, Pop, PrefixLengths, Protocol, Remote, Sanity,
+    Scope, SourceLimit, Stage, Stance, Vip, XdpMode,
 };
 pub(crate) use read_policy::class_words;
 pub use secret::{SecretError, read_secret};
@@ -179,6 +182,7 @@ fn tables(
     let dataplane = read_site::dataplane(&file);
     let api = read_api::api(&file, outside);
     let detect = read_detect::detect(&file);
+    let host = read_host::host(&file);
     let pools: Vec<_> = pool_tables
         .iter()
         .filter_map(|table| read_pool::pool(table, outside))
@@ -194,6 +198,10 @@ fn tables(
     cross::reachability(&vips, &pools, errors);
 
     let (dataplane, interfaces_at) = dataplane?;
+    let (api, mut host) = (api?, host?);
+    if let Some(remote) = &api.remote {
+        host.ports.push((Protocol::Tcp, remote.listen.port()));
+    }
     let interfaces = interfaces_at
         .into_iter()
         .map(|at| lines.position(at))
@@ -201,11 +209,12 @@ fn tables(
     Some(Config {
         pop: pop?,
         dataplane,
-        api: api?,
+        api,
         detect: detect?,
         pools: pools.into_iter().map(|placed| placed.pool).collect(),
         vips: vips.into_iter().map(|placed| placed.vip).collect(),
         policies,
+        host,
         origin: Origin {
             file: file_name.to_owned(),
             interfaces,

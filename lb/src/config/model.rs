@@ -7,7 +7,8 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use sluice_ebpf::{abi::Check, amplification::Preset, sanity};
 use utoipa::ToSchema;
 
 use super::{error::Position, health::Health};
@@ -22,6 +23,7 @@ pub struct Config {
     pub pools: Vec<Pool>,
     pub vips: Vec<Vip>,
     pub policies: Vec<Policy>,
+    pub host: Host,
     #[serde(skip)]
     pub origin: Origin,
 }
@@ -80,6 +82,15 @@ pub enum XdpMode {
     Auto,
     Native,
     Generic,
+}
+
+/// `[host]`: what the host itself must get, whatever the filter says, on addresses that it shares with VIPs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Host {
+    /// TCP or UDP, and a port, beside VIPs that take every port by `local`.
+    pub ports: Vec<(Protocol, u16)>,
+    /// Sources, to VIPs by `local`.
+    pub sources: Vec<IpNet>,
 }
 
 /// `[api]`: where the daemon listens.
@@ -259,6 +270,63 @@ pub struct Policy {
     pub limits: Vec<SourceLimit>,
     /// Absent: as `[detect]` says.
     pub detect: Option<Stance>,
+    /// What becomes of packets that make no sense.
+    pub sanity: Sanity,
+    /// Answers of services that are abused to amplify, at most one entry a preset.
+    pub amplification: Vec<Amplified>,
+    /// What may come to one VIP of TCP that is neither a SYN nor of a known flow. Absent: anything.
+    pub out_of_state: Option<OutOfState>,
+}
+
+/// One of a policy's `amplification`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Amplified {
+    #[serde(serialize_with = "preset_word")]
+    pub preset: Preset,
+    pub mode: Mode,
+    /// Whose answers backends asked for.
+    pub replies_from: Vec<IpNet>,
+}
+
+fn preset_word<S: Serializer>(preset: &Preset, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(preset.word())
+}
+
+/// A policy's `out_of_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct OutOfState {
+    /// Packets a second.
+    pub pps: u64,
+    /// Packets that may come at once.
+    pub burst: u32,
+    pub mode: Mode,
+}
+
+/// What a stage of the filter does with packets that it is against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    Off,
+    /// Counts them, and drops none.
+    Monitor,
+    Enforce,
+}
+
+/// A stage for each sanity check, in the order of their numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Sanity(pub [Stage; Check::ALL.len()]);
+
+impl Default for Sanity {
+    /// Drops what is certainly nonsense.
+    fn default() -> Self {
+        let mut stages = [Stage::Off; Check::ALL.len()];
+        for (stage, check) in stages.iter_mut().zip(Check::ALL) {
+            if sanity::ENFORCED_BY_DEFAULT & check.bit() != 0 {
+                *stage = Stage::Enforce;
+            }
+        }
+        Self(stages)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

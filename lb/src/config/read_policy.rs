@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use super::{
     keys,
-    model::{Class, Mode, Policy, PrefixLengths, Scope, SourceLimit},
-    read_detect,
-    section::Section,
+    model::{Class, Mode, OutOfState, Policy, PrefixLengths, Sanity, Scope, SourceLimit},
+    read_amplification, read_detect, read_sanity,
+    section::{Field, Section},
 };
 
 /// One `[[policy]]`.
@@ -30,6 +30,13 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
                 .collect(),
         )
     });
+    let sanity = section.or("sanity", Sanity::default(), |field| {
+        read_sanity::sanity(&field)
+    });
+    let amplification = section.or("amplification", Vec::new(), |field| {
+        read_amplification::amplification(&field)
+    });
+    let out_of_state = section.optional("out_of_state", |field| out_of_state(&field));
 
     let detect = section.optional("detect", |field| read_detect::stance(&field));
 
@@ -45,10 +52,13 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
         prefix_lengths,
         limits: limits?,
         detect: detect?,
+        sanity: sanity?,
+        amplification: amplification?,
+        out_of_state: out_of_state?,
     })
 }
 
-const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("monitor", Mode::Monitor)];
+pub(super) const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("monitor", Mode::Monitor)];
 const CLASSES: &[(&str, Class)] = &[
     ("syn", Class::Syn),
     ("udp", Class::Udp),
@@ -124,6 +134,20 @@ fn limit(section: &Section<'_>, seen: &mut HashSet<(Class, Scope)>) -> Option<So
         pps,
         bps,
         burst,
+    })
+}
+
+fn out_of_state(field: &Field<'_>) -> Option<OutOfState> {
+    let table = field.table(&keys::OUT_OF_STATE)?;
+    let pps = table.required("pps", "10_000");
+    let pps = pps.and_then(|field| field.integer(1..=PPS_MAX));
+    let burst = table.optional("burst", |field| field.integer(1..=BURST_MAX));
+    let mode = table.or("mode", Mode::Enforce, |field| field.word(MODES, &[]));
+    let pps = pps?;
+    Some(OutOfState {
+        pps,
+        burst: burst?.unwrap_or_else(|| default_burst(Some(pps), None)),
+        mode: mode?,
     })
 }
 

@@ -5,7 +5,10 @@ use std::{
     error::Error,
 };
 
-use sluice_ebpf::abi::{Count, DropReason, FlowStats, VipStats};
+use sluice_ebpf::{
+    abi::{Count, DropReason, FlowStats, VipStats},
+    amplification::Preset,
+};
 
 use crate::{
     config::Mode,
@@ -79,6 +82,8 @@ pub struct Figures {
     pub vips: BTreeMap<String, VipStats>,
     /// Only those that are not zero.
     pub drops: Vec<DropFigure>,
+    /// Answers that nobody asked for, of services that are abused to amplify.
+    pub amplified: Vec<(Preset, Mode, Count)>,
     pub backends: BTreeMap<BackendKey, Count>,
     pub flow_stats: FlowStats,
     pub flows: FlowFigures,

@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use sluice_ebpf::abi::{Count, DropReason, VipStats};
+use sluice_ebpf::{
+    abi::{Count, DropReason, VipStats},
+    amplification::Preset,
+};
 
 use super::{Attachment, Dataplane, DropFigure, Failure, Figures, Measured};
 use crate::{
@@ -112,6 +115,9 @@ impl Dataplane for Fake {
                 });
             }
         }
+        figures
+            .amplified
+            .push((Preset::Dns, Mode::Enforce, count(11)));
         for key in held.desired.backends.keys() {
             figures.backends.insert(key.clone(), count(50));
             figures.flows.backends.insert(key.clone(), 5);

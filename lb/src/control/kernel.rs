@@ -240,6 +240,7 @@ impl Dataplane for Kernel {
         Ok(Figures {
             vips: self.plane.vip_stats()?,
             drops: drops.collect(),
+            amplified: self.plane.amplified()?,
             backends: self.plane.backend_stats()?,
             flow_stats: self.plane.flow_stats()?,
             flows: self.census(),

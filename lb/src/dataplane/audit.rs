@@ -9,9 +9,12 @@ use std::{
 };
 
 use ahash::{AHasher, RandomState};
-use sluice_ebpf::abi::{GENERATIONS, SLOT_MOVED, Settings, VIP_MOVED};
+use sluice_ebpf::abi::{self, GENERATIONS, SLOT_MOVED, Settings, VIP_MOVED};
 
-use super::{Attached, Plane, TableKey, plan::VipImage, registry::Region, slots::Slots};
+use super::{
+    Attached, Plane, TableKey, encode::Stages, plan::VipImage, registry::Region, slots::Slots,
+    steps::protected_rows,
+};
 
 /// What is remembered of the maps where the image of them does not tell.
 #[derive(Debug)]
@@ -66,6 +69,7 @@ impl Plane {
         self.audit_rows(&mut found);
         self.audit_vips(&mut found);
         self.audit_index(&mut found);
+        self.audit_protected(&mut found);
         self.audit_tables(&mut found);
         self.audit_pins(&mut found);
         found
@@ -155,6 +159,7 @@ impl Plane {
         Some(held.policy) == policy
             && held.mtu_bytes == image.mtu_bytes
             && held.flags & !VIP_MOVED == image.flags
+            && Stages::held(&held) == image.stages
             && Some(held.table) == table.map(|region| region.word())
     }
 
@@ -171,6 +176,18 @@ impl Plane {
         }
     }
 
+    fn audit_protected(&mut self, found: &mut Vec<String>) {
+        let Some(known) = &self.actual.protected else {
+            return;
+        };
+        let array = &self.arrays.protected;
+        let rows = (0..abi::MAX_PROTECTED).zip(protected_rows(known));
+        if rows.into_iter().any(|(at, row)| array.read(at) != row) {
+            self.actual.protected = None;
+            found.push("the protected sources".to_owned());
+        }
+    }
+
     fn index(&self, active: u32) -> Index {
         let (entries, displacements) = (self.room.entries, self.room.displacements);
         let range = |at: u32, each: u32| at * each..(at + 1) * each;
@@ -182,8 +199,10 @@ impl Plane {
             let range = range(at, displacements);
             arrays.displacements.hash(range, &mut hasher);
         }
-        let generation = self.settings.read(0).generations[active as usize];
+        let settings = self.settings.read(0);
+        let generation = settings.generations[active as usize];
         hasher.write(bytemuck::bytes_of(&generation));
+        hasher.write_u64(settings.vip_networks);
         Index {
             active,
             sum: hasher.finish(),

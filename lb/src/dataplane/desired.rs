@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{AllDown, Forward, HashInput, Policy, Protocol},
+    config::{AllDown, Forward, HashInput, Host, Policy, Protocol},
     net::NextHop,
 };
 
@@ -19,6 +19,8 @@ pub struct Desired {
     pub vips: BTreeMap<String, Vip>,
     /// By name.
     pub policies: BTreeMap<String, Policy>,
+    /// What the host must get, whatever the filter says.
+    pub host: Host,
 }
 
 /// One backend reached in one way: what has a number in the data plane.

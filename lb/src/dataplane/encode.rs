@@ -1,16 +1,20 @@
 //! From what is desired to the bytes that packets read.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sluice_ebpf::{
-    abi::{self, Address},
+    abi::{self, Address, Check},
+    decap::Prefix,
     gcra,
     hash::seeded,
 };
 
 use super::{BackendKey, BackendState};
-use crate::config::{AllDown, Forward, HashInput, Mode, Policy, PrefixLengths, Protocol, Scope};
+use crate::config::{
+    AllDown, Amplified, Forward, HashInput, Mode, Policy, PrefixLengths, Protocol, Sanity, Scope,
+    Stage,
+};
 
 /// An address as 16 bytes, IPv4 mapped.
 pub(crate) fn bytes(address: IpAddr) -> Address {
@@ -103,6 +107,60 @@ pub(crate) fn policy(policy: &Policy, hz: u32) -> abi::Policy {
         pad: 0,
         monitor: u32::from(policy.mode == Mode::Monitor),
         limiters,
+        amplification_enforce: presets(policy, Mode::Enforce),
+        amplification_monitor: presets(policy, Mode::Monitor),
+        replies: replies(&policy.amplification),
+        out_of_state: policy
+            .out_of_state
+            .map_or_else(abi::Limiter::default, |budget| {
+                gcra::limiter(budget.pps, u64::from(budget.burst), hz)
+            }),
+        out_of_state_monitor: policy.out_of_state.map_or(0, |budget| {
+            u64::from(mode(policy, budget.mode) == Mode::Monitor)
+        }),
+    }
+}
+
+/// A policy that only counts, only counts everything.
+fn mode(policy: &Policy, of_stage: Mode) -> Mode {
+    match policy.mode {
+        Mode::Enforce => of_stage,
+        Mode::Monitor => Mode::Monitor,
+    }
+}
+
+/// Bits of the presets that have this mode.
+fn presets(policy: &Policy, wanted: Mode) -> u64 {
+    let presets = policy.amplification.iter();
+    let presets = presets.filter(|amplified| mode(policy, amplified.mode) == wanted);
+    presets.fold(0, |bits, amplified| bits | 1 << amplified.preset as u32)
+}
+
+/// Each prefix once, with the presets whose answers are wanted from it.
+fn replies(amplification: &[Amplified]) -> [abi::Replies; abi::MAX_REPLIES] {
+    let mut by_prefix: BTreeMap<IpNet, u64> = BTreeMap::new();
+    for amplified in amplification {
+        for prefix in &amplified.replies_from {
+            *by_prefix.entry(*prefix).or_default() |= 1 << amplified.preset as u32;
+        }
+    }
+    let mut replies = [abi::Replies::default(); abi::MAX_REPLIES];
+    for (to, (from, presets)) in replies.iter_mut().zip(by_prefix) {
+        *to = abi::Replies {
+            prefix: prefix(from),
+            presets,
+        };
+    }
+    replies
+}
+
+/// A prefix as packets compare with it.
+pub(crate) fn prefix(prefix: IpNet) -> Prefix {
+    let length = u32::from(prefix.prefix_len()) + if prefix.addr().is_ipv4() { 96 } else { 0 };
+    let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+    Prefix {
+        bits: words(prefix.network()),
+        mask: split(mask),
     }
 }
 
@@ -122,6 +180,51 @@ pub(crate) fn vip_flags(hash: HashInput, all_down: AllDown, policy: Option<&Poli
         .fold(hash | reset, |flags, limit| {
             flags | 1 << (abi::VIP_CLASSES_SHIFT + limit.class as u32)
         })
+}
+
+/// What the stages of the filter have to do for a VIP: words of [`abi::Vip`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stages {
+    pub sanity_enforce: u32,
+    pub sanity_monitor: u32,
+    pub filter: u32,
+    pub syn: u32,
+}
+
+impl Stages {
+    /// Of a VIP under this policy.
+    pub(crate) fn of(policy: Option<&Policy>) -> Self {
+        let (sanity, mode) = policy.map_or_else(
+            || (Sanity::default(), Mode::Enforce),
+            |policy| (policy.sanity.clone(), policy.mode),
+        );
+        let mut stages = Self::default();
+        for (stage, check) in sanity.0.iter().zip(Check::ALL) {
+            match (stage, mode) {
+                (Stage::Off, _) => {}
+                (Stage::Enforce, Mode::Enforce) => stages.sanity_enforce |= check.bit(),
+                (Stage::Enforce | Stage::Monitor, _) => stages.sanity_monitor |= check.bit(),
+            }
+        }
+        if let Some(policy) = policy {
+            if !policy.amplification.is_empty() {
+                stages.filter |= abi::FILTER_AMPLIFICATION;
+            }
+            if policy.out_of_state.is_some() {
+                stages.filter |= abi::FILTER_OUT_OF_STATE;
+            }
+        }
+        stages
+    }
+
+    pub(crate) fn held(vip: &abi::Vip) -> Self {
+        Self {
+            sanity_enforce: vip.sanity_enforce,
+            sanity_monitor: vip.sanity_monitor,
+            filter: vip.filter,
+            syn: vip.syn,
+        }
+    }
 }
 
 /// As in [`abi::Service`].
@@ -165,8 +268,10 @@ fn mask_v4(length: u8) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use sluice_ebpf::amplification::Preset;
+
     use super::*;
-    use crate::config::{Class, SourceLimit};
+    use crate::config::{Class, OutOfState, SourceLimit};
 
     fn sources() -> Policy {
         Policy {
@@ -186,6 +291,27 @@ mod tests {
                 burst: 10,
             }],
             detect: None,
+            sanity: Sanity::default(),
+            amplification: vec![
+                Amplified {
+                    preset: Preset::Dns,
+                    mode: Mode::Enforce,
+                    replies_from: vec!["192.0.2.53/32".parse().unwrap()],
+                },
+                Amplified {
+                    preset: Preset::Ntp,
+                    mode: Mode::Monitor,
+                    replies_from: vec![
+                        "192.0.2.53/32".parse().unwrap(),
+                        "2001:db8::/32".parse().unwrap(),
+                    ],
+                },
+            ],
+            out_of_state: Some(OutOfState {
+                pps: 1000,
+                burst: 100,
+                mode: Mode::Enforce,
+            }),
         }
     }
 
@@ -230,6 +356,50 @@ mod tests {
         assert_eq!(flags, abi::VIP_HASH_SOURCE | 1 << (8 + Class::Udp as u32));
         let flags = vip_flags(HashInput::Flow, AllDown::Reset, None);
         assert_eq!(flags, abi::VIP_RESET);
+    }
+
+    #[test]
+    fn a_policy_says_what_becomes_of_each_check() {
+        let none = Stages::of(None);
+        let all = ((1 << Check::ALL.len()) - 1) & !Check::SynData.bit();
+        assert_eq!((none.sanity_enforce, none.sanity_monitor), (all, 0));
+        let mut policy = sources();
+        let of = Stages::of(Some(&policy));
+        assert_eq!((of.sanity_enforce, of.sanity_monitor), (0, all), "mode");
+        policy.mode = Mode::Enforce;
+        policy.sanity.0[Check::Land as usize] = Stage::Off;
+        policy.sanity.0[Check::SynData as usize] = Stage::Monitor;
+        let of = Stages::of(Some(&policy));
+        assert_eq!(of.sanity_enforce, all & !Check::Land.bit());
+        assert_eq!(of.sanity_monitor, Check::SynData.bit());
+    }
+
+    #[test]
+    fn presets_and_what_backends_asked_for_stand_in_the_policy() {
+        let (dns, ntp) = (1 << Preset::Dns as u32, 1 << Preset::Ntp as u32);
+        let mut wanted = sources();
+        let counting = policy(&wanted, 250);
+        assert_eq!(counting.amplification_enforce, 0, "the policy's mode");
+        assert_eq!(counting.amplification_monitor, dns | ntp);
+        assert_eq!(counting.out_of_state_monitor, 1);
+        wanted.mode = Mode::Enforce;
+        let policy = policy(&wanted, 250);
+        assert_eq!(policy.amplification_enforce, dns);
+        assert_eq!(policy.amplification_monitor, ntp);
+        assert_eq!(policy.out_of_state, gcra::limiter(1000, 100, 250));
+        assert_eq!(policy.out_of_state_monitor, 0);
+        let asked_of = |address: &str| {
+            let address = words(address.parse().unwrap());
+            let held = policy.replies.iter();
+            held.filter(|replies| replies.presets != 0 && replies.prefix.holds(address))
+                .fold(0, |bits, replies| bits | replies.presets)
+        };
+        assert_eq!(asked_of("192.0.2.53"), dns | ntp);
+        assert_eq!(asked_of("192.0.2.54"), 0);
+        assert_eq!(asked_of("2001:db8:7::1"), ntp);
+        assert_eq!(asked_of("2001:db9::1"), 0);
+        let filter = Stages::of(Some(&wanted)).filter;
+        assert_eq!(filter, abi::FILTER_AMPLIFICATION | abi::FILTER_OUT_OF_STATE);
     }
 
     #[test]

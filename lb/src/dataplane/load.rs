@@ -18,10 +18,12 @@ use aya::{
 use nix::time::{ClockId, clock_getres, clock_gettime};
 use sluice_ebpf::{
     abi::{
-        AddressEntry, Backend, CLASS_COUNTERS_SHIFT, CLASSES, Count, DROP_REASONS, FlowStats,
-        GROUP_SHIFT, LIMITERS, Limit, NO_BACKEND, Policy, SKETCH_ROWS, SLOTS_PER_WORD, SampleStats,
-        Sampling, Service, Settings, Vip, VipStats, maps,
+        AMPLIFIED_COUNTS, AddressEntry, Backend, CLASS_COUNTERS_SHIFT, CLASSES, Count,
+        DROP_REASONS, FlowStats, GROUP_SHIFT, HANDSHAKE_WORDS, LIMITERS, Limit, MAX_PROTECTED,
+        NO_BACKEND, Policy, SKETCH_ROWS, SLOTS_PER_WORD, SampleStats, Sampling, Service, Settings,
+        Vip, VipStats, maps,
     },
+    decap::Prefix,
     exact, flow,
 };
 
@@ -186,6 +188,10 @@ impl Sizes {
             array(maps::EXACT_V6_LENGTHS, 4, exact::V6_FILTER_ENTRIES),
             array(maps::EXACT_V6, 8 * exact::V6_WAYS, self.exact_v6_buckets),
             array(maps::LIMITS, size_of::<Limit>(), self.limits),
+            per_cpu(maps::BUDGETS, 8, self.vips),
+            array(maps::HANDSHAKES, 2 * SLOTS_PER_WORD, HANDSHAKE_WORDS),
+            array(maps::PROTECTED, size_of::<Prefix>(), MAX_PROTECTED),
+            per_cpu(maps::AMPLIFIED, size_of::<Count>(), AMPLIFIED_COUNTS),
             per_cpu(maps::VIP_STATS, size_of::<VipStats>(), self.vips),
             per_cpu(maps::BACKEND_STATS, size_of::<Count>(), BACKENDS),
             per_cpu(

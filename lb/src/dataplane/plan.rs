@@ -3,9 +3,17 @@
 use std::{collections::BTreeMap, fmt};
 
 use ipnet::IpNet;
-use sluice_ebpf::abi::{self, BACKEND_FORWARDS, BACKEND_RESOLVED};
+use sluice_ebpf::{
+    abi::{self, BACKEND_FORWARDS, BACKEND_RESOLVED},
+    decap::Prefix,
+};
 
-use super::{BackendKey, Desired, Table, TableKey, encode, error::ApplyError};
+use super::{
+    BackendKey, Desired, Table, TableKey, Vip,
+    encode::{self, Stages},
+    error::ApplyError,
+};
+use crate::config::{Forward, Protocol};
 
 /// What the maps hold, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,6 +23,8 @@ pub(crate) struct Image {
     pub tables: BTreeMap<TableKey, Table>,
     /// `None`: it is there, but how is not known.
     pub vips: BTreeMap<String, Option<VipImage>>,
+    /// Sources that the host takes whatever the filter says. `None`: not known.
+    pub protected: Option<Vec<Prefix>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -22,16 +32,19 @@ pub(crate) struct VipImage {
     pub place: Place,
     pub mtu_bytes: u16,
     pub flags: u32,
+    pub stages: Stages,
     pub policy: Option<String>,
     pub table: TableKey,
 }
 
 /// Which packets are for a VIP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub prefix: IpNet,
     pub protocol: u8,
     pub port: u16,
+    /// Protocols and ports that are the host's own, of all that would be the VIP's.
+    pub host_ports: Vec<(u8, u16)>,
 }
 
 /// A change to the data plane. Each leaves it consistent.
@@ -40,6 +53,8 @@ pub enum Step {
     PutPolicy(String),
     PutBackend(BackendKey),
     PutTable(TableKey),
+    /// The sources that the host takes whatever the filter says.
+    PutProtected,
     PutVip(String),
     /// Packets find exactly the VIPs that are desired from here on.
     FlipIndex,
@@ -64,6 +79,15 @@ impl Image {
                 .collect(),
             tables: desired.tables.clone(),
             vips: BTreeMap::new(),
+            protected: Some(
+                desired
+                    .host
+                    .sources
+                    .iter()
+                    .copied()
+                    .map(encode::prefix)
+                    .collect(),
+            ),
         };
         for (name, vip) in &desired.vips {
             let dangling = || ApplyError::Dangling { vip: name.clone() };
@@ -83,13 +107,19 @@ impl Image {
                 prefix: vip.prefix,
                 protocol: encode::protocol(vip.protocol),
                 port: vip.port.unwrap_or(0),
+                host_ports: host_ports(desired, vip),
             };
+            let mut stages = Stages::of(policy);
+            if vip.table.forward == Forward::Local && !desired.host.sources.is_empty() {
+                stages.filter |= abi::FILTER_PROTECTED;
+            }
             image.vips.insert(
                 name.clone(),
                 Some(VipImage {
                     place,
                     mtu_bytes: vip.mtu_bytes.unwrap_or(u16::MAX),
                     flags: encode::vip_flags(vip.hash, vip.all_down, policy),
+                    stages,
                     policy: vip.policy.clone(),
                     table: vip.table.clone(),
                 }),
@@ -99,14 +129,38 @@ impl Image {
     }
 
     fn place(&self, name: &str) -> Option<Place> {
-        Some(self.vips.get(name)?.as_ref()?.place)
+        Some(self.vips.get(name)?.as_ref()?.place.clone())
     }
+}
+
+/// A VIP that takes every port by `local` shares its address with the host: these ports are not the VIP's, unless another
+/// VIP of the address has them.
+fn host_ports(desired: &Desired, vip: &Vip) -> Vec<(u8, u16)> {
+    if vip.port.is_some() || vip.table.forward != Forward::Local {
+        return Vec::new();
+    }
+    let taken = |protocol: Protocol, port: u16| {
+        desired.vips.values().any(|other| {
+            other.prefix == vip.prefix
+                && other.port == Some(port)
+                && (other.protocol == protocol || other.protocol == Protocol::Any)
+        })
+    };
+    let ports = desired.host.ports.iter().filter(|(protocol, port)| {
+        (vip.protocol == *protocol || vip.protocol == Protocol::Any) && !taken(*protocol, *port)
+    });
+    ports
+        .map(|(protocol, port)| (encode::protocol(*protocol), *port))
+        .collect()
 }
 
 /// The steps from `actual` to `wanted`; none if they are equal.
 pub(crate) fn plan(actual: &Image, wanted: &Image) -> Vec<Step> {
     let mut steps = Vec::new();
     steps.extend(changed(&actual.policies, &wanted.policies).map(Step::PutPolicy));
+    if actual.protected != wanted.protected {
+        steps.push(Step::PutProtected);
+    }
     // One that takes packets no more does so when no table leads there.
     let (lesser, better): (Vec<BackendKey>, Vec<_>) = changed(&actual.backends, &wanted.backends)
         .partition(|key| {
@@ -161,6 +215,7 @@ impl fmt::Display for Step {
             Self::PutPolicy(name) => write!(f, "put policy {name}"),
             Self::PutBackend(key) => write!(f, "put backend {} of pool {}", key.address, key.pool),
             Self::PutTable(key) => write!(f, "put lookup table of pool {}", key.pool),
+            Self::PutProtected => f.write_str("put protected sources"),
             Self::PutVip(name) => write!(f, "put VIP {name}"),
             Self::FlipIndex => f.write_str("switch the VIP index"),
             Self::RemoveVip(name) => write!(f, "remove VIP {name}"),
@@ -176,7 +231,6 @@ impl fmt::Display for Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Forward;
 
     fn key(last: u8) -> BackendKey {
         BackendKey {
@@ -203,9 +257,11 @@ mod tests {
                 prefix: "192.0.2.1/32".parse().unwrap(),
                 protocol: 6,
                 port,
+                host_ports: Vec::new(),
             },
             mtu_bytes: u16::MAX,
             flags: 0,
+            stages: Stages::default(),
             policy: None,
             table: table.clone(),
         };
@@ -223,6 +279,7 @@ mod tests {
                 },
             )]),
             vips: BTreeMap::from([("www".to_owned(), Some(vip))]),
+            protected: Some(Vec::new()),
         }
     }
 

@@ -12,6 +12,7 @@ use aya::{Ebpf, maps::Map, util::online_cpus};
 use bytemuck::Pod;
 use sluice_ebpf::{
     abi::{self, Generation, Settings, maps},
+    decap::Prefix,
     flow::WAYS,
 };
 
@@ -70,6 +71,7 @@ pub(super) struct Arrays {
     pub(super) vips: Mapped<abi::Vip>,
     pub(super) policies: Mapped<abi::Policy>,
     pub(super) backends: Mapped<abi::Backend>,
+    pub(super) protected: Mapped<Prefix>,
 }
 
 /// How the data plane was found.
@@ -272,6 +274,7 @@ impl Plane {
             vips: mapped(&object, maps::VIPS)?,
             policies: mapped(&object, maps::POLICIES)?,
             backends: mapped(&object, maps::BACKENDS)?,
+            protected: mapped(&object, maps::PROTECTED)?,
         };
         let settings: Mapped<Settings> = mapped(&object, maps::SETTINGS)?;
         let mut plane = Self {
@@ -374,6 +377,7 @@ impl Plane {
                 .keys()
                 .map(|name| (name.clone(), None))
                 .collect(),
+            protected: None,
         }
     }
 

@@ -203,14 +203,15 @@ impl Drop for Sampler {
 impl Wanted {
     fn encoded(&self, hz: u32) -> Sampling {
         let bits = |numbers: &mut dyn Iterator<Item = u32>| {
-            let bits = numbers.fold(0, |bits, number| bits | 1 << (number & 31));
-            if bits == 0 { u32::MAX } else { bits }
+            let bits = numbers.fold(0u64, |bits, number| bits | 1 << (number & 63));
+            if bits == 0 { u64::MAX } else { bits }
         };
         let actions = if self.reasons.is_empty() {
             bits(&mut self.actions.iter().map(|action| action.number()))
         } else {
             1 << Action::Drop.number()
         };
+        let [actions, _]: [u32; 2] = bytemuck::cast(actions);
         Sampling {
             // What may come at once fits the ring with room to spare.
             rate: gcra::limiter(
@@ -224,7 +225,7 @@ impl Wanted {
             actions,
             reasons: bits(&mut self.reasons.iter().map(|reason| *reason as u32)),
             vip: self.vip.unwrap_or(ANY_VIP),
-            pad: 0,
+            pad: [0; 3],
         }
     }
 }
@@ -290,7 +291,7 @@ mod tests {
         let any = wanted.encoded(250);
         assert_eq!(
             (any.every, any.actions, any.reasons),
-            (1, u32::MAX, u32::MAX)
+            (1, u32::MAX, u64::MAX)
         );
         assert_eq!((any.vip, any.prefix.mask), (ANY_VIP, [0, 0]));
 
@@ -300,6 +301,6 @@ mod tests {
         let some = wanted.encoded(250);
         assert_eq!(some.actions, 1 << 1, "only drops have a reason");
         assert_eq!(some.reasons, 1 << DropReason::NoBackend as u32);
-        assert!(DropReason::ALL.len() <= 32, "each has its bit");
+        assert!(DropReason::ALL.len() <= 64, "each has its bit");
     }
 }

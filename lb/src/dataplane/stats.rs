@@ -9,9 +9,10 @@ use aya::{
 };
 use sluice_ebpf::{
     abi::{
-        CLASS_COUNTERS_SHIFT, CLASSES, Count, DROP_REASONS, DropReason, FlowStats, LIMITERS,
-        NO_VIP, VipStats, maps,
+        AMPLIFIED_COUNTS, CLASS_COUNTERS_SHIFT, CLASSES, Count, DROP_REASONS, DropReason,
+        FlowStats, LIMITERS, NO_VIP, VipStats, maps,
     },
+    amplification::Preset,
     flow::{Flow, WAYS},
 };
 
@@ -31,6 +32,7 @@ pub(crate) struct Counters {
     flows: PerCpu<[u64; 4]>,
     gates: PerCpu<[u64; LIMITERS]>,
     classes: PerCpu<[u64; 2]>,
+    amplified: PerCpu<[u64; 2]>,
     cpus: usize,
 }
 
@@ -99,6 +101,21 @@ impl Plane {
             }
         }
         Ok(drops)
+    }
+
+    /// Answers that nobody asked for, by preset and mode; those that never came are left out.
+    pub fn amplified(&self) -> Result<Vec<(Preset, Mode, Count)>, ReadError> {
+        let sums = self.counters.amplified.sums(AMPLIFIED_COUNTS)?;
+        let counts = Preset::ALL.iter().zip(sums.chunks_exact(2));
+        let by_mode = counts.flat_map(|(preset, counts)| {
+            [Mode::Enforce, Mode::Monitor]
+                .into_iter()
+                .zip(counts)
+                .map(|(mode, sum)| (*preset, mode, bytemuck::cast(*sum)))
+        });
+        Ok(by_mode
+            .filter(|(_, _, count): &(Preset, Mode, Count)| count.packets != 0)
+            .collect())
     }
 
     /// What was sent to each backend.
@@ -184,6 +201,7 @@ impl Counters {
             flows: PerCpu::new(object, maps::FLOW_STATS)?,
             gates: PerCpu::new(object, maps::GATES)?,
             classes: PerCpu::new(object, maps::CLASS_STATS)?,
+            amplified: PerCpu::new(object, maps::AMPLIFIED)?,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))?,
         })
     }

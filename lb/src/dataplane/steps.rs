@@ -4,12 +4,14 @@ use std::{collections::BTreeSet, mem::offset_of};
 
 use bytemuck::Zeroable;
 use sluice_ebpf::{
-    abi::{self, Generation, HANDSHAKE_TICKS, Settings, VIP_MOVED},
+    abi::{self, Generation, HANDSHAKE_TICKS, HOST_VIP, Settings, VIP_MOVED},
+    decap::Prefix,
     flow::{self, Flow},
+    sanity,
 };
 
 use super::{
-    ApplyError, Plane, TableKey,
+    ApplyError, Plane, TableKey, encode,
     index::{self, Indexed, Room},
     load::POLICIES,
     plan::{Image, Step, VipImage},
@@ -134,6 +136,13 @@ impl Plane {
                 self.arrays.policies.write(u32::from(number), &policy);
                 self.actual.policies.insert(name.clone(), policy);
             }
+            Step::PutProtected => {
+                let wanted = wanted.protected.clone().unwrap_or_default();
+                for (at, row) in (0..abi::MAX_PROTECTED).zip(protected_rows(&wanted)) {
+                    self.arrays.protected.write(at, &row);
+                }
+                self.actual.protected = Some(wanted);
+            }
             Step::PutBackend(key) => {
                 let backend = wanted.backends[key];
                 self.arrays
@@ -208,12 +217,22 @@ impl Plane {
             policy,
             mtu_bytes: image.mtu_bytes,
             flags: image.flags | moved,
+            sanity_enforce: image.stages.sanity_enforce,
+            sanity_monitor: image.stages.sanity_monitor,
+            filter: image.stages.filter,
+            syn: image.stages.syn,
             ..old
         };
-        // One word holds these three; packets write another.
-        let word: [u64; 8] = bytemuck::cast(vip);
-        let offset = offset_of!(abi::Vip, policy);
-        self.arrays.vips.store_u64(number, offset, word[offset / 8]);
+        // Three words hold these; packets write another.
+        let words: [u64; 8] = bytemuck::cast(vip);
+        for offset in [
+            offset_of!(abi::Vip, policy),
+            offset_of!(abi::Vip, sanity_enforce),
+            offset_of!(abi::Vip, filter),
+        ] {
+            let word = words[offset / 8];
+            self.arrays.vips.store_u64(number, offset, word);
+        }
         let table = self.registry.tables[&image.table].word();
         if old.table != table {
             let store = |offset, value| self.arrays.vips.store_u64(number, offset, value);
@@ -234,7 +253,7 @@ impl Plane {
         if let Some(Some(actual)) = self.actual.vips.get_mut(name) {
             // Where it is found changes with the index only.
             *actual = VipImage {
-                place: actual.place,
+                place: actual.place.clone(),
                 ..image.clone()
             };
         }
@@ -242,17 +261,31 @@ impl Plane {
 
     /// Writes the index that packets do not use, then makes them use it.
     fn flip(&self, wanted: &Image) -> Result<(), ApplyError> {
-        let vips: Vec<Indexed> = wanted
-            .vips
-            .iter()
-            .filter_map(|(name, vip)| Some((name, vip.as_ref()?)))
-            .map(|(name, vip)| Indexed {
-                prefix: vip.place.prefix,
-                protocol: vip.place.protocol,
-                port: vip.place.port,
+        let mut vips = Vec::new();
+        let mut of_host = BTreeSet::new();
+        for (name, vip) in &wanted.vips {
+            let Some(VipImage { place, .. }) = vip else {
+                continue;
+            };
+            vips.push(Indexed {
+                prefix: place.prefix,
+                protocol: place.protocol,
+                port: place.port,
                 vip: self.registry.vips[name],
-            })
-            .collect();
+            });
+            of_host.extend(place.host_ports.iter().map(|port| (place.prefix, *port)));
+        }
+        // Behind all VIPs, of which the first has an address's ICMP and fragments.
+        vips.extend(
+            of_host
+                .into_iter()
+                .map(|(prefix, (protocol, port))| Indexed {
+                    prefix,
+                    protocol,
+                    port,
+                    vip: HOST_VIP,
+                }),
+        );
         let index = index::build(&vips, self.room)?;
         let next = (self.settings.read(0).active + 1) % abi::GENERATIONS;
         let Room {
@@ -272,12 +305,31 @@ impl Plane {
             .displacements
             .write_range(services, index.service_displacements);
         let at = offset_of!(Settings, generations) + next as usize * size_of::<Generation>();
+        // Packets of both generations find their VIPs' networks in between.
+        let networks = vips.iter().fold(0, |bits, vip| {
+            let prefix = vip.prefix;
+            let v6 = prefix.addr().is_ipv6();
+            bits | sanity::network_bits(v6, encode::words(prefix.network()), prefix.prefix_len())
+        });
+        let networks_at = offset_of!(Settings, vip_networks);
+        let held = self.settings.read(0).vip_networks;
+        self.settings.store_u64(0, networks_at, held | networks);
         let words: [u64; 6] = bytemuck::cast(index.generation);
         for (n, word) in words.into_iter().enumerate() {
             self.settings.store_u64(0, at + n * 8, word);
         }
         self.settings
             .store_u32(0, offset_of!(Settings, active), next);
+        self.settings.store_u64(0, networks_at, networks);
         Ok(())
     }
+}
+
+/// What `PROTECTED` holds for these sources: a row that is not used holds no address.
+pub(super) fn protected_rows(sources: &[Prefix]) -> impl Iterator<Item = Prefix> {
+    let nobody = Prefix {
+        bits: [u64::MAX; 2],
+        mask: [0; 2],
+    };
+    sources.iter().copied().chain(std::iter::repeat(nobody))
 }

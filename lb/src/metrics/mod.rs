@@ -103,6 +103,17 @@ fn vips(page: &mut Page, figures: &Figures) {
             Mode::Monitor => page.add(names::MONITORED_PACKETS, &labels, drop.count.packets),
         }
     }
+    for (preset, mode, count) in &figures.amplified {
+        let mode = match mode {
+            Mode::Enforce => "enforce",
+            Mode::Monitor => "monitor",
+        };
+        page.add(
+            names::AMPLIFIED_PACKETS,
+            &[preset.word(), mode],
+            count.packets,
+        );
+    }
     for (vip, checksum) in &figures.checksums {
         page.add(names::TABLE_CHECKSUM, &[vip], exact(*checksum));
     }

@@ -51,6 +51,8 @@ metrics! {
         "Bytes of these packets, from the IP header on.";
     MONITORED_PACKETS = Counter "sluice_monitored_packets_total" ["vip", "reason"]
         "Packets that would have been dropped if what they met did not only count.";
+    AMPLIFIED_PACKETS = Counter "sluice_amplified_packets_total" ["preset", "mode"]
+        "Answers that nobody asked for, of services that are abused to amplify. With mode monitor they were not dropped.";
     BACKEND_PACKETS = Counter "sluice_backend_packets_total" ["pool", "backend"]
         "Packets sent to a backend.";
     BACKEND_BYTES = Counter "sluice_backend_bytes_total" ["pool", "backend"]

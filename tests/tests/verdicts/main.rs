@@ -4,6 +4,7 @@
 //! row is also run cut at every byte. The program is the one that forwards, not its explaining twin; nothing is attached,
 //! so no interface is touched.
 
+mod amplification;
 mod decode;
 mod errors;
 mod flows;
@@ -11,11 +12,13 @@ mod forwarding;
 mod headers;
 mod host;
 mod limits;
+mod out_of_state;
 mod packet;
 mod random;
 mod reasons;
 mod reset;
 mod rig;
+mod sanity;
 mod services;
 mod table;
 mod too_big;

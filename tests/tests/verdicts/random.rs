@@ -42,6 +42,7 @@ fn runner(cases: u32) -> TestRunner {
 
 /// What the packet should meet, by a plain walk through all services.
 fn model(rig: &Rig, packet: &Packet, protocol: u8, port: u16) -> Expect {
+    let from_port = u16::from_be_bytes([packet.payload[0], packet.payload[1]]);
     let here = rig
         .services
         .iter()
@@ -67,6 +68,9 @@ fn model(rig: &Rig, packet: &Packet, protocol: u8, port: u16) -> Expect {
     else {
         return Expect::Pass;
     };
+    if port == 0 || from_port == 0 {
+        return Expect::Drop(DropReason::PortZero);
+    }
     let [number] = service.backends[..] else {
         if protocol == TCP && service.flags & VIP_RESET != 0 {
             return Expect::Reset;

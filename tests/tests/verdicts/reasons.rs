@@ -3,9 +3,12 @@
 use sluice_ebpf::abi::DropReason;
 
 use crate::{
+    amplification::{self, ANSWER},
     limits::{Exact, exhaust, limit_exactly, limit_sources},
-    packet::{ACK, FIN, Family, Packet, RST, SYN, client, vip},
+    out_of_state,
+    packet::{ACK, FIN, Family, Packet, RST, client, vip},
     rig::{Action, Counted, Rig},
+    sanity,
     table::{Expect, Row, check_all},
     world,
 };
@@ -61,10 +64,27 @@ fn rows(rig: &mut Rig, reason: DropReason, family: Family) -> Vec<Row> {
             let kind = if family == Family::V4 { 3 } else { 1 };
             vec![packet(family, world::L2).icmp(kind, 1, [0; 4], &[7; 60])]
         }
-        DropReason::TcpFlags => [0, 0xc0, SYN | FIN, SYN | RST, SYN | FIN | ACK, 0x3f]
-            .into_iter()
-            .map(|flags| packet(family, world::L2).tcp((45_500, 80), flags, b""))
-            .collect(),
+        DropReason::TcpFlags
+        | DropReason::Land
+        | DropReason::SourceInvalid
+        | DropReason::SourceVip
+        | DropReason::PortZero
+        | DropReason::SynData
+        | DropReason::FragmentTiny
+        | DropReason::FragmentOverlap
+        | DropReason::FragmentLength => sanity::packets(rig, reason, family),
+        DropReason::Amplification => {
+            amplification::presets(rig, world::L2, u64::MAX, 0);
+            vec![packet(family, world::L2).udp((53, 53), &ANSWER)]
+        }
+        DropReason::OutOfState => {
+            out_of_state::budget(rig, world::MANY, 0);
+            out_of_state::spend(rig, family, world::MANY);
+            [ACK, RST, FIN | ACK]
+                .into_iter()
+                .map(|flags| packet(family, world::MANY).tcp((45_950, 80), flags, b""))
+                .collect()
+        }
         DropReason::LimitExact => {
             // Somebody who sends nothing else.
             let plain = Packet::new(client(family, 150, 7), vip(family, world::L2));

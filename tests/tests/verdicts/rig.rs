@@ -13,9 +13,12 @@ use nix::{
     unistd::Pid,
 };
 use sluice::objects;
-use sluice_ebpf::abi::{
-    AddressEntry, Backend, DROP_REASONS, DropReason, Limit, NO_BACKEND, NO_VIP, Policy,
-    SLOTS_PER_WORD, Service as Entry, Settings, Vip, maps,
+use sluice_ebpf::{
+    abi::{
+        AddressEntry, Backend, DROP_REASONS, DropReason, Limit, NO_BACKEND, NO_VIP, Policy,
+        SLOTS_PER_WORD, Service as Entry, Settings, Vip, maps,
+    },
+    sanity::ENFORCED_BY_DEFAULT,
 };
 
 use crate::{
@@ -113,6 +116,8 @@ impl Rig {
             tunnel_source_v6: std::net::Ipv6Addr::from(world::TUNNEL_SOURCE_V6).octets(),
             tunnel_spread_v6: world::SPREAD,
             cpus: 1,
+            // Each source may be a VIP.
+            vip_networks: u64::MAX,
             ..Settings::zeroed()
         };
         self.set_settings(|_| {});
@@ -132,6 +137,15 @@ impl Rig {
                 std::array::from_fn(|_| slots.next().unwrap_or(NO_BACKEND));
             self.put_raw(maps::SLOTS, first_slot(vip, half) / per_word + word, value);
         }
+    }
+
+    /// The VIPs that an address is of.
+    pub(crate) fn numbers(&self, address: IpAddr) -> Vec<u16> {
+        (1..)
+            .zip(&self.services)
+            .filter(|(_, service)| service.prefix.contains(&address))
+            .map(|(number, _)| number)
+            .collect()
     }
 
     pub(crate) fn change_vip(&mut self, vip: u16, change: impl FnOnce(&mut Vip)) {
@@ -269,6 +283,7 @@ fn first_vip(number: u16, service: &Service) -> Vip {
         policy: service.policy,
         mtu_bytes: service.mtu_bytes,
         flags: service.flags,
+        sanity_enforce: ENFORCED_BY_DEFAULT,
         ..Vip::default()
     }
 }

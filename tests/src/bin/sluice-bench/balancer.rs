@@ -22,7 +22,7 @@ use sluice_ebpf::{
     gcra, hash,
     hash::Tuple,
     packet::{TCP, UDP},
-    vip,
+    sanity, vip,
 };
 
 /// A VIP of the bench. Its number, address and way of forwarding.
@@ -142,8 +142,8 @@ impl Balancer {
             .map_max_entries("EXACT_V4_BLOCKS", 1 << 8)
             .load(BALANCER)
             .context("cannot load the balancer (are you root?)")?;
-        write::<_, 46>(&mut ebpf, "POLICIES", STANDARD.into(), standard()?)?;
-        write::<_, 46>(&mut ebpf, "POLICIES", STRICT.into(), strict()?)?;
+        write::<_, POLICY_WORDS>(&mut ebpf, "POLICIES", STANDARD.into(), standard()?)?;
+        write::<_, POLICY_WORDS>(&mut ebpf, "POLICIES", STRICT.into(), strict()?)?;
         write_vips(&mut ebpf)?;
         let mut this = Self { ebpf, table };
         this.set_exact(false)?;
@@ -162,7 +162,7 @@ impl Balancer {
     pub(crate) fn set_exact(&mut self, on: bool) -> Result<()> {
         let mut settings = settings();
         settings.exact = if on { EXACT_V4 } else { 0 };
-        write::<_, 27>(&mut self.ebpf, "SETTINGS", 0, settings)
+        write::<_, SETTINGS_WORDS>(&mut self.ebpf, "SETTINGS", 0, settings)
     }
 
     /// Lets all backends stand behind this interface.
@@ -316,6 +316,8 @@ impl Balancer {
     }
 }
 
+const POLICY_WORDS: usize = size_of::<Policy>() / 8;
+const SETTINGS_WORDS: usize = size_of::<Settings>() / 8;
 const BACKENDS_EACH: u32 = 4;
 const SLOTS_EACH: u32 = 65_537;
 #[expect(clippy::cast_possible_truncation, reason = "a few")]
@@ -451,6 +453,10 @@ fn settings() -> Settings {
             .ok()
             .and_then(|cpus| u32::try_from(cpus).ok())
             .unwrap_or(1),
+        vip_networks: Target::ALL.iter().fold(0, |bits, target| {
+            let v6 = target.address().is_ipv6();
+            bits | 1 << sanity::network_bit(v6, words(target.address()))
+        }),
         ..Settings::zeroed()
     };
     settings.generations[0] = generation();
@@ -501,6 +507,7 @@ fn write_vips(ebpf: &mut Ebpf) -> Result<()> {
             policy: target.policy(),
             mtu_bytes: 1500,
             flags: classes << VIP_CLASSES_SHIFT,
+            sanity_enforce: sanity::ENFORCED_BY_DEFAULT,
             ..Vip::zeroed()
         };
         write::<_, 8>(ebpf, "VIPS", number.into(), vip)?;

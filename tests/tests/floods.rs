@@ -1,0 +1,337 @@
+//! Floods of every kind that the filter ends by itself, each with good TCP, UDP and QUIC-like clients beside it.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener},
+    thread,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use sluice_ebpf::amplification::{Preset, mark};
+use sluice_tests::{
+    Conn, DNS_V4, DNS_V6, Flood, Frames, Lab, LabBuilder, UDP_PORT, UdpFlow, VIPS_V4, WEB_V4,
+    WEB_V6, within,
+};
+
+/// Client 0 is many, each in a network of its own. Client 1 is in the attacker's prefix.
+const GOOD: [&str; 2] = ["198.18.0.0/15", "3fff::/20"];
+const ATTACKER: &str = "198.51.100.0/24";
+/// Sources that are all different, and nobody's.
+const SPOOFED: &str = "16.0.0.0/4";
+const FRAMES: u32 = 8192;
+const FIN: u8 = 1;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// Every stage on.
+const POLICY: &str = r#"
+amplification = ["all"]
+out_of_state = { pps = 100, burst = 100 }
+"#;
+const LIMITS: &str = r#"[
+    { class = "udp", per = "network", pps = 50, burst = 100 },
+    { class = "icmp", per = "network", pps = 20, burst = 20 },
+    { class = "other", per = "network", pps = 100, burst = 200 },
+    { class = "syn", per = "network", pps = 50, burst = 100 },
+]"#;
+
+fn lab() -> LabBuilder {
+    Lab::new()
+        .alone()
+        .client(&GOOD)
+        .client(&[ATTACKER, "2001:db8:bad::/48"])
+        .config(|config| {
+            let mut config = config.policy("enforce", LIMITS);
+            config.extra += POLICY;
+            config
+        })
+}
+
+/// Clients that were there before a flood, and what they see of it.
+struct Good {
+    conns: Vec<Conn>,
+    /// Long flows of datagrams, with the backend that answers them.
+    flows: Vec<(UdpFlow, String)>,
+    next: u32,
+}
+
+impl Good {
+    fn new(lab: &Lab) -> Self {
+        let mut good = Self {
+            conns: Vec::new(),
+            flows: Vec::new(),
+            next: 0,
+        };
+        for vip in [WEB_V4, WEB_V6].into_iter().cycle().take(10) {
+            let conn = good.client(lab, vip).connect(vip).expect("a connection");
+            good.conns.push(conn);
+        }
+        for vip in [DNS_V4, DNS_V6].into_iter().cycle().take(6) {
+            let flow = good.client(lab, vip).udp(vip).expect("a socket");
+            let backend = asked(&flow).expect("an answer");
+            good.flows.push((flow, backend));
+        }
+        good
+    }
+
+    /// The next of many clients.
+    fn client(&mut self, lab: &Lab, like: SocketAddr) -> sluice_tests::Client {
+        self.next += 1;
+        let client = lab.client(0);
+        client.source(client.address_in_network(like, self.next))
+    }
+
+    /// Connections live, flows stay where they were, and new requests are served.
+    fn go_on(&mut self, lab: &Lab, requests: usize) {
+        for conn in &mut self.conns {
+            assert_eq!(conn.ask_who(), conn.backend());
+        }
+        for (flow, backend) in &self.flows {
+            for _ in 0..5 {
+                assert_eq!(asked(flow).as_ref(), Some(backend), "a flow of datagrams");
+            }
+        }
+        for (web, dns) in [(WEB_V4, DNS_V4), (WEB_V6, DNS_V6)]
+            .into_iter()
+            .cycle()
+            .take(requests)
+        {
+            let body = self.client(lab, web).http_get(web, "/health");
+            assert_eq!(body.expect("a good request is served").body, b"ok");
+            let flow = self.client(lab, dns).udp(dns).expect("a socket");
+            assert!(asked(&flow).is_some(), "a good question is answered");
+        }
+    }
+}
+
+/// The backend that answers a datagram. The lab's cables lose a frame when a ring of theirs is full, so it is sent anew.
+fn asked(flow: &UdpFlow) -> Option<String> {
+    (0..3).find_map(|_| flow.ask(b"good").ok())
+}
+
+/// Floods while good clients go on; most of it must be dropped for `reason`.
+fn withstands(lab: &Lab, good: &mut Good, reason: &str, frames: Vec<Vec<u8>>) {
+    let before = lab.node().dropped_for(reason);
+    let flood = Flood::start(lab.uplink_sender(), frames);
+    within(Duration::from_secs(20), "the flood runs", || {
+        flood.sent() > 10_000
+    });
+    good.go_on(lab, 6);
+    let sent = flood.stop();
+    let dropped = lab.node().dropped_for(reason) - before;
+    assert!(
+        dropped > sent / 4 * 3 && dropped <= sent + sent / 50,
+        "{reason}: {dropped} of {sent} dropped"
+    );
+}
+
+fn from(prefix: &str) -> impl Iterator<Item = SocketAddr> {
+    let prefix: IpNet = prefix.parse().expect("a prefix");
+    Frames::sources(prefix, FRAMES)
+}
+
+#[test]
+fn acks_resets_and_fins_out_of_state_cost_good_clients_nothing() {
+    let lab = lab().start();
+    let mut good = Good::new(&lab);
+    for flags in [ACK, RST, FIN | ACK] {
+        let frames = from(SPOOFED).map(|source| lab.node().frames().tcp(source, WEB_V4, flags));
+        withstands(&lab, &mut good, "out_of_state", frames.collect());
+    }
+}
+
+#[test]
+fn floods_of_udp_icmp_and_fragments_from_a_network_cost_good_clients_nothing() {
+    let lab = lab().start();
+    let mut good = Good::new(&lab);
+    let frames = lab.node().frames();
+    let udp = from(ATTACKER).map(|source| frames.udp(source, DNS_V4, b"flood"));
+    withstands(&lab, &mut good, "limit_network", udp.collect());
+    let echo = from(ATTACKER)
+        .map(|source| frames.echo_request(source.ip(), WEB_V4.ip(), source.port(), 1, &[7; 56]));
+    withstands(&lab, &mut good, "limit_network", echo.collect());
+    let later = from(ATTACKER).map(|source| {
+        let whole = frames.udp(source, DNS_V4, &[7; 100]);
+        let [_, later] = frames.fragments(&whole, 48);
+        later
+    });
+    withstands(&lab, &mut good, "limit_network", later.collect());
+    let tiny = from(SPOOFED).map(|source| {
+        let whole = frames.tcp(source, WEB_V4, ACK);
+        let [first, _] = frames.fragments(&whole, 16);
+        first
+    });
+    withstands(&lab, &mut good, "fragment_tiny", tiny.collect());
+}
+
+#[test]
+fn what_makes_no_sense_costs_good_clients_nothing() {
+    let lab = lab().start();
+    let mut good = Good::new(&lab);
+    let frames = lab.node().frames();
+    let null = from(SPOOFED).map(|source| frames.tcp(source, WEB_V4, 0));
+    withstands(&lab, &mut good, "tcp_flags", null.collect());
+    let loopback = from("127.0.0.0/8").map(|source| frames.syn(source, WEB_V4));
+    withstands(&lab, &mut good, "source_invalid", loopback.collect());
+    let from_vips = from(VIPS_V4).filter(|source| source.ip() == DNS_V4.ip());
+    let from_vips = from_vips.map(|source| frames.syn(source, WEB_V4));
+    withstands(&lab, &mut good, "source_vip", from_vips.collect());
+    let land = (1..8192).map(|port| frames.syn(SocketAddr::new(WEB_V4.ip(), port), WEB_V4));
+    withstands(&lab, &mut good, "land", land.collect());
+}
+
+#[test]
+fn amplified_answers_of_each_preset_are_dropped_and_good_datagrams_are_not() {
+    let lab = lab().start();
+    let mut good = Good::new(&lab);
+    for preset in Preset::ALL {
+        let port = preset.ports()[0];
+        let mut payload = [0; 400];
+        let value = mark(port).expect("a preset").value;
+        payload[..8].copy_from_slice(&value.to_be_bytes());
+        let frames: Vec<_> = from(SPOOFED)
+            .take(1024)
+            .map(|source| {
+                let source = SocketAddr::new(source.ip(), port);
+                lab.node().frames().udp(source, DNS_V4, &payload)
+            })
+            .collect();
+        let before = amplified(&lab, *preset);
+        let flood = Flood::start(lab.uplink_sender(), frames);
+        within(Duration::from_secs(20), "the flood runs", || {
+            flood.sent() > 3_000
+        });
+        good.go_on(&lab, 1);
+        let sent = flood.stop();
+        let dropped = amplified(&lab, *preset) - before;
+        assert!(
+            dropped > sent / 4 * 3 && dropped <= sent,
+            "{preset:?}: {dropped} of {sent} dropped"
+        );
+    }
+}
+
+/// What the metric says of a preset.
+fn amplified(lab: &Lab, preset: Preset) -> u64 {
+    let series = format!(
+        "sluice_amplified_packets_total{{mode=\"enforce\",preset=\"{}\"}} ",
+        preset.word()
+    );
+    let other_order = format!(
+        "sluice_amplified_packets_total{{preset=\"{}\",mode=\"enforce\"}} ",
+        preset.word()
+    );
+    let metrics = lab.node().metrics();
+    let value = metrics.lines().find_map(|line| {
+        line.strip_prefix(&series)
+            .or_else(|| line.strip_prefix(&other_order))
+    });
+    value.map_or(0, |value| value.parse().expect("a number"))
+}
+
+#[test]
+fn carpet_bombing_over_a_network_of_vips_costs_good_clients_nothing() {
+    let lab = lab()
+        .config(|config| {
+            let mut config = config.policy("enforce", LIMITS);
+            config.extra += POLICY;
+            let mut all = config.vip("dns4").clone();
+            all.name = "all4".to_owned();
+            all.address = VIPS_V4.to_owned();
+            config.vips.push(all);
+            config
+        })
+        .start();
+    let mut good = Good::new(&lab);
+    let frames = lab.node().frames();
+    let carpet = from(ATTACKER)
+        .zip((0..=u8::MAX).cycle())
+        .map(|(source, last)| {
+            let to = SocketAddr::new(IpAddr::from([192, 0, 2, last]), UDP_PORT);
+            frames.udp(source, to, b"flood")
+        });
+    let carpet: Vec<_> = carpet.collect();
+    let before = lab.node().dropped_for("limit_network");
+    let flood = Flood::start(lab.uplink_sender(), carpet);
+    within(Duration::from_secs(20), "the flood runs", || {
+        flood.sent() > 10_000
+    });
+    good.go_on(&lab, 6);
+    for last in [9, 77, 200] {
+        let to = SocketAddr::new(IpAddr::from([192, 0, 2, last]), UDP_PORT);
+        let flow = good.client(&lab, to).udp(to).expect("a socket");
+        assert!(asked(&flow).is_some(), "{to} serves");
+    }
+    let sent = flood.stop();
+    let dropped = lab.node().dropped_for("limit_network") - before;
+    assert!(dropped > sent / 4 * 3, "{dropped} of {sent} dropped");
+}
+
+/// SSH of a host whose address is a VIP that takes every port, with everything on and under attack from the same network.
+#[test]
+fn the_host_itself_is_reached_under_every_flood() {
+    let lab = Lab::new()
+        .alone()
+        .client(&GOOD)
+        .client(&[ATTACKER, "2001:db8:bad::/48"])
+        .config(|config| {
+            let none = r#"[
+                { class = "syn", per = "network", pps = 1, burst = 1 },
+                { class = "other", per = "network", pps = 1, burst = 1 },
+                { class = "udp", per = "network", pps = 1, burst = 1 },
+            ]"#;
+            let mut config = config.policy("enforce", none);
+            config.extra += POLICY;
+            let web = config.vip("web4");
+            (web.port, web.forward) = (None, "local".to_owned());
+            config
+        })
+        .start();
+    let node = lab.node();
+    node.serve_locally();
+    let (ssh, bgp) = (22, 179);
+    for port in [ssh, bgp] {
+        let listener = node
+            .netns()
+            .run(|| TcpListener::bind(("0.0.0.0", port)))
+            .expect("the port is free");
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a connection");
+                stream.write_all(b"host").expect("a short greeting");
+            }
+        });
+    }
+    let frames = node.frames();
+    let flood = from(ATTACKER).flat_map(|source| {
+        [
+            frames.tcp(source, WEB_V4, ACK),
+            frames.syn(source, WEB_V4),
+            frames.udp(source, DNS_V4, b"flood"),
+        ]
+    });
+    let flood = Flood::start(lab.uplink_sender(), flood.collect());
+    within(Duration::from_secs(20), "the flood runs", || {
+        flood.sent() > 10_000
+    });
+    for address in [WEB_V4.ip(), node.v4()] {
+        for port in [ssh, bgp] {
+            for _ in 0..5 {
+                let to = SocketAddr::new(address, port);
+                let mut greeting = Vec::new();
+                let stream = lab
+                    .client(1)
+                    .netns()
+                    .run(|| std::net::TcpStream::connect(to));
+                stream
+                    .and_then(|mut stream| stream.read_to_end(&mut greeting))
+                    .unwrap_or_else(|error| panic!("{to}: {error}"));
+                assert_eq!(greeting, b"host", "{to}");
+            }
+        }
+    }
+    lab.wait_until_ready();
+    assert!(flood.stop() > 10_000);
+    assert!(node.dropped_for("limit_network") > 5_000);
+}
