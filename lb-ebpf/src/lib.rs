@@ -11,7 +11,9 @@
 
 pub mod abi;
 pub mod amplification;
+pub mod backend;
 pub mod checksum;
+pub mod cookie;
 pub mod decap;
 pub mod encap;
 pub mod exact;
@@ -21,6 +23,7 @@ pub mod hash;
 pub mod packet;
 pub mod reset;
 pub mod sanity;
+pub mod siphash;
 pub mod sketch;
 pub mod vip;
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The programs of `lb-ebpf`, each an object of its own.
-pub(crate) const OBJECTS: [&str; 4] = ["balancer", "explain", "decap", "bench"];
+pub(crate) const OBJECTS: [&str; 5] = ["balancer", "explain", "decap", "backend", "bench"];
 
 /// Builds the objects from `workspace` for a machine of `arch`, and returns the folder that holds them.
 ///

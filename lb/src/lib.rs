@@ -1,8 +1,10 @@
 //! Sluice's daemon, as a library: config, control loop, data plane handles, API, command line.
 pub mod api;
+pub mod backend;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod cookie;
 pub mod dataplane;
 pub mod decap;
 pub mod desired;

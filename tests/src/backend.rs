@@ -7,6 +7,8 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
+use nix::sys::signal::Signal;
+
 use crate::{Mac, Netns, RawSocket, Segment, binary, eventually, process::Process, server::Server};
 
 #[derive(Debug)]
@@ -23,6 +25,7 @@ pub struct Backend {
 struct Running {
     server: Option<Server>,
     decap: Option<Process>,
+    agent: Option<Process>,
 }
 
 impl Backend {
@@ -99,6 +102,28 @@ impl Backend {
         );
         self.running().decap = Some(process);
         eventually("decap is attached", || self.netns.has_xdp("eth0"));
+    }
+
+    /// Runs `sluice backend` here, which takes the load balancers' SYN cookies.
+    pub fn take_cookies(&self) {
+        let mut command = Command::new(binary::sluice());
+        command
+            .args(["backend", "--interface", "eth0", "--secret-file"])
+            .arg(self.dir.join("secret"));
+        let log = self.dir.join(format!("agent-{}.log", self.name));
+        // What an earlier one said is not this one's word.
+        let _ = std::fs::remove_file(&log);
+        let process = Process::start(&self.netns, command, &log);
+        self.running().agent = Some(process);
+        eventually("the agent takes cookies", || {
+            std::fs::read_to_string(&log).is_ok_and(|said| said.contains("taking SYN cookies"))
+        });
+    }
+
+    /// Ends `sluice backend` as Ctrl-C does.
+    pub fn take_no_cookies(&self) {
+        let agent = self.running().agent.take().expect("it runs");
+        agent.terminate(Signal::SIGINT);
     }
 
     fn running(&self) -> MutexGuard<'_, Running> {

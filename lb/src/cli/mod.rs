@@ -27,7 +27,7 @@ use ipnet::IpNet;
 use serde_json::json;
 
 use crate::{
-    config, control, decap,
+    backend, config, control, decap,
     log::{self, LogFormat},
 };
 
@@ -125,6 +125,8 @@ enum Command {
         #[arg(long)]
         address: Vec<IpAddr>,
     },
+    /// Have the kernel of a backend take the SYN cookies of load balancers, until interrupted
+    Backend(BackendArgs),
     /// Detach the program and remove what the kernel holds: nothing is balanced any more
     Unload {
         /// Even while a daemon is running
@@ -194,6 +196,32 @@ struct ExplainArgs {
     out: Option<PathBuf>,
     #[command(flatten)]
     flow: flow::FlowArgs,
+}
+
+#[derive(Debug, Args)]
+struct BackendArgs {
+    /// Where packets for the VIPs come in, tunnels taken off; may be given several times
+    #[arg(long, required = true)]
+    interface: Vec<String>,
+    /// The `secret_file` of the load balancers; while that is changed, the old and the new one
+    #[arg(long, required = true, value_name = "FILE")]
+    secret_file: Vec<PathBuf>,
+    /// Take cookies to this VIP only; may be given several times
+    #[arg(long, value_name = "PREFIX", value_parser = address_or_prefix)]
+    vip: Vec<IpNet>,
+    /// What the load balancers' answers tell clients that this host's windows are shifted by
+    #[arg(long, value_name = "BITS", default_value_t = 7, value_parser = clap::value_parser!(u8).range(0..=14))]
+    window_scale: u8,
+}
+
+fn address_or_prefix(text: &str) -> Result<IpNet, String> {
+    text.parse::<IpAddr>()
+        .map(IpNet::from)
+        .or_else(|_no_address| {
+            text.parse::<IpNet>().map_err(|_no_prefix| {
+                "neither an address nor a prefix, like 203.0.113.10".to_owned()
+            })
+        })
 }
 
 #[derive(Debug, Subcommand)]
@@ -350,6 +378,34 @@ fn execute(cli: Cli) -> Result<ExitCode, Failed> {
                     format!(
                         "decapsulating ipip and gue on {interface} for {}",
                         list.join(", ")
+                    )
+                });
+            }))?;
+        }
+        Command::Backend(args) => {
+            let options = backend::Options {
+                interfaces: args.interface,
+                secret_files: args.secret_file,
+                vips: args.vip,
+                window_scale: args.window_scale,
+            };
+            runtime.block_on(backend::run(options, |options| {
+                let interfaces = &options.interfaces;
+                let vips: Vec<String> = options.vips.iter().map(ToString::to_string).collect();
+                let started = json!({
+                    "interfaces": interfaces, "vips": vips, "window_scale": options.window_scale
+                });
+                // Nobody may be there to read it.
+                let _said = output.show(&started, |_| {
+                    let vips = if vips.is_empty() {
+                        "any VIP".to_owned()
+                    } else {
+                        vips.join(", ")
+                    };
+                    format!(
+                        "taking SYN cookies on {} for {vips}, window scale {}",
+                        interfaces.join(", "),
+                        options.window_scale
                     )
                 });
             }))?;

@@ -27,6 +27,7 @@ pub use exact::{Adoption, Cells, ExactCounters, ExactError, ExactLimit, ExactLim
 pub use explain::{Action, ExplainError, Explained, Explainer};
 pub use inspect::{Inspection, PinnedProgram, inspect};
 pub use load::{Need, rehearse};
+pub(crate) use load::{hz, jiffies_now};
 pub use pins::{Attached, DEFAULT_PINS, Mode, check_bpffs, unload};
 pub use plan::Step;
 pub use plane::{Opened, Plane};
