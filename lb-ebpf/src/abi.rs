@@ -91,6 +91,8 @@ pub struct Settings {
     pub sampling_until: u64,
     /// In which networks VIPs are, by a hash of 6 bits: a source of another is no VIP. See [`crate::sanity::network_bit`].
     pub vip_networks: u64,
+    /// Packets of which the count, spread over all numbers, falls below this are samples for the daemon. Zero: none.
+    pub watching: u64,
 }
 
 /// `Settings::exact` bits.
@@ -313,6 +315,15 @@ pub struct Limit {
 
 /// `Limit::length_and_mode`: count only.
 pub const LIMIT_MONITOR: u8 = 0x80;
+
+/// How many samples the daemon takes at most. The only element of `WATCHING`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Watching {
+    pub rate: Limiter,
+    /// As in [`Sampling`].
+    pub rate_tat: u64,
+}
 
 /// Packets and bytes (from the IP header on). Value of `BACKEND_STATS` and `DROPS`.
 #[repr(C)]
@@ -615,6 +626,9 @@ pub mod maps {
     pub const SAMPLING: &str = "SAMPLING";
     pub const SAMPLES: &str = "SAMPLES";
     pub const SAMPLE_STATS: &str = "SAMPLE_STATS";
+    pub const WATCHING: &str = "WATCHING";
+    pub const WATCHED: &str = "WATCHED";
+    pub const WATCH_STATS: &str = "WATCH_STATS";
     pub const CLASS_STATS: &str = "CLASS_STATS";
     pub const TRACE: &str = "TRACE";
 }
@@ -647,8 +661,11 @@ mod tests {
             size_of::<Sampling>(),
             size_of::<SampleStats>(),
             size_of::<Sample>(),
+            size_of::<Watching>(),
         ];
-        let expected = [48, 64, 8, 64, 64, 1048, 128, 16, 64, 48, 232, 80, 32, 288];
+        let expected = [
+            48, 64, 8, 64, 64, 1048, 128, 16, 64, 48, 240, 80, 32, 288, 24,
+        ];
         assert_eq!(sizes, expected);
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    config::{self, Backend, Config, Forward, Pool},
+    config::{self, Backend, Config, Forward, Policy, Pool, SourceLimit},
     dataplane::{BackendKey, BackendState, Desired, Table, TableKey, Vip},
     drains::{BackendName, Drains},
     health::{self, Carrier, State, Target, Via},
@@ -26,6 +26,7 @@ pub struct Inputs<'a> {
     pub drains: &'a Drains,
     /// Backends that take new flows now.
     pub held: &'a BTreeSet<BackendKey>,
+    pub tightened: &'a Tightened,
     pub now: Instant,
 }
 
@@ -72,12 +73,48 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
                 all_down: pools
                     .get(vip.pool.as_str())
                     .map_or(config::AllDown::Drop, |pool| pool.all_down),
-                policy: vip.policy.clone(),
+                policy: tightened(&mut desired.policies, vip, inputs.tightened),
             },
         );
     }
     desired
 }
+
+/// Limits that detection sets beside those of policies, by VIP.
+pub type Tightened = BTreeMap<String, Vec<SourceLimit>>;
+
+/// The name of a VIP's policy: its own, or one made from that with limits of detection.
+fn tightened(
+    policies: &mut BTreeMap<String, Policy>,
+    vip: &config::Vip,
+    tightened: &Tightened,
+) -> Option<String> {
+    let own = vip.policy.as_ref().and_then(|name| policies.get(name));
+    let Some(limits) = tightened
+        .get(&vip.name)
+        .filter(|_| policies.len() < MOST_POLICIES)
+    else {
+        return vip.policy.clone();
+    };
+    let mut policy = own.cloned().unwrap_or_else(|| Policy::without_limits(""));
+    for limit in limits {
+        let same = |known: &SourceLimit| known.class == limit.class && known.per == limit.per;
+        match policy.limits.iter_mut().find(|known| same(known)) {
+            // What is stricter stays.
+            Some(known) if known.pps.is_some_and(|pps| Some(pps) <= limit.pps) => {}
+            Some(known) => (known.pps, known.burst) = (limit.pps, limit.burst),
+            None => policy.limits.push(*limit),
+        }
+    }
+    // No name in a config has a plus sign in it.
+    policy.name = format!("{}+{}", vip.policy.as_deref().unwrap_or_default(), vip.name);
+    let name = policy.name.clone();
+    policies.insert(name.clone(), policy);
+    Some(name)
+}
+
+/// As many as the data plane has room for.
+const MOST_POLICIES: usize = 255;
 
 /// Addresses whose next hops are needed.
 pub fn wanted_next_hops(config: &Config) -> BTreeSet<IpAddr> {
@@ -250,6 +287,7 @@ forward = "ipip"
         resolutions: Resolutions,
         drains: Drains,
         held: BTreeSet<BackendKey>,
+        tightened: Tightened,
     }
 
     impl World {
@@ -260,6 +298,7 @@ forward = "ipip"
                 health: health::Snapshot::default(),
                 drains: Drains::new(),
                 held: BTreeSet::new(),
+                tightened: Tightened::new(),
                 config,
             };
             for n in 1..=4 {
@@ -285,8 +324,15 @@ forward = "ipip"
                 resolutions: &self.resolutions,
                 drains: &self.drains,
                 held: &self.held,
+                tightened: &self.tightened,
                 now: Instant::now(),
             })
+        }
+
+        fn policy_of(&self, vip: usize) -> Option<Policy> {
+            let desired = self.desired();
+            let name = desired.vips[&self.config.vips[vip].name].policy.clone();
+            name.map(|name| desired.policies[&name].clone())
         }
 
         fn weights(&self) -> Vec<(u8, u16)> {
@@ -335,6 +381,27 @@ forward = "ipip"
             mtu_bytes: 1500,
             source: IpAddr::from([10, 0, 0, 254]),
         }
+    }
+
+    #[test]
+    fn what_detection_limits_stands_beside_the_policy_of_that_vip_only() {
+        let mut world = World::new();
+        let name = world.config.vips[0].name.clone();
+        let before = (world.policy_of(0), world.policy_of(1));
+        let limit = SourceLimit {
+            class: config::Class::Udp,
+            per: config::Scope::Network,
+            pps: Some(500),
+            bps: None,
+            burst: 50,
+        };
+        world.tightened.insert(name, vec![limit]);
+        let tightened = world.policy_of(0).unwrap();
+        assert!(tightened.limits.contains(&limit));
+        assert_eq!(world.policy_of(1), before.1);
+
+        world.tightened.clear();
+        assert_eq!(world.policy_of(0), before.0);
     }
 
     #[test]

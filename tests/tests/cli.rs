@@ -83,6 +83,10 @@ fn without_a_daemon_every_command_says_so_on_one_line() {
         ("flows", "the daemon is not running"),
         ("drops", "the daemon is not running"),
         ("limits --vip web4", "the daemon is not running"),
+        ("mitigations --state active", "the daemon is not running"),
+        ("mitigation revert 1", "the daemon is not running"),
+        ("mitigation allow 1", "the daemon is not running"),
+        ("talkers --by bytes", "the daemon is not running"),
         (
             "limit set --prefix 203.0.113.0/24 --pps 10",
             "the daemon is not running",

@@ -6,23 +6,24 @@ use super::{
 };
 use crate::abi::{CLASS_COUNTERS_SHIFT, Class, Count, DROP_REASONS, DropReason, Step};
 
-/// Adds one packet. Per-CPU values need no atomics.
+/// Adds one packet, and returns how many there are. Per-CPU values need no atomics.
 ///
 /// # Safety
 /// `count` must point into a per-CPU map value.
 #[inline(always)]
-unsafe fn add(count: *mut Count, bytes: u32) {
+pub unsafe fn add(count: *mut Count, bytes: u32) -> u64 {
     // SAFETY: the caller's promise; nothing else on this CPU writes meanwhile.
     let count = unsafe { &mut *count };
     count.packets += 1;
     count.bytes += u64::from(bytes);
+    count.packets
 }
 
-/// Counts what was dropped of a VIP.
+/// Counts what was dropped of a VIP, and returns how many were for this reason, on this CPU.
 #[inline(always)]
-pub fn dropped(vip: u16, reason: DropReason, bytes: u32) {
-    count_drop(vip, reason, 0, bytes);
+pub fn dropped(vip: u16, reason: DropReason, bytes: u32) -> u64 {
     note_reason(reason);
+    count_drop(vip, reason, 0, bytes)
 }
 
 /// Counts what would have been dropped.
@@ -33,14 +34,15 @@ pub fn monitored(vip: u16, reason: DropReason, bytes: u32) {
 }
 
 #[inline(always)]
-fn count_drop(vip: u16, reason: DropReason, mode: u32, bytes: u32) {
+fn count_drop(vip: u16, reason: DropReason, mode: u32, bytes: u32) -> u64 {
     if explaining() {
-        return;
+        return 0;
     }
     let index = (u32::from(vip) * DROP_REASONS + reason as u32) * 2 + mode;
-    if let Some(count) = DROPS.get_ptr_mut(index) {
+    match DROPS.get_ptr_mut(index) {
         // SAFETY: a value of a per-CPU map.
-        unsafe { add(count, bytes) };
+        Some(count) => unsafe { add(count, bytes) },
+        None => 0,
     }
 }
 
@@ -64,24 +66,25 @@ pub enum Exit {
     Redirect,
 }
 
-/// Counts a packet that was not dropped.
+/// Counts a packet that was not dropped, and returns how many left like this, on this CPU.
 #[inline(always)]
-pub fn left(vip: u16, exit: Exit, bytes: u32) {
+pub fn left(vip: u16, exit: Exit, bytes: u32) -> u64 {
     if explaining() {
-        return;
+        return 0;
     }
-    if let Some(stats) = VIP_STATS.get_ptr_mut(u32::from(vip)) {
-        let count = match exit {
-            // SAFETY: a field of a per-CPU map value.
-            Exit::Pass => unsafe { &raw mut (*stats).pass },
-            // SAFETY: as above.
-            Exit::Tx => unsafe { &raw mut (*stats).tx },
-            // SAFETY: as above.
-            Exit::Redirect => unsafe { &raw mut (*stats).redirect },
-        };
-        // SAFETY: a value of a per-CPU map.
-        unsafe { add(count, bytes) };
-    }
+    let Some(stats) = VIP_STATS.get_ptr_mut(u32::from(vip)) else {
+        return 0;
+    };
+    let count = match exit {
+        // SAFETY: a field of a per-CPU map value.
+        Exit::Pass => unsafe { &raw mut (*stats).pass },
+        // SAFETY: as above.
+        Exit::Tx => unsafe { &raw mut (*stats).tx },
+        // SAFETY: as above.
+        Exit::Redirect => unsafe { &raw mut (*stats).redirect },
+    };
+    // SAFETY: a value of a per-CPU map.
+    unsafe { add(count, bytes) }
 }
 
 /// Counts a packet by its class.
@@ -97,9 +100,9 @@ pub fn class(vip: u16, class: Class, bytes: u32) {
     }
 }
 
-/// Counts the end of a packet that no backend got.
+/// Counts the end of a packet that no backend got, and returns how many ended like this, on this CPU.
 #[inline(always)]
-pub fn ended(vip: u16, verdict: Verdict, bytes: u32) {
+pub fn ended(vip: u16, verdict: Verdict, bytes: u32) -> u64 {
     match verdict {
         Verdict::Pass => left(vip, Exit::Pass, bytes),
         Verdict::Reply => left(vip, Exit::Tx, bytes),

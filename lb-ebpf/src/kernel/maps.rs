@@ -12,7 +12,7 @@ use crate::{
     abi::{
         AMPLIFIED_COUNTS, AddressEntry, Backend, Count, FlowStats, HANDSHAKE_WORDS, LIMITERS,
         Limit, MAX_PROTECTED, Policy, SLOTS_PER_WORD, Sample, SampleStats, Sampling, Service,
-        Settings, Trace, Vip, VipStats,
+        Settings, Trace, Vip, VipStats, Watching,
     },
     decap::Prefix,
     exact,
@@ -148,6 +148,17 @@ pub static SAMPLES: RingBuf<Sample, 1048576> = RingBuf::new();
 
 #[btf_map]
 pub static SAMPLE_STATS: PerCpuArray<SampleStats, 1> = PerCpuArray::new();
+
+/// How many samples the daemon takes at most. Written by it.
+#[btf_map]
+pub static WATCHING: Array<Watching, 1, MMAPABLE> = Array::new();
+
+/// Samples on their way to the daemon. When it does not keep up, new ones are lost, and counted.
+#[btf_map]
+pub static WATCHED: RingBuf<Sample, 1048576> = RingBuf::new();
+
+#[btf_map]
+pub static WATCH_STATS: PerCpuArray<SampleStats, 1> = PerCpuArray::new();
 
 /// Written by the explaining twin only.
 #[btf_map]

@@ -77,7 +77,7 @@ fn meet(context: *mut xdp_md, settings: &'static Settings, ip: &Ip) -> u32 {
     let mut vip_index = address.entry.icmp_vip;
     let verdict = match balance(context, settings, ip, &address, &mut vip_index) {
         Ok((backend, exit, action)) => {
-            count::left(vip_index, exit, ip.length);
+            let nth = count::left(vip_index, exit, ip.length);
             count::sent(backend, ip.length);
             let end = End {
                 vip: vip_index,
@@ -85,19 +85,23 @@ fn meet(context: *mut xdp_md, settings: &'static Settings, ip: &Ip) -> u32 {
                 action,
                 reason: 0,
             };
-            sample::sample(context, settings, end);
+            sample::sample(context, settings, &end);
+            sample::watch(context, settings, &end, nth);
             return action;
         }
         Err(verdict) => verdict,
     };
-    count::ended(vip_index, verdict, ip.length);
+    let nth = count::ended(vip_index, verdict, ip.length);
     let (action, reason) = match verdict {
         Verdict::Pass => (xdp_action::XDP_PASS, 0),
         Verdict::Reply => (xdp_action::XDP_TX, 0),
         Verdict::Drop(reason) => (xdp_action::XDP_DROP, reason as u32 + 1),
     };
     let end = End::without_backend(vip_index, action, reason);
-    sample::sample(context, settings, end);
+    sample::sample(context, settings, &end);
+    if vip_index != NO_VIP {
+        sample::watch(context, settings, &end, nth);
+    }
     action
 }
 
@@ -106,7 +110,7 @@ fn not_ours(context: *mut xdp_md, settings: &Settings, why: Step, bytes: u32) ->
     count::note(why);
     count::left(NO_VIP, Exit::Pass, bytes);
     let end = End::without_backend(NO_VIP, xdp_action::XDP_PASS, 0);
-    sample::sample(context, settings, end);
+    sample::sample(context, settings, &end);
     xdp_action::XDP_PASS
 }
 
@@ -263,7 +267,6 @@ fn steer_icmp(
     }
     if echo {
         count::note(Step::Echo);
-        count::class(address.icmp_vip, Class::Icmp, ip.length);
         let Some(vip) = VIPS.get(u32::from(address.icmp_vip)) else {
             return Err(Verdict::Pass);
         };
@@ -273,6 +276,7 @@ fn steer_icmp(
             return Err(Verdict::Pass);
         }
         sanity::check(wrong, ip, vip, address.icmp_vip)?;
+        count::class(address.icmp_vip, Class::Icmp, ip.length);
         sanity::check_source(settings, ip, vip, address.icmp_vip)?;
         let sender = Sender {
             source: ip.source,

@@ -1,13 +1,14 @@
-//! Samples of packets, for who wants to see them: taken where a packet ends, with what became of it.
+//! Samples of packets, for `sluice capture` and for the daemon: taken where a packet ends, with what became of it.
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
+    btf_maps::RingBuf,
     helpers::generated::{bpf_ktime_get_ns, bpf_xdp_load_bytes},
 };
 
 use super::{
     again, jiffies,
-    maps::{SAMPLE_STATS, SAMPLES, SAMPLING, explaining, settings},
+    maps::{SAMPLE_STATS, SAMPLES, SAMPLING, WATCH_STATS, WATCHED, WATCHING, explaining, settings},
 };
 use crate::{
     abi::{ANY_VIP, NO_BACKEND, SAMPLE_BYTES, Sample, SampleStats, Sampling, Settings},
@@ -39,19 +40,24 @@ impl End {
             reason,
         }
     }
+
+    /// All of it in one number.
+    #[inline(always)]
+    fn words(&self) -> u64 {
+        u64::from(self.vip)
+            | u64::from(self.backend) << 16
+            | u64::from(self.action) << 32
+            | u64::from(self.reason) << 40
+    }
 }
 
 /// Samples a packet if anybody wants samples. If nobody does, this is a load and a branch.
 #[inline(always)]
-pub fn sample(context: *mut xdp_md, settings: &Settings, end: End) {
+pub fn sample(context: *mut xdp_md, settings: &Settings, end: &End) {
     if explaining() || again(settings).sampling_until == 0 {
         return;
     }
-    let what = u64::from(end.vip)
-        | u64::from(end.backend) << 16
-        | u64::from(end.action) << 32
-        | u64::from(end.reason) << 40;
-    sluice_sample(context, what);
+    sluice_sample(context, end.words());
 }
 
 /// A global function: the verifier follows it once, not once for each way to reach it.
@@ -90,7 +96,43 @@ pub extern "C" fn sluice_sample(context: *mut xdp_md, what: u64) -> u32 {
         return 0;
     };
     sampling.rate_tat = tat;
-    take(context, &frame, what, stats);
+    take(&SAMPLES, context, &frame, what, stats);
+    0
+}
+
+/// Samples one of many packets for the daemon. `nth` counts the packets that ended like this one, from 1.
+///
+/// Numbers that follow each other, times the golden ratio, are spread evenly: so no period of a flood's packets makes
+/// one kind of them be taken more often than others.
+#[inline(always)]
+pub fn watch(context: *mut xdp_md, settings: &Settings, end: &End, nth: u64) {
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    if explaining() || nth.wrapping_mul(GOLDEN) >= again(settings).watching {
+        return;
+    }
+    sluice_watch(context, end.words());
+}
+
+/// A global function: the verifier follows it once, not once for each way to reach it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_watch(context: *mut xdp_md, what: u64) -> u32 {
+    let (Some(watching), Some(stats)) = (WATCHING.get_ptr_mut(0), WATCH_STATS.get_ptr_mut(0))
+    else {
+        return 0;
+    };
+    // SAFETY: a map value; only `rate_tat` is written by packets, as a word.
+    let watching = unsafe { &mut *watching };
+    // SAFETY: a value of a per-CPU map.
+    let stats = unsafe { &mut *stats };
+    stats.matched += 1;
+    let now = gcra::time(jiffies());
+    let Some(tat) = gcra::admit(watching.rate_tat, now, &watching.rate, 1) else {
+        stats.capped += 1;
+        return 0;
+    };
+    watching.rate_tat = tat;
+    take(&WATCHED, context, &frame(context), what, stats);
     0
 }
 
@@ -119,10 +161,16 @@ fn innermost(frame: &Frame, what: u64) -> Option<Ip> {
 }
 
 #[inline(always)]
-fn take(context: *mut xdp_md, frame: &Frame, what: u64, stats: &mut SampleStats) {
+fn take<const BYTES: usize>(
+    ring: &RingBuf<Sample, BYTES>,
+    context: *mut xdp_md,
+    frame: &Frame,
+    what: u64,
+    stats: &mut SampleStats,
+) {
     /// `BPF_RB_NO_WAKEUP`: the reader looks by itself. Waking it would cost more than the sample.
     const NO_WAKEUP: u64 = 1;
-    let Some(mut entry) = SAMPLES.reserve(0) else {
+    let Some(mut entry) = ring.reserve(0) else {
         stats.lost += 1;
         return;
     };

@@ -2,6 +2,7 @@
 
 mod access;
 mod connections;
+mod detection;
 mod docs;
 mod events;
 mod guard;
@@ -44,7 +45,7 @@ pub use connections::Caps;
 pub use events::EventLog;
 pub use openapi::document;
 pub use problem::Problem;
-pub(crate) use render::{is_up, state};
+pub(crate) use render::{is_up, state, told};
 pub use server::{serve_local, serve_remote};
 pub use socket::{SocketError, bind};
 pub use tls::{ServerTls, TlsError};
@@ -110,6 +111,10 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(show::drops))
         .routes(routes!(limits::limits, limits::set))
         .routes(routes!(limits::limit, limits::replace, limits::remove))
+        .routes(routes!(detection::mitigations))
+        .routes(routes!(detection::revert))
+        .routes(routes!(detection::allow))
+        .routes(routes!(detection::talkers))
         // A backend's name has a slash in it.
         .routes(routes!(drain, undrain))
         .routes(routes!(reload))

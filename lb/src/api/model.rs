@@ -4,7 +4,11 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{config::Mode, limits::ClassWord};
+use crate::{
+    config::Mode,
+    detect::{mitigation::PhaseWord, signature::Evidence, trigger::Rates},
+    limits::ClassWord,
+};
 
 /// A part of a list, or all of it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -146,6 +150,67 @@ pub struct LimitItem {
     pub dropped_packets: u64,
 }
 
+/// What detection raised against an attack.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MitigationItem {
+    pub id: u64,
+    /// Absent: all VIPs.
+    pub vip: Option<String>,
+    /// Of the packets: `syn`, `udp`, `icmp`, `other` or `established`.
+    pub class: String,
+    /// `rule`, `prefix_limits`, `challenge`, `cap` or `upstream`.
+    pub measure: String,
+    /// In words; of a rule what it fits.
+    pub what: String,
+    pub state: PhaseWord,
+    /// Whether it acts; otherwise it counts. Absent in events.
+    pub enforced: Option<bool>,
+    /// Why it is believed to be right; absent if it is no rule.
+    pub evidence: Option<Evidence>,
+    /// When it was raised: what came, and from where on that is an attack.
+    pub rates: Rates,
+    pub trigger: Rates,
+    /// RFC 3339 with milliseconds.
+    pub created: String,
+    /// How often its packets came back.
+    pub returns: u32,
+    pub matched_packets: u64,
+}
+
+/// Who sends most, scaled from samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Talkers {
+    pub samples: usize,
+    /// How many packets a sample stands for, on average.
+    pub packets_per_sample: f64,
+    /// Source networks: /24 and /48.
+    pub networks: Vec<TalkerRow>,
+    pub source_ports: Vec<TalkerRow>,
+    pub destination_ports: Vec<TalkerRow>,
+    /// Lengths of packets from their IP header on, in bytes.
+    pub lengths: Vec<TalkerRow>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TalkerRow {
+    pub what: String,
+    pub pps: u64,
+    pub bps: u64,
+    pub dropped_pps: u64,
+    pub dropped_bps: u64,
+}
+
+/// An attack on a class of a VIP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AttackItem {
+    /// Absent: many VIPs.
+    pub vip: Option<String>,
+    pub class: String,
+    /// Now; of one that is over, the most that was seen.
+    pub rates: Rates,
+    pub trigger: Rates,
+}
+
 /// What became of many limits.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LimitsDone {
@@ -228,6 +293,33 @@ pub enum EventItem {
     Healed {
         what: Vec<String>,
     },
+    AttackBegan(AttackItem),
+    AttackEnded(AttackItem),
+    /// Nothing tells the attack from innocent packets; another measure follows.
+    NoRule {
+        attack: AttackItem,
+        why: String,
+    },
+    MitigationRaised {
+        mitigation: MitigationItem,
+    },
+    /// Its packets are back.
+    MitigationRearmed {
+        mitigation: MitigationItem,
+    },
+    /// It only counts from now on.
+    MitigationShadowed {
+        mitigation: MitigationItem,
+    },
+    MitigationForgotten {
+        id: u64,
+    },
+    MitigationReverted {
+        id: u64,
+    },
+    MitigationAllowed {
+        id: u64,
+    },
     /// Events came here that are not known any more; how many, if that can be told.
     Lost {
         events: Option<u64>,
@@ -252,6 +344,15 @@ impl EventItem {
             Self::ReloadDone { .. } => "reload_done",
             Self::ReloadRefused { .. } => "reload_refused",
             Self::Healed { .. } => "healed",
+            Self::AttackBegan(_) => "attack_began",
+            Self::AttackEnded(_) => "attack_ended",
+            Self::NoRule { .. } => "no_rule",
+            Self::MitigationRaised { .. } => "mitigation_raised",
+            Self::MitigationRearmed { .. } => "mitigation_rearmed",
+            Self::MitigationShadowed { .. } => "mitigation_shadowed",
+            Self::MitigationForgotten { .. } => "mitigation_forgotten",
+            Self::MitigationReverted { .. } => "mitigation_reverted",
+            Self::MitigationAllowed { .. } => "mitigation_allowed",
             Self::Lost { .. } => "lost",
             Self::Closed { .. } => "closed",
         }

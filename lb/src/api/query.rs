@@ -60,9 +60,7 @@ impl Params {
     pub(super) fn window(mut self) -> Result<Window, Problem> {
         let most = self.value("limit", "a number")?.unwrap_or(ITEMS);
         let after = self.value("after", "what was answered as `next`")?;
-        if let Some(name) = self.0.keys().next() {
-            return Err(bad(name, format!("there is no parameter `{name}` here")));
-        }
+        self.none_left()?;
         if !(1..=MOST_ITEMS).contains(&most) {
             let why = format!("{most} is not from 1 to {MOST_ITEMS}");
             return Err(bad("limit", why));
@@ -71,6 +69,16 @@ impl Params {
             most,
             after: after.unwrap_or(0),
         })
+    }
+}
+
+impl Params {
+    /// What nobody took is refused.
+    pub(super) fn none_left(&self) -> Result<(), Problem> {
+        match self.0.keys().next() {
+            Some(name) => Err(bad(name, format!("there is no parameter `{name}` here"))),
+            None => Ok(()),
+        }
     }
 }
 

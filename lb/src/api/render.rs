@@ -11,14 +11,18 @@ use std::{
 use serde::Serialize;
 
 use super::model::{
-    BackendItem, DropItem, EventItem, FlowItem, Flows, InterfaceItem, LastReload, LimitItem,
-    LimitSummary, Status, VipItem,
+    AttackItem, BackendItem, DropItem, EventItem, FlowItem, Flows, InterfaceItem, LastReload,
+    LimitItem, LimitSummary, MitigationItem, Status, Told, VipItem,
 };
 use crate::{
     config::{Backend, Forward, Mode, Pool},
     control::{Event, Figures, HealthChange, LimitInForce, View},
     dataplane::BackendKey,
     desired::way,
+    detect::{
+        detector::{AttackSeen, Decision},
+        mitigation::Mitigation,
+    },
     drains::BackendName,
     health::State,
     limits::LimitRecord,
@@ -199,8 +203,68 @@ impl From<Event> for EventItem {
             },
             Event::ReloadRefused { error } => Self::ReloadRefused { error },
             Event::Healed { what } => Self::Healed { what },
+            Event::Detection(decision) => decided(&decision),
+            Event::MitigationReverted(id) => Self::MitigationReverted { id },
+            Event::MitigationAllowed(id) => Self::MitigationAllowed { id },
         }
     }
+}
+
+fn decided(decision: &Decision) -> EventItem {
+    match decision {
+        Decision::AttackBegan(seen) => EventItem::AttackBegan(attack(seen)),
+        Decision::AttackEnded(seen) => EventItem::AttackEnded(attack(seen)),
+        Decision::NoRule { seen, why } => EventItem::NoRule {
+            attack: attack(seen),
+            why: why.to_string(),
+        },
+        Decision::Raised(raised) => EventItem::MitigationRaised {
+            mitigation: mitigation(raised),
+        },
+        Decision::Rearmed(rearmed) => EventItem::MitigationRearmed {
+            mitigation: mitigation(rearmed),
+        },
+        Decision::Shadowed(shadowed) => EventItem::MitigationShadowed {
+            mitigation: mitigation(shadowed),
+        },
+        Decision::Forgotten(forgotten) => EventItem::MitigationForgotten { id: forgotten.id },
+    }
+}
+
+fn attack(seen: &AttackSeen) -> AttackItem {
+    AttackItem {
+        vip: seen.vip.clone(),
+        class: word(seen.class),
+        rates: seen.rates,
+        trigger: seen.trigger,
+    }
+}
+
+pub(super) fn mitigation(mitigation: &Mitigation) -> MitigationItem {
+    MitigationItem {
+        id: mitigation.id,
+        vip: mitigation.vip.clone(),
+        class: word(mitigation.class),
+        measure: mitigation.measure.word().to_owned(),
+        what: mitigation.measure.to_string(),
+        state: mitigation.phase_word(),
+        enforced: None,
+        evidence: mitigation.evidence,
+        rates: mitigation.rates,
+        trigger: mitigation.trigger,
+        created: date(mitigation.created_ms),
+        returns: mitigation.returns,
+        matched_packets: mitigation.matched_packets,
+    }
+}
+
+/// An event that happens now, as `/v1/events` tells it.
+pub(crate) fn told(event: Event) -> String {
+    let told = Told {
+        at: rfc3339(SystemTime::now()),
+        what: EventItem::from(event),
+    };
+    serde_json::to_string(&told).unwrap_or_default()
 }
 
 /// Events are kept, so none may be of any size.

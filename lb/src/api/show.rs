@@ -119,7 +119,8 @@ pub(super) async fn drops(State(api): Shared, mut params: Params) -> Answer<Page
 ))]
 pub(super) async fn metrics_text(State(api): Shared) -> Result<Response, Problem> {
     let scrape = api.control.scrape().await?;
-    let text = metrics::text(&api.control.view(), &scrape)
+    let known = api.control.detection().lock();
+    let text = metrics::text(&api.control.view(), &scrape, &known.detector)
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }

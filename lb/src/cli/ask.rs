@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{
     Command, DrainArgs, DrainKind, Failed, Watch,
     client::{Client, encoded},
-    limits,
+    detection, limits,
     names::{self, Kind},
     output::{Ink, Output},
     table::{or_dash, table},
@@ -16,6 +16,7 @@ use crate::api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, Vi
 pub(super) async fn ask(command: Command, client: Client, output: Output) -> Result<(), Failed> {
     match command {
         Command::Limit(command) => limits::change(command, &client, output).await,
+        Command::Mitigation(command) => detection::change(&command, &client, output).await,
         Command::Drain(args) => {
             if let Err(error) = client.tell(Method::PUT, &drain_path(&args)).await {
                 return Err(names::explained(error, named(&args), &client).await);
@@ -80,6 +81,8 @@ async fn show_once(noun: &Command, client: &Client, output: Output) -> Result<()
             output.show(&answer, |answer| drops(ink, &answer.items))
         }
         Command::Limits(filters) => limits::show(filters, client, output).await,
+        Command::Mitigations(filters) => detection::mitigations(filters, client, output).await,
+        Command::Talkers(args) => detection::talkers(args, client, output).await,
         _ => unreachable!("not the daemon's to answer"),
     }
 }

@@ -4,6 +4,7 @@ mod ask;
 mod capture;
 mod check;
 mod client;
+mod detection;
 mod doctor;
 mod explain;
 mod flow;
@@ -95,6 +96,13 @@ enum Command {
     Flows(Watch),
     /// Show dropped packets by VIP and reason
     Drops(Watch),
+    /// Show what detection does about attacks
+    Mitigations(detection::MitigationFilters),
+    /// Revert or allow what detection does
+    #[command(subcommand)]
+    Mitigation(detection::MitigationCommand),
+    /// Show who sends most: networks, ports and lengths
+    Talkers(detection::TalkerArgs),
     /// Show limits set at run time
     Limits(LimitFilters),
     /// Set or remove a limit for a source prefix
@@ -154,6 +162,8 @@ impl Command {
             | Self::Backends(watch)
             | Self::Flows(watch)
             | Self::Drops(watch)
+            | Self::Mitigations(detection::MitigationFilters { watch, .. })
+            | Self::Talkers(detection::TalkerArgs { watch, .. })
             | Self::Limits(LimitFilters { watch, .. }) => Some(watch),
             _ => None,
         }

@@ -329,6 +329,27 @@ impl Default for Sanity {
     }
 }
 
+impl Policy {
+    /// With all defaults.
+    pub fn without_limits(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            mode: Mode::Enforce,
+            prefix_lengths: PrefixLengths {
+                host_v4: 32,
+                network_v4: 24,
+                host_v6: 64,
+                network_v6: 48,
+            },
+            sanity: Sanity::default(),
+            amplification: Vec::new(),
+            out_of_state: None,
+            limits: Vec::new(),
+            detect: None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct PrefixLengths {
     pub host_v4: u8,

@@ -206,6 +206,14 @@ impl<P: Dataplane> Control<P> {
                 let (step, reply) = or_refuse(step, reply)?;
                 Some(Planned::new(vec![step], Answer::Done(reply)))
             }
+            Request::Keep(rows, reply) => {
+                let rows = rows.into_iter();
+                let mut planned = Planned::new(Vec::new(), Answer::Done(reply));
+                planned.kept = rows
+                    .map(|(key, value)| Change::Keep(key, value.map(Into::into)))
+                    .collect();
+                Some(planned)
+            }
             Request::Drain(name, draining, reply) => {
                 let checked = self.check_drain(plan, &name, draining);
                 let (drain, reply) = or_refuse(checked, reply)?;

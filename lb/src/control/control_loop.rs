@@ -25,7 +25,8 @@ use crate::{
         scrape::LimitSeries,
     },
     dataplane::{BackendKey, Desired},
-    desired::{self, Inputs},
+    desired::{self, Inputs, Tightened},
+    detect::shared::Shared,
     drains::Drains,
     health::{self, State},
     limits::LimitBook,
@@ -54,6 +55,8 @@ pub struct Control<P> {
     pub(super) drains: Drains,
     pub(super) limits: Limits,
     pub(super) limit_series: LimitSeries,
+    /// Limits of detection beside those of policies.
+    tightened: Tightened,
     pub(super) changes: Changes,
     /// Why nothing can be written to the disk.
     pub(super) trouble: watch::Receiver<Option<String>>,
@@ -85,7 +88,9 @@ const COMMANDS: usize = 256;
 
 impl<P: Dataplane> Control<P> {
     /// Asks for health and next hops of what the config names; nothing is applied before [`Control::run`].
-    pub fn new(start: Start<P>, sources: Sources, supervisor: Supervisor) -> (Self, Handle) {
+    pub fn new(mut start: Start<P>, sources: Sources, supervisor: Supervisor) -> (Self, Handle) {
+        let (detection, warnings) = Shared::new(&start.contents.kept, seed());
+        start.warnings.extend(warnings);
         let config = Arc::new(start.config.clone());
         let view = View {
             config_hash: config::hash(&config),
@@ -100,6 +105,7 @@ impl<P: Dataplane> Control<P> {
             },
             ready: false,
             adopted: start.adopted,
+            vip_numbers: Arc::default(),
             attachments: Vec::new(),
             program_id: None,
             started: Instant::now(),
@@ -110,6 +116,7 @@ impl<P: Dataplane> Control<P> {
             view: Arc::new(ArcSwap::from_pointee(view)),
             events: Events::new(),
             supervisor,
+            detection,
         };
         (Self::resume(start, sources, &handle), handle)
     }
@@ -121,6 +128,7 @@ impl<P: Dataplane> Control<P> {
             limits,
             next_limit_id,
             drains,
+            kept: _,
         } = start.contents;
         let book = LimitBook::new(limits, next_limit_id);
         let (limits, warnings) = Limits::adopt(book, &mut start.plane, events.clone());
@@ -136,6 +144,7 @@ impl<P: Dataplane> Control<P> {
             drains,
             limits,
             limit_series: LimitSeries::default(),
+            tightened: Tightened::default(),
             trouble: start.writer.trouble(),
             changes: Changes::new(start.writer),
             sources,
@@ -243,6 +252,11 @@ impl<P: Dataplane> Control<P> {
                 drop(reply.send(Ok(self.limits.page(&query, &self.plane))));
             }
             Command::Limit(id, reply) => drop(reply.send(self.limits.get(id, &self.plane))),
+            Command::Tighten(tightened, reply) => {
+                self.tightened = tightened;
+                self.reconcile();
+                drop(reply.send(self.applied()));
+            }
             Command::Answer(reply) => drop(reply.send(Ok(()))),
         }
     }
@@ -375,7 +389,11 @@ impl<P: Dataplane> Control<P> {
         let drains = Arc::new(self.drains.clone());
         let (attachments, program_id) = (self.plane.attachments(), self.plane.program_id());
         let warnings = self.warnings();
+        let vip_numbers = self.plane.vip_numbers();
         self.publish(|view| {
+            if *view.vip_numbers != vip_numbers {
+                view.vip_numbers = Arc::new(vip_numbers);
+            }
             if !Arc::ptr_eq(&view.config, &config) {
                 view.config_hash = config::hash(&config);
                 view.config = config;
@@ -416,6 +434,7 @@ impl<P: Dataplane> Control<P> {
             resolutions: &self.sources.resolutions.borrow(),
             drains: &self.drains,
             held: &self.held,
+            tightened: &self.tightened,
             now: Instant::now(),
         })
     }
@@ -483,6 +502,14 @@ impl<P: Dataplane> Control<P> {
         change(&mut view);
         self.view.store(Arc::new(view));
     }
+}
+
+/// What samples are chosen by: nothing that anybody outside knows.
+fn seed() -> u64 {
+    let mut seed = [0; 8];
+    // Any number will do.
+    _ = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut seed);
+    u64::from_ne_bytes(seed)
 }
 
 /// An error and its causes, on one line.

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Control, Sources, Start,
+    Control, Handle, Sources, Start, detection,
     keep::keep,
     kernel::Kernel,
     supervise::{Heart, Supervisor},
@@ -64,7 +64,7 @@ pub enum DaemonError {
         address: SocketAddr,
         source: io::Error,
     },
-    #[error("cannot start a thread for clients by TCP")]
+    #[error("cannot start a thread")]
     Thread(#[source] io::Error),
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
@@ -168,6 +168,7 @@ async fn serve(
 ) -> Result<(), DaemonError> {
     raise_open_files();
     let config_file = start.config_file.clone();
+    let pin_dir = start.config.dataplane.pin_dir.clone();
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
@@ -185,6 +186,7 @@ async fn serve(
     let mut control = tokio::spawn(keep(control, handle.clone(), sources, reopen));
     let api = Arc::new(Api::new(handle.clone(), config_file, access));
     listen(&supervisor, listeners, &api)?;
+    detect(&supervisor, handle.clone(), pin_dir)?;
     let manager = Manager::from_environment();
     tokio::spawn(service::attend(manager.clone(), handle));
     tokio::spawn(log::tell_what_is_left_out());
@@ -244,6 +246,26 @@ fn listen(
         }
     });
     Ok(())
+}
+
+/// Detection has a thread of its own, so that looking for what tells an attack takes no time from the control loop.
+fn detect(supervisor: &Supervisor, handle: Handle, pin_dir: PathBuf) -> Result<(), DaemonError> {
+    let supervisor = supervisor.clone();
+    let watch = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let start = move |heart: Heart| detection::run(handle.clone(), pin_dir.clone(), heart);
+        match runtime {
+            Ok(runtime) => {
+                let ran = runtime.block_on(async { supervisor.run("detection", start).await });
+                drop(ran);
+            }
+            Err(error) => tracing::error!(%error, "attacks are not detected; restart the daemon"),
+        }
+    };
+    let spawned = thread::Builder::new().name("detection".into()).spawn(watch);
+    spawned.map(drop).map_err(DaemonError::Thread)
 }
 
 /// Clients by TCP have a thread of their own, so that their handshakes take no time from the control loop.

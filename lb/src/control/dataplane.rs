@@ -51,6 +51,9 @@ pub trait Dataplane {
     /// Of the program that is attached.
     fn program_id(&self) -> Option<u32>;
 
+    /// The number of each VIP.
+    fn vip_numbers(&self) -> BTreeMap<String, u16>;
+
     /// Whether limits for this VIP can be set.
     fn has_vip(&self, name: &str) -> bool;
 

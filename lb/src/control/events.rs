@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use tokio::sync::broadcast;
 
-use crate::{drains::BackendName, health::State, limits::LimitRecord};
+use crate::{detect::detector::Decision, drains::BackendName, health::State, limits::LimitRecord};
 
 /// One change of the state.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,10 @@ pub enum Event {
     Healed {
         what: Vec<String>,
     },
+    /// What detection saw, or decided.
+    Detection(Arc<Decision>),
+    MitigationReverted(u64),
+    MitigationAllowed(u64),
     /// The config before stays in force.
     ReloadRefused {
         error: String,
@@ -46,7 +50,7 @@ pub struct HealthChange {
 
 impl Event {
     /// The word for it.
-    pub const fn word(&self) -> &'static str {
+    pub fn word(&self) -> &'static str {
         match self {
             Self::LimitSet(_) => "limit_set",
             Self::LimitsSet(_) => "limits_set",
@@ -58,6 +62,9 @@ impl Event {
             Self::ReloadDone { .. } => "reload_done",
             Self::ReloadRefused { .. } => "reload_refused",
             Self::Healed { .. } => "healed",
+            Self::Detection(decision) => decision.word(),
+            Self::MitigationReverted(_) => "mitigation_reverted",
+            Self::MitigationAllowed(_) => "mitigation_allowed",
         }
     }
 }

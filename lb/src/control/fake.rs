@@ -160,6 +160,11 @@ impl Dataplane for Fake {
         Some(7)
     }
 
+    fn vip_numbers(&self) -> BTreeMap<String, u16> {
+        let names = self.held().vips.into_keys();
+        names.zip(1..).collect()
+    }
+
     fn has_vip(&self, name: &str) -> bool {
         self.0.lock().unwrap().desired.vips.contains_key(name)
     }

@@ -288,6 +288,10 @@ impl Dataplane for Kernel {
         self.program_id
     }
 
+    fn vip_numbers(&self) -> BTreeMap<String, u16> {
+        self.plane.numbers_of_vips()
+    }
+
     fn has_vip(&self, name: &str) -> bool {
         self.plane.vip_number(name).is_some()
     }

@@ -3,17 +3,20 @@
 mod changes;
 mod control_loop;
 mod daemon;
+mod detection;
 
 mod dataplane;
 mod events;
 mod keep;
 mod kernel;
 mod limits;
+mod measures;
 mod request;
 mod scrape;
 mod sources;
 mod supervise;
 mod view;
+mod webhook;
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -24,6 +27,11 @@ use arc_swap::ArcSwap;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
+    desired::Tightened,
+    detect::{
+        mitigation::Mitigation,
+        shared::{Shared, mitigation_key},
+    },
     drains::BackendName,
     limits::{LimitError, LimitQuery, LimitSpec, Precondition},
     service::Manager,
@@ -34,6 +42,7 @@ use request::Request;
 pub(crate) use control_loop::chain;
 pub use control_loop::{Control, Start};
 pub use daemon::{DaemonError, run};
+pub(crate) use limits::now_ms;
 pub use request::LimitsSet;
 
 pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures, Measured};
@@ -52,6 +61,7 @@ pub struct Handle {
     view: Arc<ArcSwap<View>>,
     events: events::Events,
     supervisor: Supervisor,
+    detection: Shared,
 }
 
 /// Why a command was not carried out.
@@ -98,6 +108,12 @@ impl From<LimitError> for Refused {
     }
 }
 
+fn unknown_mitigation(id: u64) -> Refused {
+    Refused::NotFound(format!(
+        "there is no mitigation {id}; `sluice mitigations` lists them"
+    ))
+}
+
 type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
 #[derive(Debug)]
@@ -108,6 +124,8 @@ enum Command {
     Scrape(Reply<Scrape>),
     LimitPage(LimitQuery, Reply<LimitPage>),
     Limit(u64, Reply<LimitInForce>),
+    /// Limits of detection beside those of policies.
+    Tighten(Tightened, Reply<()>),
     /// Nothing: whoever asks wants to know whether anybody is there.
     Answer(Reply<()>),
 }
@@ -116,6 +134,60 @@ impl Handle {
     /// How the daemon's tasks are.
     pub fn supervisor(&self) -> &Supervisor {
         &self.supervisor
+    }
+
+    /// What is known of attacks.
+    pub fn detection(&self) -> &Shared {
+        &self.detection
+    }
+
+    /// Ends a mitigation for good: none like it is raised until [`Handle::allow`] is called with its id. It is on the disk
+    /// when this returns.
+    pub async fn revert(&self, id: u64) -> Result<Mitigation, Refused> {
+        let reverted = self.detection.lock().detector.revert(id, now_ms()).cloned();
+        let mitigation = reverted.ok_or_else(|| unknown_mitigation(id))?;
+        let value =
+            serde_json::to_vec(&mitigation).map_err(|error| Refused::Failed(error.to_string()))?;
+        self.keep(vec![(mitigation_key(id), Some(value))]).await?;
+        self.tell(Event::MitigationReverted(id));
+        tracing::info!(
+            mitigation = id,
+            "reverted: none like it is raised until it is allowed"
+        );
+        Ok(mitigation)
+    }
+
+    /// Takes a reversal back.
+    pub async fn allow(&self, id: u64) -> Result<(), Refused> {
+        {
+            let detector = &mut self.detection.lock().detector;
+            let known = detector.mitigation(id).is_some();
+            if detector.allow(id).is_none() {
+                return Err(if known {
+                    Refused::Conflict(format!("mitigation {id} is not reverted"))
+                } else {
+                    unknown_mitigation(id)
+                });
+            }
+        }
+        self.keep(vec![(mitigation_key(id), None)]).await?;
+        self.tell(Event::MitigationAllowed(id));
+        tracing::info!(mitigation = id, "allowed: one like it may be raised again");
+        Ok(())
+    }
+
+    /// Writes rows of detection to the disk.
+    async fn keep(&self, rows: Vec<(String, Option<Vec<u8>>)>) -> Result<(), Refused> {
+        self.change(|reply| Request::Keep(rows, reply)).await
+    }
+
+    /// Sets limits beside those of policies, in place of those that were set so before.
+    async fn tighten(&self, tightened: Tightened) -> Result<(), Refused> {
+        self.ask(|reply| Command::Tighten(tightened, reply)).await
+    }
+
+    fn tell(&self, event: Event) {
+        self.events.tell(event);
     }
 
     /// The state as it was last published.

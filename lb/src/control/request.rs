@@ -17,6 +17,8 @@ pub(super) enum Request {
     ReplaceLimit(u64, LimitSpec, Precondition, Reply<(LimitInForce, Novelty)>),
     RemoveLimit(u64, Precondition, Reply<()>),
     Drain(BackendName, Draining, Reply<()>),
+    /// Rows of detection; without a value: to be removed.
+    Keep(Vec<(String, Option<Vec<u8>>)>, Reply<()>),
 }
 
 /// What became of many limits, in the order in which they were given.
@@ -31,6 +33,7 @@ pub struct LimitsSet {
 pub(super) struct Planned {
     pub(super) steps: Vec<Step>,
     pub(super) drain: Option<(BackendName, Draining)>,
+    pub(super) kept: Vec<Change>,
     pub(super) answer: Answer,
 }
 
@@ -47,7 +50,9 @@ impl Request {
                 Answer::Limit(reply)
             }
             Self::SetLimits(_, reply) => Answer::Limits(reply),
-            Self::RemoveLimit(_, _, reply) | Self::Drain(_, _, reply) => Answer::Done(reply),
+            Self::RemoveLimit(_, _, reply) | Self::Drain(_, _, reply) | Self::Keep(_, reply) => {
+                Answer::Done(reply)
+            }
         }
     }
 }
@@ -57,6 +62,7 @@ impl Planned {
         Self {
             steps,
             drain: None,
+            kept: Vec::new(),
             answer,
         }
     }
@@ -75,6 +81,7 @@ impl Planned {
             Step::Removed(id) => Some(Change::RemoveLimit(*id)),
             Step::Same(_) => None,
         }));
+        changes.extend(self.kept.iter().cloned());
         changes.extend(self.drain.iter().map(|(name, draining)| match draining {
             Draining::Begin => Change::Drain(name.clone()),
             Draining::End => Change::Undrain(name.clone()),

@@ -1,6 +1,7 @@
 //! What readers see of the control loop: a snapshot that never changes, replaced as a whole.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -24,6 +25,8 @@ pub struct View {
     pub ready: bool,
     /// Maps and program were those of an earlier daemon.
     pub adopted: bool,
+    /// Numbers that VIPs have in the data plane.
+    pub vip_numbers: Arc<BTreeMap<String, u16>>,
     pub attachments: Vec<Attachment>,
     pub program_id: Option<u32>,
     pub started: Instant,

@@ -21,7 +21,7 @@ use sluice_ebpf::{
         AMPLIFIED_COUNTS, AddressEntry, Backend, CLASS_COUNTERS_SHIFT, CLASSES, Count,
         DROP_REASONS, FlowStats, GROUP_SHIFT, HANDSHAKE_WORDS, LIMITERS, Limit, MAX_PROTECTED,
         NO_BACKEND, Policy, SKETCH_ROWS, SLOTS_PER_WORD, SampleStats, Sampling, Service, Settings,
-        Vip, VipStats, maps,
+        Vip, VipStats, Watching, maps,
     },
     decap::Prefix,
     exact, flow,
@@ -203,6 +203,9 @@ impl Sizes {
             array(maps::SAMPLING, size_of::<Sampling>(), 1),
             (maps::SAMPLES, MapKind::RingBuffer, 0, SAMPLES_BYTES),
             per_cpu(maps::SAMPLE_STATS, size_of::<SampleStats>(), 1),
+            array(maps::WATCHING, size_of::<Watching>(), 1),
+            (maps::WATCHED, MapKind::RingBuffer, 0, SAMPLES_BYTES),
+            per_cpu(maps::WATCH_STATS, size_of::<SampleStats>(), 1),
             per_cpu(
                 maps::CLASS_STATS,
                 size_of::<Count>(),

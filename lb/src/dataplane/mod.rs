@@ -34,4 +34,4 @@ pub use plane::{Opened, Plane};
 pub use sampler::{SampleError, Sampled, Sampler, Wanted};
 pub use sketch::{Crowding, CrowdingByClass};
 pub use stats::{Census, Drops, RunStats};
-pub use watch::{Counted, Watch};
+pub use watch::{Counted, Watch, Watched};

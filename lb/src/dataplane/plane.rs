@@ -244,7 +244,16 @@ impl Plane {
             .collect()
     }
 
-    /// The number of a VIP in the data plane.
+    /// Numbers of VIPs in the data plane.
+    #[must_use]
+    pub fn numbers_of_vips(&self) -> BTreeMap<String, u16> {
+        let numbers = self.registry.vips.iter();
+        numbers
+            .map(|(name, number)| (name.clone(), *number))
+            .collect()
+    }
+
+    /// The number of a VIP, if it has one.
     #[must_use]
     pub fn vip_number(&self, name: &str) -> Option<u16> {
         self.registry.vips.get(name).copied()

@@ -252,7 +252,10 @@ pub(super) fn open(directory: &Path, map: &'static str) -> Result<Map, SampleErr
     Map::from_map_data(data).map_err(|error| failed(map, error))
 }
 
-fn array<T: bytemuck::Pod>(directory: &Path, map: &'static str) -> Result<Mapped<T>, SampleError> {
+pub(super) fn array<T: bytemuck::Pod>(
+    directory: &Path,
+    map: &'static str,
+) -> Result<Mapped<T>, SampleError> {
     match open(directory, map)? {
         Map::Array(data) => Mapped::new(data.fd(), 1).map_err(|error| failed(map, error)),
         _ => Err(failed(map, MapError::InvalidMapType { map_type: 0 })),

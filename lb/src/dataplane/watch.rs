@@ -1,20 +1,43 @@
-//! What detection reads from the maps, by itself and often: counters by VIP and class.
+//! What detection reads from the maps, by itself and often: counters by VIP and class, and samples.
 
-use std::path::Path;
+use std::{mem::offset_of, path::Path};
 
-use aya::maps::Map;
-use sluice_ebpf::abi::{CLASS_COUNTERS_SHIFT, CLASSES, Count, DROP_REASONS, DropReason, maps};
+use aya::maps::{Map, MapData, RingBuf};
+use sluice_ebpf::{
+    abi::{
+        CLASS_COUNTERS_SHIFT, CLASSES, Count, DROP_REASONS, DropReason, SAMPLE_BYTES, Sample,
+        Settings, Watching, maps,
+    },
+    gcra,
+};
 
 use super::{
+    explain::Action,
+    load,
     pins::Pins,
-    sampler::{SampleError, failed, open},
+    sampler::{SampleError, array, failed, open},
 };
-use crate::sys::ArrayReader;
+use crate::sys::{ArrayReader, Mapped};
 
-/// Reads counters.
+/// Reads counters and samples, and says how many samples are wanted.
 pub struct Watch {
+    settings: Mapped<Settings>,
+    watching: Mapped<Watching>,
+    samples: RingBuf<MapData>,
+    hz: u32,
     classes: ArrayReader,
     drops: ArrayReader,
+}
+
+/// The beginning of a packet, and what became of it.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// Number of its VIP.
+    pub vip: u16,
+    pub action: Action,
+    pub reason: Option<DropReason>,
+    /// As the program left it: what was forwarded may be in a tunnel.
+    pub frame: Vec<u8>,
 }
 
 /// Counters of a VIP, of all CPUs together.
@@ -33,9 +56,47 @@ impl Watch {
             _ => Err(failed(map, "it is no array for each CPU")),
         };
         Ok(Self {
+            settings: array(&directory, maps::SETTINGS)?,
+            watching: array(&directory, maps::WATCHING)?,
+            samples: RingBuf::try_from(open(&directory, maps::WATCHED)?)
+                .map_err(|error| failed(maps::WATCHED, error))?,
+            hz: load::hz()?,
             classes: reader(maps::CLASS_STATS)?,
             drops: reader(maps::DROPS)?,
         })
+    }
+
+    /// Takes one of `every` packets, and no more than `rate` a second. `every` 0: none.
+    pub fn want(&self, every: u64, rate: u32) {
+        let burst = u64::from(rate.clamp(1, MOST_AT_ONCE));
+        let rate = gcra::limiter(u64::from(rate), burst, self.hz);
+        let before = self.watching.read(0);
+        if before.rate != rate {
+            let watching = Watching { rate, ..before };
+            self.watching.write(0, &watching);
+        }
+        let below = u64::MAX.checked_div(every).unwrap_or(0);
+        let offset = offset_of!(Settings, watching);
+        self.settings.store_u64(0, offset, below);
+    }
+
+    /// A sample, if one is there.
+    pub fn sample(&mut self) -> Option<Watched> {
+        loop {
+            let item = self.samples.next()?;
+            // None of another size can be there.
+            let Ok(sample) = bytemuck::try_pod_read_unaligned::<Sample>(&item) else {
+                continue;
+            };
+            let bytes = usize::try_from(sample.sampled_bytes).unwrap_or(0);
+            let reason = usize::from(sample.reason).checked_sub(1);
+            return Some(Watched {
+                vip: sample.vip,
+                action: Action::from(u32::from(sample.action)),
+                reason: reason.and_then(|number| DropReason::ALL.get(number).copied()),
+                frame: sample.frame[..bytes.min(SAMPLE_BYTES)].to_vec(),
+            });
+        }
     }
 
     /// Counters of the VIPs of these numbers. `stops` tells which drops are of packets that were counted by their class
@@ -76,6 +137,13 @@ impl Watch {
     }
 }
 
+impl Drop for Watch {
+    /// Nobody reads any more.
+    fn drop(&mut self) {
+        self.want(0, 1);
+    }
+}
+
 /// Values of counters, each summed over all CPUs.
 fn sums(reader: &ArrayReader, map: &'static str, count: u32) -> Result<Vec<Count>, SampleError> {
     let mut sums = Vec::with_capacity(count as usize);
@@ -98,4 +166,6 @@ fn sums(reader: &ArrayReader, map: &'static str, count: u32) -> Result<Vec<Count
     Ok(sums)
 }
 
+/// Fits the ring with room to spare.
+const MOST_AT_ONCE: u32 = 1_000;
 const READ_AT_ONCE: u32 = 4_096;

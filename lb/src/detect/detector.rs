@@ -1,20 +1,20 @@
 //! Finds attacks and decides what is done about them. A pure state machine: it is told the time, counters and samples,
 //! and says what it decided and which mitigations it wants.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use sluice_ebpf::abi::{CLASSES, Count};
 
 use super::{
-    baseline::Kept,
+    baseline::Baseline,
     header::Header,
     ladder::{self, Situation},
     mitigation::{Change, Measure, Mitigation, Phase, Times},
     recent::{Recent, Taken, VipIndex},
     signature::{self, Found, MOST_RULES, NoSignature, Samples, Signature},
-    trigger::{Lesson, Rates, Thresholds, Trigger, Turn},
+    trigger::{Lesson, Rates, TICK_MS, Thresholds, Trigger, Turn},
 };
-use crate::config::{Class, Stance};
+use crate::config::{self, Class, Stance};
 
 /// How the detector is set.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +24,40 @@ pub struct Settings {
     pub thresholds: Thresholds,
     pub times: Times,
     pub cap_factor: f64,
+    pub able: Able,
+}
+
+/// What the data plane can be told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Able {
+    /// Without, rules are advice.
+    pub rules: bool,
+    pub challenge: bool,
+}
+
+impl Settings {
+    /// As the config says.
+    pub fn of(config: &config::Detect, able: Able) -> Self {
+        let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            stance: config.mode,
+            thresholds: Thresholds {
+                floor: Rates {
+                    pps: config.floor_pps,
+                    bps: config.floor_bps,
+                },
+                factor: config.factor.into(),
+                learn_ticks: ms(config.learn) / TICK_MS,
+                quiet_ms: ms(config.quiet),
+            },
+            times: Times {
+                hold_ms: ms(config.hold),
+                quiet_ms: ms(config.quiet),
+            },
+            cap_factor: config.cap.into(),
+            able,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -33,6 +67,10 @@ impl Default for Settings {
             thresholds: Thresholds::default(),
             times: Times::default(),
             cap_factor: 10.0,
+            able: Able {
+                rules: true,
+                challenge: true,
+            },
         }
     }
 }
@@ -69,6 +107,61 @@ pub enum Decision {
         seen: AttackSeen,
         why: NoSignature,
     },
+}
+
+impl Decision {
+    /// The word for it.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::AttackBegan(_) => "attack_began",
+            Self::AttackEnded(_) => "attack_ended",
+            Self::Raised(_) => "mitigation_raised",
+            Self::Rearmed(_) => "mitigation_rearmed",
+            Self::Shadowed(_) => "mitigation_shadowed",
+            Self::Forgotten(_) => "mitigation_forgotten",
+            Self::NoRule { .. } => "no_rule",
+        }
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AttackBegan(seen) => write!(
+                f,
+                "attack on {seen}: {}, where {} is the trigger",
+                seen.rates, seen.trigger
+            ),
+            Self::AttackEnded(seen) => {
+                write!(f, "the attack on {seen} is over; at most {}", seen.rates)
+            }
+            Self::Raised(mitigation) => {
+                write!(f, "mitigation {}: {}", mitigation.id, mitigation.measure)
+            }
+            Self::Rearmed(mitigation) => write!(
+                f,
+                "mitigation {} again: its packets are back",
+                mitigation.id
+            ),
+            Self::Shadowed(mitigation) => write!(
+                f,
+                "mitigation {} only counts: few packets fit it any more",
+                mitigation.id
+            ),
+            Self::Forgotten(mitigation) => write!(f, "mitigation {} is forgotten", mitigation.id),
+            Self::NoRule { seen, why } => write!(f, "no rule against the attack on {seen}: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for AttackSeen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let class = config::class_words().nth(self.class as usize);
+        match &self.vip {
+            Some(vip) => write!(f, "{vip} ({})", class.unwrap_or_default()),
+            None => write!(f, "many VIPs ({})", class.unwrap_or_default()),
+        }
+    }
 }
 
 /// An attack on a class of a VIP, or of all.
@@ -201,7 +294,7 @@ impl Detector {
     }
 
     /// What was learned before, of a VIP or (`None`) of all.
-    pub fn learned(&mut self, vip: Option<&str>, class: Class, packets: &Kept, bits: &Kept) {
+    pub fn learned(&mut self, vip: Option<&str>, class: Class, packets: Baseline, bits: Baseline) {
         let watched = match vip {
             None => Some(&mut self.all),
             Some(name) => self
@@ -212,8 +305,7 @@ impl Detector {
         };
         if let Some(watched) = watched {
             let trigger = &mut watched.classes[class as usize].trigger;
-            trigger.packets = super::baseline::Baseline::of(packets);
-            trigger.bits = super::baseline::Baseline::of(bits);
+            (trigger.packets, trigger.bits) = (packets, bits);
         }
     }
 
@@ -288,7 +380,13 @@ impl Detector {
 
     /// Whether a mitigation is to act, and not only to count.
     pub fn enforces(&self, mitigation: &Mitigation) -> bool {
-        mitigation.is_active() && self.stance(mitigation.vip.as_deref()) == Stance::Enforce
+        let able = match mitigation.measure {
+            Measure::Rule(_) => self.settings.able.rules,
+            Measure::Challenge => self.settings.able.challenge,
+            Measure::PrefixLimits { .. } | Measure::Cap { .. } => true,
+            Measure::Upstream => false,
+        };
+        able && mitigation.is_active() && self.stance(mitigation.vip.as_deref()) == Stance::Enforce
     }
 
     /// Ends a mitigation, and raises none like it until [`Detector::allow`] is called with its id.
@@ -453,7 +551,7 @@ impl Detector {
                         decisions.push(Decision::AttackBegan(seen(watch.rates)));
                         watch.response = Some(Response {
                             began_ms: now_ms,
-                            samples_from_ms: since.saturating_sub(super::trigger::TICK_MS),
+                            samples_from_ms: since.saturating_sub(TICK_MS),
                             next_search_ms: now_ms,
                             // This tick and the one before decided it.
                             above: 1,
@@ -683,13 +781,14 @@ impl Detector {
         ladder::next(&situation, |measure| {
             // Measures other than rules are of one VIP.
             let local = scope.is_none() && *measure != Measure::Upstream;
+            let unable = *measure == Measure::Challenge && !self.settings.able.challenge;
             let in_force = self.mitigations.values().any(|mitigation| {
                 mitigation.is_active()
                     && mitigation.vip.as_deref() == name
                     && mitigation.class == class
                     && mitigation.measure.word() == measure.word()
             });
-            local || in_force || self.is_reverted(name, class, measure)
+            local || unable || in_force || self.is_reverted(name, class, measure)
         })
     }
 

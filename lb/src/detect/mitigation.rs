@@ -67,6 +67,16 @@ pub enum PhaseWord {
     Reverted,
 }
 
+impl PhaseWord {
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Shadow => "shadow",
+            Self::Reverted => "reverted",
+        }
+    }
+}
+
 /// How long things last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {

@@ -10,7 +10,9 @@ mod ladder;
 pub mod mitigation;
 pub mod predicate;
 pub mod recent;
+pub mod shared;
 pub mod signature;
+pub mod talkers;
 pub mod trigger;
 
 #[cfg(test)]

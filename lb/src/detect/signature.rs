@@ -7,6 +7,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
     candidates::candidates,
@@ -23,7 +24,7 @@ pub const MOST_RULES: usize = 4;
 pub struct Signature(pub Vec<Predicate>);
 
 /// Why a rule is believed to be right.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Evidence {
     /// Samples since the attack began, and of peace.
     pub samples: u32,

@@ -1,6 +1,8 @@
 //! When traffic of a class is an attack: above the floor and three times what peace had, in two of three ticks; and when
 //! it is none any more.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -188,6 +190,12 @@ impl Rates {
             pps: self.pps.saturating_sub(other.pps),
             bps: self.bps.saturating_sub(other.bps),
         }
+    }
+}
+
+impl fmt::Display for Rates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} packets and {} bits a second", self.pps, self.bps)
     }
 }
 

@@ -19,18 +19,24 @@ use crate::{
     api::{is_up, state},
     config::{self, Mode},
     control::{Figures, LimitLabel, Scrape, View},
+    detect::detector::Detector,
 };
 
 /// Of [`text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// All metrics, as text.
-pub fn text(view: &View, scrape: &Scrape) -> Result<String, prometheus::Error> {
+pub fn text(
+    view: &View,
+    scrape: &Scrape,
+    detector: &Detector,
+) -> Result<String, prometheus::Error> {
     let mut page = Page::default();
     vips(&mut page, &scrape.figures);
     backends(&mut page, view, &scrape.figures);
     flows(&mut page, &scrape.figures);
     limits(&mut page, scrape);
+    detection(&mut page, detector);
     daemon(&mut page, view, scrape);
     TextEncoder::new().encode_to_string(&page.families)
 }
@@ -199,6 +205,27 @@ fn limits(page: &mut Page, scrape: &Scrape) {
             &[&limit],
             counts.dropped_packets,
         );
+    }
+}
+
+fn detection(page: &mut Page, detector: &Detector) {
+    for mitigation in detector.mitigations() {
+        let id = mitigation.id.to_string();
+        let labels = [mitigation.vip.as_deref().unwrap_or_default(), &id];
+        let acts = detector.enforces(mitigation);
+        page.add(names::MITIGATION_ACTIVE, &labels, acts.into());
+        page.add(
+            names::MITIGATION_MATCHED_PACKETS,
+            &labels,
+            mitigation.matched_packets,
+        );
+    }
+    let words: Vec<&str> = config::class_words().collect();
+    for seen in detector.watched() {
+        let class = words.get(seen.class as usize).copied().unwrap_or_default();
+        let labels = [seen.vip.unwrap_or_default(), class];
+        let attacked = seen.trigger.attack().is_some();
+        page.add(names::ATTACK_ACTIVE, &labels, attacked.into());
     }
 }
 

@@ -83,6 +83,12 @@ metrics! {
         "Part of the sketch's cells that are full for the strictest limit of a class, by a sample of its pages.";
     LIMITER_COLLATERAL_PROBABILITY = Gauge "sluice_limiter_collateral_probability" ["class"]
         "Chance that a source which sends little shares all its cells of the sketch with others that are over their limits.";
+    MITIGATION_ACTIVE = Gauge "sluice_mitigation_active" ["vip", "rule"]
+        "1 while a mitigation of detection acts, 0 while it only counts; by its id. Without a VIP: for all.";
+    MITIGATION_MATCHED_PACKETS = Counter "sluice_mitigation_matched_packets_total" ["vip", "rule"]
+        "Packets that fit a mitigation's rule.";
+    ATTACK_ACTIVE = Gauge "sluice_attack_active" ["vip", "class"]
+        "1 while a class of a VIP's traffic is taken for an attack. Without a VIP: of many together.";
     TABLE_CHECKSUM = Gauge "sluice_table_checksum" ["vip"]
         "Upper 48 bits of the checksum of a VIP's lookup table. Load balancers with equal ones choose the same backends.";
     CONFIG_LAST_RELOAD_SUCCESS = Gauge "sluice_config_last_reload_success" []

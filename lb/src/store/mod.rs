@@ -15,6 +15,7 @@ pub(crate) mod shaky;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -43,6 +44,8 @@ pub enum Change {
     NextLimitId(u64),
     Drain(BackendName),
     Undrain(BackendName),
+    /// What detection knows, by a key of its own; `None`: not any more.
+    Keep(String, Option<Arc<[u8]>>),
 }
 
 /// Everything that the store holds.
@@ -52,6 +55,8 @@ pub struct Contents {
     pub limits: Vec<LimitRecord>,
     pub next_limit_id: u64,
     pub drains: Drains,
+    /// What detection knew.
+    pub kept: BTreeMap<String, Vec<u8>>,
 }
 
 /// Why a change is not on the disk, or a store cannot be used.
@@ -251,6 +256,7 @@ impl Default for Contents {
             limits: Vec::new(),
             next_limit_id: 1,
             drains: Drains::new(),
+            kept: BTreeMap::new(),
         }
     }
 }

@@ -19,6 +19,9 @@ const LIMITS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("limits");
 /// Names of backends that drain.
 const DRAINS: TableDefinition<'_, &str, ()> = TableDefinition::new("drains");
 
+/// What detection knows, as it writes it.
+const DETECTION: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("detection");
+
 /// Rows of [`META`].
 const FORMAT_ROW: &str = "format";
 const NEXT_LIMIT_ID: &str = "next_limit_id";
@@ -32,6 +35,7 @@ pub(super) enum Row {
     Meta(&'static str, Option<u64>),
     Limit(u64, Option<Vec<u8>>),
     Drain(String, Option<()>),
+    Kept(String, Option<Vec<u8>>),
 }
 
 /// A row that is whole and makes no sense.
@@ -100,6 +104,18 @@ pub(super) fn read(database: &Database) -> Result<Read, Failure> {
                 .push(Unreadable::Drain(name.value().to_owned())),
         }
     }
+    match transaction.open_table(DETECTION) {
+        Ok(kept) => {
+            for row in kept.iter().map_err(redb::Error::from)? {
+                let (key, value) = row.map_err(redb::Error::from)?;
+                let (key, value) = (key.value().to_owned(), value.value().to_vec());
+                read.contents.kept.insert(key, value);
+            }
+        }
+        // Nothing was ever kept.
+        Err(TableError::TableDoesNotExist(_)) => {}
+        Err(error) => return Err(redb::Error::from(error).into()),
+    }
     Ok(read)
 }
 
@@ -111,6 +127,7 @@ pub(super) fn apply(
     let mut meta = transaction.open_table(META)?;
     let mut limits = transaction.open_table(LIMITS)?;
     let mut drains = transaction.open_table(DRAINS)?;
+    let mut kept = transaction.open_table(DETECTION)?;
     let mut before = Vec::with_capacity(changes.len());
     let owned = |value: Option<redb::AccessGuard<'_, &[u8]>>| value.map(|v| v.value().to_vec());
     for change in changes {
@@ -135,6 +152,13 @@ pub(super) fn apply(
                 let value = drains.remove(&*name)?.map(|_| ());
                 Row::Drain(name, value)
             }
+            Change::Keep(key, value) => {
+                let before = match value {
+                    Some(value) => owned(kept.insert(&**key, &**value)?),
+                    None => owned(kept.remove(&**key)?),
+                };
+                Row::Kept(key.clone(), before)
+            }
         });
     }
     Ok(before)
@@ -148,6 +172,7 @@ pub(super) fn restore(
     let mut meta = transaction.open_table(META)?;
     let mut limits = transaction.open_table(LIMITS)?;
     let mut drains = transaction.open_table(DRAINS)?;
+    let mut kept = transaction.open_table(DETECTION)?;
     // A row that changed twice was first what its first change found.
     for row in rows.iter().rev() {
         match row {
@@ -157,6 +182,8 @@ pub(super) fn restore(
             Row::Limit(id, None) => drop(limits.remove(id)?),
             Row::Drain(name, Some(())) => drop(drains.insert(&**name, ())?),
             Row::Drain(name, None) => drop(drains.remove(&**name)?),
+            Row::Kept(key, Some(value)) => drop(kept.insert(&**key, &**value)?),
+            Row::Kept(key, None) => drop(kept.remove(&**key)?),
         }
     }
     Ok(Vec::new())

@@ -45,6 +45,10 @@ fn apply(contents: &mut Contents, changes: &[Change]) {
             Change::NextLimitId(next) => contents.next_limit_id = *next,
             Change::Drain(name) => drop(contents.drains.insert(name.clone())),
             Change::Undrain(name) => drop(contents.drains.remove(name)),
+            Change::Keep(key, Some(value)) => {
+                contents.kept.insert(key.clone(), value.to_vec());
+            }
+            Change::Keep(key, None) => drop(contents.kept.remove(key)),
         }
     }
     contents.limits.sort_by_key(|limit| limit.id);
@@ -62,6 +66,8 @@ fn change() -> impl Strategy<Value = Change> {
         4 => (1..40_u64, 1..1_000_u64).prop_map(|(id, pps)| set(id, pps)),
         2 => (1..40_u64).prop_map(Change::RemoveLimit),
         1 => (1..100_u64).prop_map(Change::NextLimitId),
+        1 => ("[a-c]", prop::option::of(prop::collection::vec(any::<u8>(), 0..40)))
+            .prop_map(|(key, value)| Change::Keep(key, value.map(Into::into))),
         1 => (1..5_u8).prop_map(|n| Change::Drain(drain(n))),
         1 => (1..5_u8).prop_map(|n| Change::Undrain(drain(n))),
     ]

@@ -7,6 +7,7 @@ use super::{
     remote::{Mutual, Remote, request},
     *,
 };
+use crate::detect::mitigation::Mitigation;
 
 /// Method, path as described, and status.
 type Seen = BTreeSet<(String, String, u16)>;
@@ -71,6 +72,7 @@ fn check(value: &Value, schema: &Value, place: &str) {
     let kind = match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
         Value::Number(_) => "integer",
         Value::String(_) => "string",
         Value::Array(_) => "array",
@@ -106,6 +108,18 @@ fn check(value: &Value, schema: &Value, place: &str) {
 const DRAIN: &str = "/v1/drains/{kind}/{name}";
 const BACKEND: &str = "/v1/drains/backend/web/10.0.0.1";
 const ONE: &str = "/v1/limits/{id}";
+
+const REVERT: &str = "/v1/mitigations/{id}/revert";
+const ALLOW: &str = "/v1/mitigations/{id}/allow";
+
+fn mitigation(id: u64) -> Mitigation {
+    serde_json::from_value(json!({
+        "id": id, "vip": null, "class": "udp", "measure": "upstream", "evidence": null,
+        "rates": { "pps": 9, "bps": 9 }, "trigger": { "pps": 1, "bps": 1 }, "created_ms": 0,
+        "phase": { "shadow": { "since_ms": 0 } }, "returns": 0, "matched_packets": 0
+    }))
+    .unwrap()
+}
 
 #[tokio::test]
 async fn every_described_answer_is_given_through_tls() {
@@ -173,6 +187,39 @@ async fn every_described_answer_is_given_through_tls() {
         ]
         .map(|(described, path)| (Method::GET, described, path, String::new())),
     );
+    world
+        .handle
+        .detection()
+        .lock()
+        .detector
+        .adopt((1..=3).map(mitigation));
+    let post = |described, path| (Method::POST, described, path, String::new());
+    calls.extend(["/v1/mitigations", "/v1/talkers"].map(get));
+    calls.extend([
+        (
+            Method::GET,
+            "/v1/mitigations",
+            "/v1/mitigations?limit=0",
+            String::new(),
+        ),
+        (
+            Method::GET,
+            "/v1/talkers",
+            "/v1/talkers?by=x",
+            String::new(),
+        ),
+        (
+            Method::GET,
+            "/v1/talkers",
+            "/v1/talkers?vip=x",
+            String::new(),
+        ),
+        post(REVERT, "/v1/mitigations/1/revert"),
+        post(REVERT, "/v1/mitigations/9/revert"),
+        post(ALLOW, "/v1/mitigations/1/allow"),
+        post(ALLOW, "/v1/mitigations/2/allow"),
+        post(ALLOW, "/v1/mitigations/9/allow"),
+    ]);
     for (method, described, path, body) in calls {
         let answer = remote
             .send(&remote.operate, method.clone(), path, body)
@@ -224,6 +271,8 @@ async fn every_described_answer_is_given_through_tls() {
     for (method, described, path) in changes.into_iter().chain([
         (put.clone(), DRAIN, other_backend.as_str()),
         (delete.clone(), DRAIN, BACKEND),
+        (Method::POST, REVERT, "/v1/mitigations/2/revert"),
+        (Method::POST, ALLOW, "/v1/mitigations/2/allow"),
     ]) {
         let answer = remote
             .send(&remote.operate, method.clone(), path, slower.clone())
@@ -310,6 +359,10 @@ async fn every_described_answer_is_given_through_tls() {
         post_limit(LIMIT),
         put_limit("/v1/limits/1", LIMIT),
         reload(),
+    ]);
+    ended.extend([
+        post(REVERT, "/v1/mitigations/3/revert"),
+        post(ALLOW, "/v1/mitigations/3/allow"),
     ]);
     ended.extend([&put, &delete].map(|method| drain(method, BACKEND)));
     ended.extend(

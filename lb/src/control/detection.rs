@@ -1,0 +1,240 @@
+//! The task that detects attacks: reads counters and samples ten times a second, asks the detector, and has done what it
+//! decides. It has a thread of its own, so that a search for a signature takes no time from the control loop.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sluice_ebpf::abi::DropReason;
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    Event, Handle, Heart, View,
+    limits::now_ms,
+    measures::Measures,
+    webhook::{self, Message},
+};
+use crate::{
+    dataplane::{Action, Watch},
+    detect::{
+        detector::{Decision, Reading, VipReading},
+        header::{Header, InTunnel},
+        recent::VipIndex,
+        shared::{Shared, mitigation_key},
+        talkers::Talk,
+        trigger::TICK_MS,
+    },
+};
+
+/// Runs until something fails that only a new start can cure.
+pub(super) async fn run(
+    handle: Handle,
+    pin_dir: PathBuf,
+    heart: Heart,
+) -> Result<Infallible, String> {
+    let watch = Watch::open(&pin_dir).map_err(|error| super::chain(&error))?;
+    let (webhook, messages) = mpsc::channel(MESSAGES);
+    tokio::spawn(webhook::deliver(messages));
+    let mut task = Task {
+        shared: handle.detection().clone(),
+        handle,
+        watch,
+        config: None,
+        measures: Measures::default(),
+        webhook,
+        sampling: 1,
+        packets: 0,
+        kept: Instant::now(),
+    };
+    let mut tick = interval(Duration::from_millis(TICK_MS));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        heart.beat();
+        task.tick().await?;
+    }
+}
+
+struct Task {
+    handle: Handle,
+    shared: Shared,
+    watch: Watch,
+    /// What the detector was last set by.
+    config: Option<Arc<View>>,
+    measures: Measures,
+    webhook: mpsc::Sender<Message>,
+    /// Samples a second, as the config says.
+    sampling: u32,
+    /// All that were counted before.
+    packets: u64,
+    /// When baselines were last written.
+    kept: Instant,
+}
+
+/// Messages that may wait for the webhook's task; more are lost, and said.
+const MESSAGES: usize = 256;
+/// Baselines are written so often.
+const KEEP: Duration = Duration::from_secs(60);
+
+impl Task {
+    async fn tick(&mut self) -> Result<(), String> {
+        let view = self.handle.view();
+        self.follow(&view);
+        let now_ms = now_ms();
+        let reading = self.read(BTreeMap::new())?;
+        self.take_samples(now_ms, &reading);
+        let decisions = self.shared.lock().detector.tick(now_ms, reading);
+        self.measures.apply(&self.handle, &self.shared).await;
+        let mut rows = Vec::new();
+        for decision in decisions {
+            rows.extend(self.tell(&view, decision));
+        }
+        if self.kept.elapsed() >= KEEP {
+            self.kept = Instant::now();
+            let baselines = self.shared.lock().baselines();
+            rows.extend(baselines.into_iter().map(|(key, value)| (key, Some(value))));
+        }
+        if !rows.is_empty() {
+            // Packets meet what was decided already: the disk may take its time.
+            let handle = self.handle.clone();
+            tokio::spawn(async move {
+                if let Err(error) = handle.keep(rows).await {
+                    tracing::error!(%error, "what detection knows is not on the disk");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes another config, or other numbers of VIPs.
+    fn follow(&mut self, view: &Arc<View>) {
+        let same = self.config.as_ref().is_some_and(|known| {
+            Arc::ptr_eq(&known.config, &view.config) && known.vip_numbers == view.vip_numbers
+        });
+        if !same {
+            self.shared.lock().set(&view.config, &view.vip_numbers);
+            self.sampling = view.config.detect.sampling;
+            self.config = Some(view.clone());
+        }
+    }
+
+    fn read(&self, fitted: BTreeMap<u64, sluice_ebpf::abi::Count>) -> Result<Reading, String> {
+        let vips: Vec<VipIndex> = self.shared.lock().vips.values().copied().collect();
+        let counted = self.watch.counted(&vips, is_measure);
+        let counted = counted.map_err(|error| super::chain(&error))?;
+        let reading = |(vip, counted): (&VipIndex, crate::dataplane::Counted)| VipReading {
+            vip: *vip,
+            classes: counted.classes,
+            stopped: counted.stopped,
+        };
+        Ok(Reading {
+            vips: vips.iter().zip(counted).map(reading).collect(),
+            fitted,
+        })
+    }
+
+    /// Takes the samples since the last tick, and says how many are wanted until the next.
+    fn take_samples(&mut self, now_ms: u64, reading: &Reading) {
+        let total = |vip: &VipReading| vip.classes.iter().map(|count| count.packets).sum::<u64>();
+        let packets: u64 = reading.vips.iter().map(total).sum();
+        let came = packets.saturating_sub(self.packets);
+        self.packets = packets;
+        let mut taken = Vec::new();
+        while let Some(sample) = self.watch.sample() {
+            taken.push(sample);
+            if taken.len() >= MOST_SAMPLES {
+                break;
+            }
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "an estimate")]
+        let weight = (came as f64 / taken.len().max(1) as f64).max(1.0) as f32;
+        let mut state = self.shared.lock();
+        for sample in taken {
+            let sent = matches!(sample.action, Action::Tx | Action::Redirect);
+            let tunnel = if sent { InTunnel::Maybe } else { InTunnel::No };
+            let Some(header) = Header::read(&sample.frame, tunnel) else {
+                continue;
+            };
+            state.talkers.push(Talk {
+                at_ms: now_ms,
+                vip: sample.vip,
+                header,
+                dropped: sample.reason.is_some(),
+                weight,
+            });
+            if sample.reason.is_none_or(is_counted) {
+                state.detector.sample(now_ms, sample.vip, header);
+            }
+        }
+        drop(state);
+        let rate = self.sampling;
+        // Of so many packets a second as came in the last tick.
+        let a_second = came * 1_000 / TICK_MS;
+        self.watch.want((a_second / u64::from(rate)).max(1), rate);
+    }
+
+    /// Says what was decided, everywhere. Returns the row that changes on the disk.
+    fn tell(&self, view: &View, decision: Decision) -> Option<(String, Option<Vec<u8>>)> {
+        let row = match &decision {
+            Decision::Raised(mitigation)
+            | Decision::Rearmed(mitigation)
+            | Decision::Shadowed(mitigation) => Some((
+                mitigation_key(mitigation.id),
+                serde_json::to_vec(mitigation).ok(),
+            )),
+            Decision::Forgotten(mitigation) => Some((mitigation_key(mitigation.id), None)),
+            Decision::AttackBegan(_) | Decision::AttackEnded(_) | Decision::NoRule { .. } => None,
+        };
+        tracing::warn!("{decision}");
+        let event = Event::Detection(Arc::new(decision));
+        if let Some(url) = &view.config.detect.webhook {
+            let told = crate::api::told(event.clone());
+            let message = Message {
+                url: url.clone(),
+                body: told,
+            };
+            if self.webhook.try_send(message).is_err() {
+                tracing::error!("so many decisions wait for the webhook that one is not sent");
+            }
+        }
+        self.handle.tell(event);
+        row
+    }
+}
+
+/// Whether packets that are dropped for this reason were counted by their class before.
+fn is_counted(reason: DropReason) -> bool {
+    is_measure(reason)
+        || matches!(
+            reason,
+            DropReason::NoBackend
+                | DropReason::BackendUnresolved
+                | DropReason::TooBig
+                | DropReason::Headroom
+        )
+}
+
+/// Samples of a tick: twice what the highest rate gives.
+const MOST_SAMPLES: usize = 2_000;
+
+/// Whether packets that are dropped for this reason were counted by their class before, and stopped by the filter, though
+/// not by a rule.
+fn is_measure(reason: DropReason) -> bool {
+    matches!(
+        reason,
+        DropReason::LimitExact
+            | DropReason::LimitHost
+            | DropReason::LimitNetwork
+            | DropReason::OutOfState
+            | DropReason::Amplification
+            | DropReason::SourceInvalid
+            | DropReason::SourceVip
+    )
+}

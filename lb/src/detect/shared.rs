@@ -1,0 +1,162 @@
+//! What the task that detects attacks shares with who asks about them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    baseline::{Baseline, Kept},
+    detector::{ALL_CLASSES, Able, Detector, Settings, VipSettings},
+    mitigation::Mitigation,
+    recent::VipIndex,
+    talkers::Talkers,
+};
+use crate::config::{Class, Config, Stance};
+
+/// The detector, the talkers, and which number each VIP has.
+#[derive(Clone, Debug)]
+pub struct Shared(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+pub struct State {
+    pub detector: Detector,
+    pub talkers: Talkers,
+    pub vips: BTreeMap<String, VipIndex>,
+    /// What was learned of VIPs that the config did not name yet when it was read.
+    learned: BTreeMap<(Option<String>, u8), Learned>,
+}
+
+/// What a row on the disk holds of one class of a VIP, or of all.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Learned {
+    pub packets: Kept,
+    pub bits: Kept,
+}
+
+/// Rows on the disk begin like this, and go on with what they are about.
+const MITIGATION: &str = "mitigation/";
+const BASELINE: &str = "baseline/";
+
+impl Shared {
+    /// From rows that were kept. Those that make no sense are left out, and told.
+    pub fn new(kept: &BTreeMap<String, Vec<u8>>, seed: u64) -> (Self, Vec<String>) {
+        let mut detector = Detector::new(Settings::default(), seed);
+        let (mut learned, mut warnings) = (BTreeMap::new(), Vec::new());
+        for (key, value) in kept {
+            let taken = if key.starts_with(MITIGATION) {
+                let mitigation = serde_json::from_slice::<Mitigation>(value);
+                mitigation
+                    .map(|mitigation| detector.adopt([mitigation]))
+                    .is_ok()
+            } else {
+                match (baseline_of(key), serde_json::from_slice(value)) {
+                    (Some(of), Ok(row)) => {
+                        learned.insert(of, row);
+                        true
+                    }
+                    _ => false,
+                }
+            };
+            if !taken {
+                warnings.push(format!(
+                    "what detection knew as `{key}` cannot be read, and is forgotten"
+                ));
+            }
+        }
+        let state = State {
+            detector,
+            talkers: Talkers::default(),
+            vips: BTreeMap::new(),
+            learned,
+        };
+        (Self(Arc::new(Mutex::new(state))), warnings)
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        // What panics in the middle of a tick is in doubt, but better than nothing.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Takes a config, and the numbers that its VIPs have in the data plane.
+    pub fn set(&mut self, config: &Config, vips: &BTreeMap<String, VipIndex>) {
+        let settings: Vec<VipSettings> = config
+            .vips
+            .iter()
+            .filter_map(|vip| {
+                Some(VipSettings {
+                    index: *vips.get(&vip.name)?,
+                    name: vip.name.clone(),
+                    stance: stance(config, vip),
+                })
+            })
+            .collect();
+        self.detector
+            .set(Settings::of(&config.detect, ABLE), &settings);
+        self.vips.clone_from(vips);
+        let known =
+            |name: &Option<String>| name.as_ref().is_none_or(|name| vips.contains_key(name));
+        let learned = std::mem::take(&mut self.learned);
+        for (of, row) in learned {
+            if known(&of.0) {
+                let class = ALL_CLASSES[usize::from(of.1) % ALL_CLASSES.len()];
+                let (packets, bits) = (Baseline::of(&row.packets), Baseline::of(&row.bits));
+                self.detector.learned(of.0.as_deref(), class, packets, bits);
+            } else {
+                self.learned.insert(of, row);
+            }
+        }
+    }
+
+    /// What was learned, as rows for the disk.
+    pub fn baselines(&self) -> Vec<(String, Vec<u8>)> {
+        let row = |seen: super::detector::Seen<'_>| {
+            let learned = Learned {
+                packets: seen.trigger.packets.keep(),
+                bits: seen.trigger.bits.keep(),
+            };
+            let value = serde_json::to_vec(&learned).ok()?;
+            Some((baseline_key(seen.vip, seen.class), value))
+        };
+        let known = self.detector.watched();
+        known
+            .filter(|seen| seen.trigger.packets.ticks() > 0)
+            .filter_map(row)
+            .collect()
+    }
+}
+
+/// What this version's data plane can be told to do.
+const ABLE: Able = Able {
+    rules: false,
+    challenge: false,
+};
+
+/// The key of a mitigation's row.
+pub fn mitigation_key(id: u64) -> String {
+    format!("{MITIGATION}{id}")
+}
+
+fn baseline_key(vip: Option<&str>, class: Class) -> String {
+    // No name of a VIP has a slash in it.
+    format!("{BASELINE}{}/{}", class as u8, vip.unwrap_or_default())
+}
+
+fn baseline_of(key: &str) -> Option<(Option<String>, u8)> {
+    let (class, name) = key.strip_prefix(BASELINE)?.split_once('/')?;
+    let class = class.parse().ok().filter(|class| *class < 5)?;
+    Some((Some(name.to_owned()).filter(|name| !name.is_empty()), class))
+}
+
+/// What is done for a VIP: what its policy says, or else `[detect]`.
+fn stance(config: &Config, vip: &crate::config::Vip) -> Stance {
+    let policy = vip.policy.as_ref().and_then(|name| {
+        let policy = config.policies.iter().find(|policy| policy.name == *name);
+        policy?.detect
+    });
+    policy.unwrap_or(config.detect.mode)
+}

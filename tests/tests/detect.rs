@@ -1,0 +1,92 @@
+//! An attack is seen within moments, told, held where it can be, and seen among the talkers.
+
+use std::{
+    net::SocketAddr,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use sluice_tests::{DNS_V4, Flood, Lab, WEB_V4, within};
+
+const ATTACKER: &str = "198.51.100.0/24";
+const DETECT: &str = r#"
+[detect]
+mode = "enforce"
+learn = "3s"
+thresholds = { pps = 4_000, factor = 3, cap = 3 }
+"#;
+
+/// Good clients for so long, so that there is peace to learn.
+fn peace(lab: &Lab, time: Duration) {
+    let client = lab.client(0);
+    let end = Instant::now() + time;
+    let mut request = 0;
+    while Instant::now() < end {
+        let source = client.source(client.address_in_network(DNS_V4, request));
+        _ = source.udp_ask(DNS_V4, b"good");
+        _ = source.http_get(WEB_V4, "/health");
+        request += 1;
+    }
+}
+
+fn mitigations(lab: &Lab) -> Vec<Value> {
+    lab.node().items("mitigations")
+}
+
+#[test]
+fn a_flood_is_found_within_a_second_told_and_held() {
+    let lab = Lab::new()
+        .alone()
+        .client(&["198.18.0.0/15", "3fff::/20"])
+        .client(&[ATTACKER, "2001:db8:bad::/48"])
+        .config(|mut config| {
+            config.extra.push_str(DETECT);
+            config
+        })
+        .start();
+    peace(&lab, Duration::from_secs(10));
+    assert!(mitigations(&lab).is_empty(), "peace is no attack");
+
+    let dns: SocketAddr = DNS_V4;
+    let frames = lab
+        .node()
+        .frames()
+        .udp_flood(ATTACKER.parse().unwrap(), 4096);
+    let flood = Flood::start(lab.uplink_sender(), frames);
+    let began = Instant::now();
+    within(Duration::from_secs(5), "the attack is found", || {
+        let metrics = lab.node().metrics();
+        metrics.contains("sluice_attack_active{vip=\"dns4\",class=\"udp\"} 1")
+    });
+    let found = began.elapsed();
+    println!("found after {found:?}");
+    assert!(found < Duration::from_secs(1), "{found:?}");
+    within(Duration::from_secs(10), "something acts against it", || {
+        mitigations(&lab)
+            .iter()
+            .any(|item| item["enforced"] == true)
+    });
+    sleep(Duration::from_secs(1));
+    let talkers = lab.sluice("talkers --vip dns4 --json").succeeds().json();
+    assert_eq!(talkers["networks"][0]["what"], ATTACKER, "{talkers}");
+    assert_eq!(
+        talkers["destination_ports"][0]["what"],
+        format!("udp {}", dns.port())
+    );
+    assert!(lab.node().dropped("enforce") > 1_000);
+
+    let id = mitigations(&lab)
+        .into_iter()
+        .find(|item| item["enforced"] == true)
+        .unwrap()["id"]
+        .clone();
+    lab.sluice(&format!("mitigation revert {id}")).succeeds();
+    within(Duration::from_secs(5), "it is reverted", || {
+        let items = mitigations(&lab);
+        items.iter().any(|item| {
+            item["id"] == id && item["state"] == "reverted" && item["enforced"] == false
+        })
+    });
+    flood.stop();
+}
