@@ -93,7 +93,17 @@ pub struct Settings {
     pub vip_networks: u64,
     /// Packets of which the count, spread over all numbers, falls below this are samples for the daemon. Zero: none.
     pub watching: u64,
+    /// `RULES_*` bits, written at once.
+    pub rules: u32,
+    pub pad: u32,
 }
+
+/// `Settings::rules`: the generation of rules that packets meet.
+pub const RULES_GENERATION: u32 = 1;
+/// `Settings::rules`: there are rules.
+pub const RULES_ANY: u32 = 2;
+/// `Settings::rules`: one of them is for proven flows too.
+pub const RULES_ESTABLISHED: u32 = 4;
 
 /// `Settings::exact` bits.
 pub const EXACT_V4: u32 = 1;
@@ -185,6 +195,10 @@ pub const FILTER_AMPLIFICATION: u32 = 1;
 pub const FILTER_OUT_OF_STATE: u32 = 2;
 /// `Vip::filter`: there are sources that the host takes whatever the filter says.
 pub const FILTER_PROTECTED: u32 = 4;
+/// `Vip::filter`: its packets meet no rules.
+pub const FILTER_RULES_OFF: u32 = 1 << 8;
+/// `Vip::filter`: rules only count its packets.
+pub const FILTER_RULES_MONITOR: u32 = 1 << 9;
 
 /// `Vip::flags`: slots are chosen by source address only.
 pub const VIP_HASH_SOURCE: u32 = 1;
@@ -316,6 +330,31 @@ pub struct Limit {
 /// `Limit::length_and_mode`: count only.
 pub const LIMIT_MONITOR: u8 = 0x80;
 
+/// Rules that there can be at a time, and some whose numbers are about to be free.
+pub const RULE_NUMBERS: u16 = 2048;
+
+/// What a rule limits, and what of it packets write; one cache line. Value of `RULES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct RuleState {
+    /// The daemon's; 0 is free.
+    pub id: u64,
+    pub packets: Limiter,
+    pub bytes: Limiter,
+    pub packets_tat: u64,
+    pub bytes_tat: u64,
+    pub pad: u64,
+}
+
+/// Packets that a rule meant, by what it did with them. Value of `RULE_COUNTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct RuleCounts {
+    pub passed: Count,
+    /// In monitor mode: would have been.
+    pub dropped: Count,
+}
+
 /// How many samples the daemon takes at most. The only element of `WATCHING`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -370,6 +409,8 @@ pub struct Trace {
     pub reason: u32,
     /// Exact limit that the packet met, or zero.
     pub limit: u32,
+    /// Number of the last rule that meant it, plus one; or zero.
+    pub rule: u32,
 }
 
 /// Bytes of a frame that a sample holds at most.
@@ -500,6 +541,8 @@ numbered! {
         Amplification = "amplification",
         /// TCP that is neither a SYN nor of a known flow, over the VIP's budget.
         OutOfState = "out_of_state",
+        /// A rule says so, or the packet is over a rule's limit.
+        Rule = "rule",
     }
 }
 
@@ -591,6 +634,8 @@ numbered! {
         AmplifiedFragment = "another fragment of this datagram was such an answer",
         OverBudget = "over the VIP's budget for what is out of state",
         Protected = "the host's own: passed to it before the filter",
+        RuleMatched = "a rule means it",
+        RulePassed = "a rule lets it pass challenge and limits",
     }
 }
 
@@ -630,6 +675,9 @@ pub mod maps {
     pub const WATCHED: &str = "WATCHED";
     pub const WATCH_STATS: &str = "WATCH_STATS";
     pub const CLASS_STATS: &str = "CLASS_STATS";
+    pub const RULE_TABLES: &str = "RULE_TABLES";
+    pub const RULES: &str = "RULES";
+    pub const RULE_COUNTS: &str = "RULE_COUNTS";
     pub const TRACE: &str = "TRACE";
 }
 
@@ -661,10 +709,12 @@ mod tests {
             size_of::<Sampling>(),
             size_of::<SampleStats>(),
             size_of::<Sample>(),
+            size_of::<RuleState>(),
+            size_of::<RuleCounts>(),
             size_of::<Watching>(),
         ];
         let expected = [
-            48, 64, 8, 64, 64, 1048, 128, 16, 64, 48, 240, 80, 32, 288, 24,
+            48, 64, 8, 64, 64, 1048, 128, 16, 64, 52, 248, 80, 32, 288, 64, 32, 24,
         ];
         assert_eq!(sizes, expected);
     }

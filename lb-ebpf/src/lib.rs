@@ -22,6 +22,7 @@ pub mod gcra;
 pub mod hash;
 pub mod packet;
 pub mod reset;
+pub mod rules;
 pub mod sanity;
 pub mod siphash;
 pub mod sketch;

@@ -180,6 +180,17 @@ pub fn note_limit(limit: u32) {
     }
 }
 
+/// Tells a rule that means the packet.
+#[inline(always)]
+pub fn note_rule(number: u32) {
+    if explaining()
+        && let Some(trace) = TRACE.get_ptr_mut(0)
+    {
+        // SAFETY: the only element of the map, which only this run writes.
+        unsafe { (*trace).rule = number + 1 };
+    }
+}
+
 #[inline(always)]
 fn note_reason(reason: DropReason) {
     if explaining()

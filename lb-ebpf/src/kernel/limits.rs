@@ -344,14 +344,14 @@ fn meet(limit: *mut Limit, sender: &Asked) -> Result<(), DropReason> {
 }
 
 #[inline(always)]
-fn would_admit(tat: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
+pub fn would_admit(tat: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
     // SAFETY: a word of a map value.
     gcra::admit(unsafe { tat.read_volatile() }, now, limiter, amount).is_some()
 }
 
 /// Raises an arrival time that all CPUs share. After three lost races the packet goes uncounted.
 #[inline(always)]
-fn charge(tat: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
+pub fn charge(tat: *mut u64, now: u64, limiter: &Limiter, amount: u64) -> bool {
     // SAFETY: a word of a map value.
     let mut old = unsafe { tat.read_volatile() };
     for _ in 0..3 {

@@ -11,13 +11,14 @@ use aya_ebpf::{
 use crate::{
     abi::{
         AMPLIFIED_COUNTS, AddressEntry, Backend, Count, FlowStats, HANDSHAKE_WORDS, LIMITERS,
-        Limit, MAX_PROTECTED, Policy, SLOTS_PER_WORD, Sample, SampleStats, Sampling, Service,
-        Settings, Trace, Vip, VipStats, Watching,
+        Limit, MAX_PROTECTED, Policy, RULE_NUMBERS, RuleCounts, RuleState, SLOTS_PER_WORD, Sample,
+        SampleStats, Sampling, Service, Settings, Trace, Vip, VipStats, Watching,
     },
     decap::Prefix,
     exact,
     flow::WAYS,
     hash::Tuple,
+    rules::{RuleTables, Search},
 };
 
 /// The daemon maps these arrays into its memory, to write many entries without a system call each.
@@ -148,6 +149,21 @@ pub static SAMPLES: RingBuf<Sample, 1048576> = RingBuf::new();
 
 #[btf_map]
 pub static SAMPLE_STATS: PerCpuArray<SampleStats, 1> = PerCpuArray::new();
+
+/// Two generations of all rules: the daemon writes one while packets use the other.
+#[btf_map]
+pub static RULE_TABLES: Array<RuleTables, 2, MMAPABLE> = Array::new();
+
+/// Rules by number; packets write the arrival times of those that limit.
+#[btf_map]
+pub static RULES: Array<RuleState, { RULE_NUMBERS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static RULE_COUNTS: PerCpuArray<RuleCounts, { RULE_NUMBERS as usize }> = PerCpuArray::new();
+
+/// The packet at hand, while its rules are looked for.
+#[btf_map]
+pub static RULE_SEARCH: PerCpuArray<Search, 1> = PerCpuArray::new();
 
 /// How many samples the daemon takes at most. Written by it.
 #[btf_map]

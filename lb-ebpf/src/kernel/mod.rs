@@ -13,6 +13,7 @@ pub mod maps;
 pub mod out_of_state;
 pub mod pipeline;
 pub mod reset;
+pub mod rules;
 pub mod sample;
 pub mod sanity;
 pub mod too_big;

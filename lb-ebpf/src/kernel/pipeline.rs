@@ -13,6 +13,7 @@ use super::{
     limits::{Sender, admit},
     maps::{AGE_SHIFT, QUOTED, SLOTS, VIPS, explaining, settings},
     out_of_state, reset,
+    rules::{self, Meets, Ruled},
     sample::{self, End},
     sanity,
     vips::{self, Found},
@@ -38,6 +39,7 @@ struct Packet<'a> {
     tuple: Tuple,
     transport: Transport,
     fragment: Fragment,
+    l4_offset: usize,
     vip_index: u16,
     vip: &'static Vip,
     jiffies: u64,
@@ -206,6 +208,7 @@ fn balance(
         tuple,
         transport,
         fragment: l4.fragment,
+        l4_offset: l4.offset,
         vip_index: index,
         vip,
         jiffies,
@@ -278,15 +281,31 @@ fn steer_icmp(
         sanity::check(wrong, ip, vip, address.icmp_vip)?;
         count::class(address.icmp_vip, Class::Icmp, ip.length);
         sanity::check_source(settings, ip, vip, address.icmp_vip)?;
+        let jiffies = jiffies();
+        let ruled = rules::check(&Meets {
+            context,
+            settings,
+            ip,
+            transport: &Transport::Icmp { kind },
+            protocol: l4.protocol,
+            fragment: l4.fragment,
+            l4_offset: l4.offset,
+            vip_index: address.icmp_vip,
+            vip,
+            class: Class::Icmp,
+            jiffies,
+        })?;
         let sender = Sender {
             source: ip.source,
             v6: ip.v6,
             class: Class::Icmp,
             vip: address.icmp_vip,
             length: ip.length,
-            jiffies: jiffies(),
+            jiffies,
         };
-        admit(settings, &sender, vip).map_err(Verdict::Drop)?;
+        if ruled != Ruled::Pass {
+            admit(settings, &sender, vip).map_err(Verdict::Drop)?;
+        }
         return Err(echo::reply(context, ip, l4));
     }
     count::note(Step::IcmpError);
@@ -392,7 +411,22 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     {
         check_amplification(packet, u16::from_be(ports as u16))?;
     }
-    admit(packet.settings, &sender, packet.vip).map_err(Verdict::Drop)?;
+    let ruled = rules::check(&Meets {
+        context: packet.context,
+        settings: packet.settings,
+        ip: packet.ip,
+        transport: &packet.transport,
+        protocol: packet.tuple.protocol,
+        fragment: packet.fragment,
+        l4_offset: packet.l4_offset,
+        vip_index: packet.vip_index,
+        vip: packet.vip,
+        class,
+        jiffies: packet.jiffies,
+    })?;
+    if ruled != Ruled::Pass {
+        admit(packet.settings, &sender, packet.vip).map_err(Verdict::Drop)?;
+    }
     if matches!(class, Class::Syn) {
         out_of_state::note_syn(packet.vip, flow, packet.jiffies);
         let slot = slot(&packet.vip.table, slot_hash(packet, flow));

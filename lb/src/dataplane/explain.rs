@@ -6,7 +6,7 @@ use aya::{
     Ebpf,
     programs::{ProgramError, TestRun, TestRunOptions},
 };
-use sluice_ebpf::abi::{Step, Trace, maps};
+use sluice_ebpf::abi::{RuleState, Step, Trace, maps};
 
 use super::{
     error::LoadError,
@@ -20,6 +20,7 @@ use crate::{config::Dataplane, sys::Mapped};
 pub struct Explainer {
     object: Ebpf,
     trace: Mapped<Trace>,
+    rules: Mapped<RuleState>,
 }
 
 /// What the program would do with a frame.
@@ -29,6 +30,8 @@ pub struct Explained {
     /// The frame as it would leave.
     pub frame: Vec<u8>,
     pub trace: Trace,
+    /// Id of the last rule that meant it.
+    pub rule: Option<u64>,
 }
 
 /// What an XDP program returns.
@@ -69,7 +72,12 @@ impl Explainer {
         check(&sizes, &pins, &pinned)?;
         let object = load::load(&sizes, &pins.directory, Twin::Explaining)?;
         let trace = mapped(&object, maps::TRACE)?;
-        Ok(Self { object, trace })
+        let rules = mapped(&object, maps::RULES)?;
+        Ok(Self {
+            object,
+            trace,
+            rules,
+        })
     }
 
     /// Runs one frame, as if it came in by this interface.
@@ -93,10 +101,15 @@ impl Explainer {
         options.ctx_in = Some(&context);
         let result = program.test_run(options).map_err(failed)?;
         out.truncate(result.data_size_out as usize);
+        let trace = self.trace.read(0);
+        let rule = trace.rule.checked_sub(1);
         Ok(Explained {
             action: Action::from(result.return_value),
             frame: out,
-            trace: self.trace.read(0),
+            trace,
+            rule: rule
+                .filter(|number| *number < self.rules.len())
+                .map(|number| self.rules.read(number).id),
         })
     }
 }

@@ -20,11 +20,12 @@ use sluice_ebpf::{
     abi::{
         AMPLIFIED_COUNTS, AddressEntry, Backend, CLASS_COUNTERS_SHIFT, CLASSES, Count,
         DROP_REASONS, FlowStats, GROUP_SHIFT, HANDSHAKE_WORDS, LIMITERS, Limit, MAX_PROTECTED,
-        NO_BACKEND, Policy, SKETCH_ROWS, SLOTS_PER_WORD, SampleStats, Sampling, Service, Settings,
-        Vip, VipStats, Watching, maps,
+        NO_BACKEND, Policy, RULE_NUMBERS, RuleCounts, RuleState, SKETCH_ROWS, SLOTS_PER_WORD,
+        SampleStats, Sampling, Service, Settings, Vip, VipStats, Watching, maps,
     },
     decap::Prefix,
     exact, flow,
+    rules::RuleTables,
 };
 
 use super::error::{LoadError, MapKind, Shape};
@@ -210,6 +211,13 @@ impl Sizes {
                 maps::CLASS_STATS,
                 size_of::<Count>(),
                 self.vips << CLASS_COUNTERS_SHIFT,
+            ),
+            array(maps::RULE_TABLES, size_of::<RuleTables>(), 2),
+            array(maps::RULES, size_of::<RuleState>(), RULE_NUMBERS.into()),
+            per_cpu(
+                maps::RULE_COUNTS,
+                size_of::<RuleCounts>(),
+                RULE_NUMBERS.into(),
             ),
         ]
         .into_iter()

@@ -5,6 +5,7 @@
 //! everything faster is compared with.
 
 mod bits;
+mod compile;
 mod header;
 mod json;
 mod numbers;
@@ -19,6 +20,7 @@ pub(crate) mod arbitrary;
 mod tests;
 
 pub use bits::{BitKind, Bits, FragmentBits, TcpFlags, Term};
+pub use compile::{Compiled, Placed, TooMany, compile};
 pub use header::Header;
 pub use numbers::{Byte, Dscp, Length, NumberKind, Numbers, Port, Protocol};
 pub use payload::{Hex, Payload};

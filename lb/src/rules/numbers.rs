@@ -88,6 +88,12 @@ impl<K: NumberKind> Numbers<K> {
         Self::new(ranges)
     }
 
+    /// What both have; `None` if that is nothing.
+    pub fn both(&self, other: &Self) -> Option<Self> {
+        let both = self.intersection(other);
+        (!both.ranges.is_empty()).then_some(both)
+    }
+
     fn union(mut ranges: Vec<(u16, u16)>) -> Self {
         ranges.sort_unstable();
         let mut merged: Vec<(u16, u16)> = Vec::with_capacity(ranges.len());

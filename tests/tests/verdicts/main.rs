@@ -18,6 +18,7 @@ mod random;
 mod reasons;
 mod reset;
 mod rig;
+mod rules;
 mod sanity;
 mod services;
 mod table;

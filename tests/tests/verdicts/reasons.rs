@@ -95,6 +95,14 @@ fn rows(rig: &mut Rig, reason: DropReason, family: Family) -> Vec<Row> {
             limit_sources(rig, reason);
             vec![packet(family, world::LIMITED).udp((45_100, 53), b"query")]
         }
+        DropReason::Rule => {
+            crate::rules::drop_by_rule(rig, "sport 45600 -> drop");
+            let plain = packet(family, world::L2);
+            vec![
+                plain.clone().tcp((45_600, 80), ACK, b"data"),
+                plain.udp((45_600, 53), b"query"),
+            ]
+        }
         DropReason::NoBackend => [world::EMPTY, world::DOWN]
             .into_iter()
             .flat_map(|host| to_both(family, host))

@@ -12,7 +12,10 @@ use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
-use sluice::objects;
+use sluice::{
+    dataplane::{RuleInForce, RuleMaps},
+    objects,
+};
 use sluice_ebpf::{
     abi::{
         AddressEntry, Backend, DROP_REASONS, DropReason, Limit, NO_BACKEND, NO_VIP, Policy,
@@ -31,12 +34,14 @@ pub(crate) const SLOTS: u32 = 64;
 const SKETCH_CELLS: u32 = 1 << 16;
 const FLOW_BUCKETS: u32 = 1 << 17;
 const MAX_FRAME: usize = 4096;
+const HZ: u32 = 250;
 
 /// A loaded program of its own, attached to nothing.
 pub(crate) struct Rig {
     ebpf: Ebpf,
     pub(crate) services: Vec<Service>,
     pub(crate) settings: Settings,
+    rules: Option<RuleMaps>,
 }
 
 /// What the program did with a frame.
@@ -77,6 +82,7 @@ impl Rig {
             ebpf,
             services: world::services(),
             settings: Settings::zeroed(),
+            rules: None,
         };
         rig.fill();
         rig
@@ -126,6 +132,29 @@ impl Rig {
     pub(crate) fn set_settings(&mut self, change: impl FnOnce(&mut Settings)) {
         change(&mut self.settings);
         self.put::<Settings>(maps::SETTINGS, 0, self.settings);
+    }
+
+    /// Where rules are put.
+    pub(crate) fn rules(&mut self) -> &mut RuleMaps {
+        let ebpf = &mut self.ebpf;
+        self.rules
+            .get_or_insert_with(|| RuleMaps::new(ebpf, HZ).expect("the program has the maps"))
+    }
+
+    /// Makes packets meet these rules alone.
+    pub(crate) fn set_rules(&mut self, rules: &[RuleInForce<'_>]) {
+        self.rules().set(rules).expect("they fit");
+        let now: Settings = self.get(maps::SETTINGS, 0);
+        self.settings.rules = now.rules;
+    }
+
+    /// The VIP of packets to an address; the first of them for ICMP.
+    pub(crate) fn number_of(&self, to: IpAddr, protocol: u8) -> u16 {
+        let ports = [crate::packet::TCP, crate::packet::UDP].contains(&protocol);
+        let at = self.services.iter().position(|service| {
+            service.prefix.contains(&to) && (service.protocol == protocol || !ports)
+        });
+        u16::try_from(at.expect("an address of a VIP") + 1).expect("few VIPs")
     }
 
     /// Writes one of a VIP's two lookup tables.

@@ -1,0 +1,405 @@
+//! Rules: which of them mean a packet, in their order, and what they do with it. See [`crate::rules`] for how they are
+//! found.
+
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_load_bytes};
+
+use super::{
+    Verdict, again, count,
+    limits::{charge, would_admit},
+    maps::{RULE_COUNTS, RULE_SEARCH, RULE_TABLES, RULES, explaining, settings},
+    sample,
+};
+use crate::{
+    abi::{
+        Class, DropReason, FILTER_RULES_MONITOR, FILTER_RULES_OFF, NO_BACKEND, RULES_ANY,
+        RULES_ESTABLISHED, RULES_GENERATION, RuleState, Settings, Step, Vip,
+    },
+    context::frame,
+    gcra, hide,
+    packet::{self, Fragment, Frame, Ip, Ipv4Header, Transport},
+    rules::{
+        self, Asked, DONT_FRAGMENT, FIRST_FRAGMENT, IS_FRAGMENT, LAST_FRAGMENT, RuleAction,
+        RuleTables, WORDS, icmp_kind, plain_kind, tcp_kind,
+    },
+};
+
+/// A packet that may meet rules.
+pub struct Meets<'a> {
+    pub context: *mut xdp_md,
+    pub settings: &'static Settings,
+    pub ip: &'a Ip,
+    pub transport: &'a Transport,
+    pub protocol: u8,
+    pub fragment: Fragment,
+    pub l4_offset: usize,
+    pub vip_index: u16,
+    pub vip: &'static Vip,
+    pub class: Class,
+    pub jiffies: u64,
+}
+
+/// What rules say of a packet that they do not drop.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ruled {
+    On,
+    /// It skips challenge and limits.
+    Pass,
+    /// A SYN that is to be challenged.
+    Challenge,
+}
+
+/// Asks the rules. Without any this is a load and a branch.
+#[inline(always)]
+pub fn check(packet: &Meets<'_>) -> Result<Ruled, Verdict> {
+    let established = matches!(packet.class, Class::Established);
+    let needed = if established {
+        RULES_ESTABLISHED
+    } else {
+        RULES_ANY
+    };
+    if again(packet.settings).rules & needed == 0 || packet.vip.filter & FILTER_RULES_OFF != 0 {
+        return Ok(Ruled::On);
+    }
+    let (ports, byte, transport) = match *packet.transport {
+        Transport::Tcp { ports, flags, .. } => (ports, flags, TCP),
+        Transport::Udp { ports } => (ports, packet::UDP, PORTS),
+        Transport::Icmp { kind } => (0, kind, ICMP),
+        _ => (0, packet.protocol, PLAIN),
+    };
+    let fragment = match packet.fragment {
+        Fragment::Whole => 0,
+        Fragment::First(_) => u64::from(FIRST_FRAGMENT),
+        Fragment::Later(_) => u64::from(IS_FRAGMENT),
+    };
+    let monitor = packet.vip.filter & FILTER_RULES_MONITOR != 0;
+    let what = u64::from(packet.vip_index)
+        | (packet.l4_offset as u64 & 0xffff) << L4_SHIFT
+        | (packet.ip.offset as u64 & 31) << IP_SHIFT
+        | fragment << FRAGMENT_SHIFT
+        | u64::from(packet.ip.v6) << V6_SHIFT
+        | u64::from(established) << ESTABLISHED_SHIFT
+        | u64::from(monitor) << MONITOR_SHIFT
+        | u64::from(matches!(packet.class, Class::Syn)) << SYN_SHIFT;
+    let l4 = u64::from(ports) | u64::from(byte) << BYTE_SHIFT | transport << TRANSPORT_SHIFT;
+    // One after the other: nested, they would need more stack than there is.
+    if sluice_rule_ask(packet.context, what, l4) == 0 {
+        return Ok(Ruled::On);
+    }
+    let summary = sluice_rule_find(packet.context);
+    if summary == 0 {
+        return Ok(Ruled::On);
+    }
+    let done = sluice_rule_obey(what, summary, packet.jiffies);
+    if done & SAMPLE != 0 {
+        sample_now(packet.context, packet.vip_index);
+    }
+    match done & VERDICT {
+        ON => Ok(Ruled::On),
+        PASS => {
+            count::note(Step::RulePassed);
+            Ok(Ruled::Pass)
+        }
+        CHALLENGE => Ok(Ruled::Challenge),
+        _ => Err(Verdict::Drop(DropReason::Rule)),
+    }
+}
+
+/// In the argument `what` of [`sluice_rules`]; the VIP's number is below.
+const L4_SHIFT: u32 = 16;
+const IP_SHIFT: u32 = 32;
+const FRAGMENT_SHIFT: u32 = 40;
+const V6_SHIFT: u32 = 48;
+const ESTABLISHED_SHIFT: u32 = 49;
+const MONITOR_SHIFT: u32 = 50;
+const SYN_SHIFT: u32 = 51;
+/// In its argument `l4`; ports are below. The byte is flags, type or protocol.
+const BYTE_SHIFT: u32 = 32;
+const TRANSPORT_SHIFT: u32 = 40;
+const TCP: u64 = 0;
+const PORTS: u64 = 1;
+const ICMP: u64 = 2;
+const PLAIN: u64 = 3;
+/// What the functions below return.
+const ON: u32 = 0;
+const DROP: u32 = 8;
+const PASS: u32 = 2;
+const CHALLENGE: u32 = 4;
+/// The bits of these.
+const VERDICT: u32 = 6 | 1 << 3;
+/// It goes on, and was counted as one that would have been dropped.
+const MONITORED: u32 = 1;
+/// It goes on, and is to be sampled.
+const SAMPLE: u32 = 16;
+
+/// Reads what rules look at of a packet; zero if it cannot be read.
+///
+/// A global function, as those below: the verifier follows it once, not once for each way to reach it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_rule_ask(context: *mut xdp_md, what: u64, l4: u64) -> u32 {
+    let Some(search) = RULE_SEARCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    let Some(asked) = asked(&frame(context), what, l4) else {
+        return 0;
+    };
+    // SAFETY: a value of a per-CPU map.
+    let place = unsafe { &raw mut (*search).asked };
+    // SAFETY: as above.
+    unsafe { place.write(asked) };
+    1
+}
+
+/// Finds the words in which rules may mean the packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_rule_find(context: *mut xdp_md) -> u32 {
+    let (Some(tables), Some(search)) = (tables(), RULE_SEARCH.get_ptr_mut(0)) else {
+        return 0;
+    };
+    // SAFETY: a value of a per-CPU map.
+    let search = unsafe { &mut *search };
+    rules::find(tables, search, |at, bytes| payload(context, at, bytes))
+}
+
+#[inline(always)]
+fn tables() -> Option<&'static RuleTables> {
+    let generation = settings()?.rules & RULES_GENERATION;
+    RULE_TABLES.get(generation)
+}
+
+/// Has the rules of these words that mean the packet do what they say, one after the other.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_rule_obey(what: u64, summary: u32, jiffies: u64) -> u32 {
+    let (Some(tables), Some(search)) = (tables(), RULE_SEARCH.get_ptr_mut(0)) else {
+        return ON;
+    };
+    // SAFETY: a value of a per-CPU map.
+    let search = unsafe { &*search };
+    let mut summary = u64::from(summary);
+    let length = u64::from(rules::read(&search.asked.length));
+    let mut about = what & ABOUT | length << LENGTH_SHIFT;
+    // All ones unless the flow is proven.
+    let unproven = (what >> ESTABLISHED_SHIFT & 1).wrapping_sub(1);
+    for _ in 0..WORDS {
+        if summary == 0 {
+            break;
+        }
+        let word = lowest(summary) & (WORDS as u64 - 1);
+        summary &= summary.wrapping_sub(1);
+        let bits = rules::bits(tables, search, word as u32);
+        let bits = bits & (unproven | rules::pick(&tables.established, word as usize));
+        if bits == 0 {
+            continue;
+        }
+        let done = sluice_rule_word(bits, about, word, jiffies);
+        about |= u64::from(done) << DONE_SHIFT;
+        if done & VERDICT != 0 {
+            break;
+        }
+    }
+    (about >> DONE_SHIFT) as u32
+}
+
+/// What of the argument `what` is in `about`, which tells [`sluice_rule_word`] of the packet. Its length stands in the
+/// place of the transport header's offset.
+const ABOUT: u64 = 0xffff | 1 << MONITOR_SHIFT | 1 << SYN_SHIFT;
+const LENGTH_SHIFT: u32 = 16;
+/// What rules did with it so far.
+const DONE_SHIFT: u32 = 56;
+
+/// Has the rules of one word do what they say, one after the other.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_rule_word(bits: u64, about: u64, word: u64, jiffies: u64) -> u32 {
+    let Some(tables) = tables() else {
+        return ON;
+    };
+    let entries = (&raw const tables.entries).cast::<[u64; rules::BITS]>();
+    // SAFETY: the same memory, an entry a word.
+    let entries = unsafe { &*entries };
+    let (mut bits, mut about) = (bits, about);
+    for _ in 0..64 {
+        if bits == 0 {
+            break;
+        }
+        let bit = lowest(bits);
+        bits &= bits.wrapping_sub(1);
+        let entry = rules::pick(entries, (word << 6 | bit) as usize);
+        let done = sluice_rule(entry, about, jiffies);
+        about |= u64::from(done) << DONE_SHIFT;
+        if done & VERDICT != 0 {
+            break;
+        }
+    }
+    (about >> DONE_SHIFT) as u32
+}
+
+/// What one rule does with a packet that it means.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_rule(entry: u64, about: u64, jiffies: u64) -> u32 {
+    const DROPS: u8 = RuleAction::Drop as u8;
+    const LIMIT: u8 = RuleAction::Limit as u8;
+    const PASSES: u8 = RuleAction::Pass as u8;
+    const CHALLENGES: u8 = RuleAction::Challenge as u8;
+    let number = entry as u32 & 0xffff;
+    let action = (entry >> 16) as u8;
+    let monitor = (entry >> 24) as u8 != 0 || about >> MONITOR_SHIFT & 1 != 0;
+    let length = (about >> LENGTH_SHIFT) as u32 & 0xffff;
+    count::note(Step::RuleMatched);
+    count::note_rule(number);
+    let drops = match action {
+        DROPS => true,
+        LIMIT => RULES
+            .get_ptr_mut(number)
+            .is_some_and(|state| is_over(state, length, jiffies)),
+        _ => false,
+    };
+    if !explaining()
+        && let Some(counts) = RULE_COUNTS.get_ptr_mut(number)
+    {
+        // SAFETY: a field of a value of a per-CPU map.
+        let passed = unsafe { &raw mut (*counts).passed };
+        // SAFETY: as above.
+        let dropped = unsafe { &raw mut (*counts).dropped };
+        // SAFETY: as above.
+        unsafe { count::add(if drops { dropped } else { passed }, length) };
+    }
+    if drops {
+        if !monitor {
+            return DROP;
+        }
+        // One packet is counted once, however many rules would drop it.
+        if (about >> DONE_SHIFT) as u32 & MONITORED == 0 {
+            count::monitored(about as u16, DropReason::Rule, length);
+        }
+        return MONITORED;
+    }
+    if monitor {
+        return ON;
+    }
+    match action {
+        PASSES => PASS,
+        CHALLENGES if about >> SYN_SHIFT & 1 != 0 => CHALLENGE,
+        CHALLENGES | LIMIT => ON,
+        _ => SAMPLE,
+    }
+}
+
+/// Charges a rule's limit, or finds it exhausted.
+#[inline(always)]
+fn is_over(state: *mut RuleState, length: u32, jiffies: u64) -> bool {
+    let now = gcra::time(jiffies);
+    let bytes = u64::from(length);
+    // SAFETY: a map value; constants are written before packets meet the rule.
+    let (packets, byte_limiter) = unsafe { ((*state).packets, (*state).bytes) };
+    // SAFETY: a field of the map value.
+    let packets_tat = unsafe { &raw mut (*state).packets_tat };
+    // SAFETY: as above.
+    let bytes_tat = unsafe { &raw mut (*state).bytes_tat };
+    let fits = (packets.cost == 0 || would_admit(packets_tat, now, &packets, 1))
+        && (byte_limiter.cost == 0 || would_admit(bytes_tat, now, &byte_limiter, bytes));
+    if !fits || explaining() {
+        return !fits;
+    }
+    !((packets.cost == 0 || charge(packets_tat, now, &packets, 1))
+        && (byte_limiter.cost == 0 || charge(bytes_tat, now, &byte_limiter, bytes)))
+}
+
+/// Puts the packet among the samples before anything else becomes of it.
+#[inline(always)]
+fn sample_now(context: *mut xdp_md, vip: u16) {
+    if !explaining() {
+        let pass = u64::from(aya_ebpf::bindings::xdp_action::XDP_PASS);
+        sample::sluice_watch(
+            context,
+            u64::from(vip) | u64::from(NO_BACKEND) << 16 | pass << 32,
+        );
+    }
+}
+
+/// What rules look at of the packet.
+#[inline(always)]
+fn asked(frame: &Frame, what: u64, l4: u64) -> Option<Asked> {
+    let offset = (what >> IP_SHIFT) as usize & 31;
+    let v6 = what >> V6_SHIFT & 1 != 0;
+    let mut fragment = (what >> FRAGMENT_SHIFT) as u32 & 0xff;
+    let (ip, ttl) = if v6 {
+        let ip = packet::ipv6(frame, offset)?;
+        let [_, ttl] = frame.read::<u16>(offset + 6)?.to_ne_bytes();
+        if fragment & IS_FRAGMENT != 0 {
+            // The fragment header stands before what is taken for the transport header.
+            let before = ((what >> L4_SHIFT) as usize & 0xffff).wrapping_sub(6);
+            let word = u16::from_be(frame.read::<u16>(before)?);
+            fragment |= if word & 1 == 0 { LAST_FRAGMENT } else { 0 };
+        }
+        (ip, ttl)
+    } else {
+        let header: Ipv4Header = frame.read(offset)?;
+        let word = u16::from_be(header.fragment_be);
+        fragment |= u32::from(word >> 14 & 1) * DONT_FRAGMENT;
+        if fragment & IS_FRAGMENT != 0 && word & 0x2000 == 0 {
+            fragment |= LAST_FRAGMENT;
+        }
+        (packet::ipv4(frame, offset)?, header.ttl)
+    };
+    let byte = (l4 >> BYTE_SHIFT) as u8;
+    let transport = l4 >> TRANSPORT_SHIFT & 3;
+    let l4_offset = (what >> L4_SHIFT) as u32 & 0xffff;
+    let mut code = 0;
+    let mut header = 8;
+    if transport == ICMP {
+        [_, code] = frame.read::<u16>(l4_offset as usize)?.to_ne_bytes();
+    } else if transport == TCP {
+        let [length, _] = frame.read::<u16>(l4_offset as usize + 12)?.to_ne_bytes();
+        header = u32::from(length >> 4) * 4;
+    }
+    let has_payload = u32::from(transport != PLAIN);
+    Some(Asked {
+        source: ip.source,
+        destination: ip.destination,
+        v6: u32::from(v6),
+        has_ports: u32::from(transport == TCP || transport == PORTS),
+        source_port: u32::from(u16::from_be(l4 as u16)),
+        destination_port: u32::from(u16::from_be((l4 >> 16) as u16)),
+        has_code: u32::from(transport == ICMP),
+        code: u32::from(code),
+        kind: match transport {
+            TCP => tcp_kind(byte),
+            ICMP => icmp_kind(v6, byte),
+            _ => plain_kind(byte),
+        },
+        length: if ip.length > 0xffff {
+            0xffff
+        } else {
+            ip.length
+        },
+        dscp: u32::from(ip.class >> 2),
+        fragment,
+        ttl: u32::from(ttl),
+        vip: what as u32 & 0xffff,
+        payload: (l4_offset + header) * has_payload,
+        end: (offset as u32 + ip.length) * has_payload,
+    })
+}
+
+/// A piece of the frame, zeros behind it.
+#[inline(always)]
+fn payload(context: *mut xdp_md, at: u32, bytes: u32) -> Option<u64> {
+    let mut piece = 0u64;
+    // From 1 to 8, in a way that the verifier can follow.
+    let bytes = (hide((bytes as usize).wrapping_sub(1)) & 7) + 1;
+    // SAFETY: the kernel writes no more than `bytes`, which the piece has.
+    let failed =
+        unsafe { bpf_xdp_load_bytes(context, at, (&raw mut piece).cast(), bytes as u32) } != 0;
+    (!failed).then_some(piece)
+}
+
+/// The number of the lowest bit that is set.
+#[inline(always)]
+fn lowest(bits: u64) -> u64 {
+    let below = hide((bits & bits.wrapping_neg()).wrapping_sub(1) as usize) as u64;
+    u64::from(below.count_ones())
+}
