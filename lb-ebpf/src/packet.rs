@@ -391,6 +391,13 @@ pub fn extensions(frame: &Frame, offset: usize, protocol: u8) -> u64 {
     }
 }
 
+/// What [`extensions`] finds where there are none.
+#[inline(always)]
+#[must_use]
+pub fn no_extensions(ip: &Ip) -> u64 {
+    pack(ip.offset + 40, ip.protocol, 0, 0)
+}
+
 const FIRST: u64 = 1 << 24;
 const LATER: u64 = 2 << 24;
 const TRUNCATED: u64 = 1 << 28;

@@ -275,6 +275,18 @@ pub fn detach_link(pin: &Path) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut [fd.to_le(), 0]).map(drop)
 }
 
+/// Waits until every program of the kernel that runs now has ended: they do so within one of the kernel's grace periods,
+/// which this call waits for. An error where the kernel leaves CPUs alone (`nohz_full`).
+pub fn wait_for_programs() -> io::Result<()> {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: takes numbers only, and touches no memory.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// The capabilities that the calling thread can use, a bit each.
 pub fn capabilities() -> io::Result<u64> {
     let mut sets = [CapabilitySet::default(); 2];

@@ -270,26 +270,49 @@ fn a_vip_that_comes_to_another_table_is_marked_for_as_long_as_silent_flows_live(
 }
 
 #[test]
-fn tables_that_are_replaced_make_room_later() {
+fn however_often_a_backend_flaps_its_tables_find_room() {
     Site::run(|site| {
         let config = Dataplane {
             lookup_slots: 3 * 252,
             ..site.config()
         };
         let (mut plane, _) = open(&config);
+        let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
         let start = plane.jiffies_now();
-        let linger = 31 * u64::from(plane.hz());
+        for n in 0..200 {
+            let backend = u8::try_from(n % 3 + 1).unwrap();
+            let steps = plane.apply_at(&desired(&[backend]), start + n).unwrap();
+            assert!(!steps.is_empty());
+            let explained = explainer.explain(&syn(443), LOOPBACK).unwrap();
+            assert_eq!(explained.frame[5], backend, "change {n}");
+        }
+    });
+}
+
+#[test]
+fn a_change_waits_while_handshakes_need_what_it_would_replace() {
+    Site::run(|site| {
+        let config = Dataplane {
+            lookup_slots: 2 * 252,
+            ..site.config()
+        };
+        let (mut plane, _) = open(&config);
+        let start = plane.jiffies_now();
         plane.apply_at(&desired(&[1]), start).unwrap();
         plane.apply_at(&desired(&[2]), start).unwrap();
-        plane.apply_at(&desired(&[3]), start).unwrap();
-        match plane.apply_at(&desired(&[4]), start) {
-            Err(ApplyError::Slots { slots: 756 }) => {}
+        let seconds = match plane.apply_at(&desired(&[3]), start) {
+            Err(ApplyError::SlotsBusy {
+                slots: 504,
+                seconds: seconds @ 5..=8,
+            }) => seconds,
             other => panic!("{other:?}"),
-        }
-        let steps = plane.apply_at(&desired(&[4]), start + linger).unwrap();
-        assert!(!steps.is_empty());
+        };
         let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
-        assert_eq!(explainer.explain(&syn(443), LOOPBACK).unwrap().frame[5], 4);
+        let mut backend = || explainer.explain(&syn(443), LOOPBACK).unwrap().frame[5];
+        assert_eq!(backend(), 2);
+        let later = start + (seconds + 1) * u64::from(plane.hz());
+        plane.apply_at(&desired(&[3]), later).unwrap();
+        assert_eq!(backend(), 3);
     });
 }
 

@@ -22,13 +22,17 @@ fn build() -> PathBuf {
         .find(|dir| !dir.ends_with("deps") && !dir.ends_with("examples"))
         .expect("a binary lies in a directory");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // There are no examples; but with them cargo takes the features that tests have, and builds no dependency twice.
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([
         "build",
         "--quiet",
         "--package",
         "sluice",
+        "--package",
+        "sluice-tests",
         "--bin",
         "sluice",
+        "--examples",
     ]);
     cargo.arg("--target-dir").arg(
         profile_dir

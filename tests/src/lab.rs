@@ -1,7 +1,7 @@
 //! A whole lab: asked for in one expression, gone when dropped.
 
 use std::{
-    fs::{self, File},
+    fs,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Once,
@@ -9,11 +9,11 @@ use std::{
 
 use aya::Ebpf;
 use ipnet::IpNet;
-use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use crate::{
     BACK, Backend, Capture, Client, Config, Daemon, FRONT, Netns, Node, Output, RawSocket, Segment,
+    Turn,
     addresses::{ClientLink, backend_host},
     eventually,
     topology::{Plan, vip_routes},
@@ -30,7 +30,7 @@ pub struct Lab {
     router: Netns,
     _pass: Ebpf,
     traces: Traces,
-    _alone: Option<Flock<File>>,
+    _turn: Turn,
 }
 
 /// Of one load balancer.
@@ -242,7 +242,7 @@ impl LabBuilder {
         self
     }
 
-    /// Waits until no other lab that wants to be alone is left, in any process: for floods, and for what must keep its pace.
+    /// Waits for a [turn](Turn) alone: for floods, and for what must keep its pace.
     pub fn alone(mut self) -> Self {
         self.alone = true;
         self
@@ -278,7 +278,7 @@ impl LabBuilder {
             config,
             alone,
         } = self;
-        let alone = alone.then(wait_for_others);
+        let turn = if alone { Turn::alone() } else { Turn::shared() };
         let traces = Traces::new();
         let topology = plan.build(&traces);
         let dir = traces.dir();
@@ -320,17 +320,9 @@ impl LabBuilder {
             router: topology.router,
             _pass: topology._pass,
             traces,
-            _alone: alone,
+            _turn: turn,
         };
         lab.write_config(&lab.config);
         lab
     }
-}
-
-/// The lock is on bpffs itself, so that there is no file to leave behind.
-fn wait_for_others() -> Flock<File> {
-    let bpffs = File::open("/sys/fs/bpf").expect("bpffs is mounted at /sys/fs/bpf");
-    Flock::lock(bpffs, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .expect("a directory can be locked")
 }

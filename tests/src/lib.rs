@@ -27,6 +27,7 @@ mod raw;
 mod server;
 mod topology;
 mod traces;
+mod turns;
 mod udp;
 mod wait;
 
@@ -49,4 +50,5 @@ pub use node::{Daemon, Node, Output};
 pub use prometheus::{Prometheus, grafana_dir};
 pub use raw::RawSocket;
 pub use traces::remove_stale_labs;
+pub use turns::Turn;
 pub use wait::{eventually, within};

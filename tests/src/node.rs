@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{self, Command},
     sync::{Mutex, MutexGuard},
+    time::Duration,
 };
 
 use nix::sys::signal::Signal;
@@ -294,6 +295,17 @@ impl Daemon<'_> {
 
     pub fn pid(self) -> u32 {
         self.node.process().as_ref().expect("the daemon runs").id()
+    }
+
+    /// What it has used of CPUs since it started.
+    pub fn cpu(self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the daemon runs");
+        // A thread that ends meanwhile has no figure any more.
+        let ns = tasks.flatten().filter_map(|task| -> Option<u64> {
+            let stat = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            stat.split(' ').next()?.parse().ok()
+        });
+        Duration::from_nanos(ns.sum())
     }
 
     pub fn is_running(self) -> bool {

@@ -57,6 +57,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Change everything that may change, for ten minutes under traffic, and watch for broken flows and growth
+    Churn {
+        /// Handed to it
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Check that deny.toml allows the licence and the source of every dependency
     Licences,
     /// Check that the kernel objects are the same, byte for byte, from two folders
@@ -99,6 +105,10 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo { arguments } => {
             setup::setup(Scope::Lab, Mode::Install)?;
             return stages::run_lab_program("demo", &arguments);
+        }
+        Task::Churn { arguments } => {
+            setup::setup(Scope::Lab, Mode::Install)?;
+            return stages::run_lab_program("churn", &arguments);
         }
         Task::Licences => licences::check()?,
         Task::Reproducible => {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{
     machine,
     objects::{self, OBJECTS, Toolchain},
-    stages::{cargo, workspace},
+    stages::{BUILD_DAEMON, cargo, workspace},
 };
 
 /// Fails and names the first byte that depends on where an object was built.
@@ -52,17 +52,11 @@ pub(crate) fn check() -> Result<()> {
 
 /// Builds the daemon, and returns the folder that its build script left the objects in.
 fn embedded_objects() -> Result<PathBuf> {
-    let output = cargo(&[
-        "build",
-        "--package",
-        "sluice",
-        "--locked",
-        "--message-format",
-        "json-render-diagnostics",
-    ])
-    .stderr(Stdio::inherit())
-    .output()
-    .context("cannot run cargo")?;
+    let output = cargo(BUILD_DAEMON)
+        .args(["--message-format", "json-render-diagnostics"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
     ensure!(output.status.success(), "the daemon does not build");
     String::from_utf8_lossy(&output.stdout)
         .lines()

@@ -26,14 +26,14 @@ pub(crate) fn build() -> Result<ExitCode> {
 /// Every check there is.
 pub(crate) fn test() -> Result<ExitCode> {
     let mut run = Run::default();
-    let outcome = checks(&mut run).and_then(|()| lab(&mut run, None));
+    let outcome = checks(&mut run, Scope::Everything).and_then(|()| lab(&mut run, None));
     Ok(run.summary(outcome))
 }
 
 /// Every check that needs no privilege.
 pub(crate) fn test_without_lab() -> Result<ExitCode> {
     let mut run = Run::default();
-    let outcome = checks(&mut run);
+    let outcome = checks(&mut run, Scope::NoLab);
     println!(
         "\n*** --fast: the verdict table and the lab were LEFT OUT; `cargo xtask test` runs them too ***"
     );
@@ -49,21 +49,22 @@ pub(crate) fn test_in_lab(filter: &str) -> Result<ExitCode> {
 
 /// Becomes a program of `tests/`, in release mode: so Ctrl-C reaches it alone, and its exit code is ours.
 pub(crate) fn run_lab_program(name: &str, arguments: &[String]) -> Result<ExitCode> {
-    run_cargo(BUILD_RELEASE)?;
-    let error = cargo(&[
-        "run",
-        "--quiet",
+    let packages = ["--package", "sluice", "--package", "sluice-tests"];
+    let build = [
+        "build",
         "--release",
-        "--package",
-        "sluice-tests",
         "--locked",
         "--bin",
+        "sluice",
+        "--bin",
         name,
-        "--",
-    ])
-    .args(arguments)
-    .exec();
-    Err(error).context("cannot run cargo")
+    ];
+    run_cargo(&[&build[..], &packages].concat())?;
+    let program = workspace().join("target/release").join(name);
+    let error = machine::command(&program.to_string_lossy())
+        .args(arguments)
+        .exec();
+    Err(error).with_context(|| format!("cannot run {}", program.display()))
 }
 
 /// The root of the repository.
@@ -83,10 +84,30 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 
 const BUILD_RELEASE: &[&str] = &["build", "--release", "--package", "sluice", "--locked"];
 
-/// Labs run beside each other, but each starts a dozen processes.
-const LAB_THREADS: &str = "--test-threads=2";
+/// Labs mostly wait, so more run beside each other than there are CPUs; but each starts a dozen processes.
+const LAB_THREADS: &str = "--test-threads=4";
 
-fn checks(run: &mut Run) -> Result<()> {
+/// The daemon, with the features of its dependencies that tests need. There are no examples; but asking for them has cargo
+/// choose features as it does for tests, and so nothing is built twice.
+pub(crate) const BUILD_DAEMON: &[&str] = &[
+    "build",
+    "--package",
+    "sluice",
+    "--package",
+    "sluice-tests",
+    "--bin",
+    "sluice",
+    "--examples",
+    "--locked",
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Everything,
+    NoLab,
+}
+
+fn checks(run: &mut Run, scope: Scope) -> Result<()> {
     run.cargo("format", &["fmt", "--all", "--check"])?;
     run.stage("licences", |_| licences::check())?;
     run.cargo(
@@ -101,6 +122,13 @@ fn checks(run: &mut Run) -> Result<()> {
             "warnings",
         ],
     )?;
+    if scope == Scope::Everything {
+        // All at once keeps all CPUs busy.
+        run.cargo(
+            "build of all tests",
+            &["test", "--workspace", "--no-run", "--locked"],
+        )?;
+    }
     run.cargo_test(
         "unit, property and command tests",
         &[
@@ -115,7 +143,15 @@ fn checks(run: &mut Run) -> Result<()> {
     )?;
     run.cargo(
         "documentation",
-        &["doc", "--no-deps", "--workspace", "--lib", "--locked"],
+        // Examples as for `BUILD_DAEMON`: this shares what clippy checked.
+        &[
+            "doc",
+            "--no-deps",
+            "--workspace",
+            "--lib",
+            "--examples",
+            "--locked",
+        ],
     )?;
     run.cargo_test(
         "examples in the documentation",
@@ -125,10 +161,7 @@ fn checks(run: &mut Run) -> Result<()> {
 }
 
 fn lab(run: &mut Run, filter: Option<&str>) -> Result<()> {
-    run.cargo(
-        "daemon for the lab",
-        &["build", "--package", "sluice", "--locked"],
-    )?;
+    run.cargo("daemon for the lab", BUILD_DAEMON)?;
     let mut arguments = vec![
         "test",
         "--package",

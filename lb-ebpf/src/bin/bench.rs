@@ -58,8 +58,11 @@ mod program {
     #[unsafe(no_mangle)]
     static OUT_IFINDEX: Global<u32> = Global::new(0);
 
-    /// Spreads numbers over all IPv4 addresses, one to one. The loader does the same.
+    /// Spreads numbers over addresses, one to one. The loader does the same.
     const SPREAD: u32 = 0x9e37_79b1;
+    /// Sources are 32.0.0.0/3: none is an address that nobody can have, and 2^29 numbers give as many of them.
+    const FIRST_SOURCE: u32 = 32 << 24;
+    const SOURCES: u32 = FIRST_SOURCE - 1;
     /// Steps through the flows in another order, one to one for every power of two.
     const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -204,7 +207,7 @@ mod program {
             unsafe { *made = number + 1 };
             let flow = number.wrapping_mul(STEP) as u32 & mask;
             // SAFETY: checked against the frame's end.
-            unsafe { source.write(flow.wrapping_mul(SPREAD).to_be()) };
+            unsafe { source.write((flow.wrapping_mul(SPREAD) & SOURCES | FIRST_SOURCE).to_be()) };
         }
         Some(())
     }

@@ -25,6 +25,7 @@ use crate::{
     },
     context::frame,
     hash::{self, Tuple},
+    hide,
     packet::{
         self, Fragment, ICMP, ICMPV6, IPV4_BE, IPV6_BE, Ip, L4, TCP, TCP_ACK, TCP_SYN, Transport,
         UDP, is_echo_request, is_icmp_error,
@@ -356,15 +357,15 @@ pub extern "C" fn sluice_quoted(context: *mut xdp_md, offsets: u32, length: u32,
 /// Where the transport header is.
 #[inline(always)]
 pub fn skip_options(context: *mut xdp_md, ip: &Ip) -> Result<L4, DropReason> {
-    if ip.v6 && packet::is_extension(ip.protocol) {
-        packet::unpack(sluice_extensions(
-            context,
-            ip.offset as u32 + 40,
-            ip.protocol,
-        ))
-    } else {
-        packet::skip_options(ip)
+    if !ip.v6 {
+        return packet::skip_options(ip);
     }
+    packet::unpack(if packet::is_extension(ip.protocol) {
+        sluice_extensions(context, ip.offset as u32 + 40, ip.protocol)
+    } else {
+        // One number, for a whole packet's fragment has no id, and the verifier refuses to copy what LLVM leaves undefined.
+        hide(packet::no_extensions(ip) as usize) as u64
+    })
 }
 
 /// A global function: the verifier follows it once, not once for each way to reach it.

@@ -117,6 +117,10 @@ pub enum ApplyError {
         "the lookup tables need more room than the data plane has ({slots} slots); raise `lookup_slots` in [dataplane], run `sluice unload`, then start again"
     )]
     Slots { slots: u32 },
+    #[error(
+        "the lookup tables change faster than the data plane has room for ({slots} slots): handshakes that are under way still need the tables before, so this change waits for {seconds} s; if this happens often, see why backends flap, or raise `lookup_slots` in [dataplane], run `sluice unload`, then start again"
+    )]
+    SlotsBusy { slots: u32, seconds: u64 },
     #[error("VIPs of IPv{family} have more than {most} different prefix lengths; use fewer")]
     Lengths { family: u8, most: usize },
     #[error("VIP {vip} names what does not exist")]

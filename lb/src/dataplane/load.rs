@@ -72,8 +72,10 @@ impl Sizes {
     pub(crate) fn new(config: &Dataplane, need: Need) -> Self {
         let exact = config.exact_limits.max(1).next_power_of_two();
         let slots = match config.lookup_slots {
-            // Old tables stay for a while beside the new ones, and regions leave gaps.
-            0 => (need.slots.saturating_mul(5) / 2)
+            // Of each table there are up to three: the one in use, the one before it, and the next.
+            0 => need
+                .slots
+                .saturating_mul(3)
                 .min(1 << 31)
                 .next_power_of_two()
                 .max(LEAST_SLOTS),

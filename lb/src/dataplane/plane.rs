@@ -156,7 +156,7 @@ impl Plane {
         self.apply_at(desired, self.jiffies_now())
     }
 
-    /// As [`Plane::apply`], at a time of the caller's choice: what was replaced is freed half a minute later.
+    /// As [`Plane::apply`], at a time of the caller's choice: what was replaced is freed some seconds later.
     pub fn apply_at(&mut self, desired: &Desired, now: u64) -> Result<Vec<Step>, ApplyError> {
         self.free(now);
         let wanted = Image::of(desired, self.hz)?;

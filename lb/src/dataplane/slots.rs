@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, thread};
 
 use super::{
-    ApplyError, BackendKey, Table, TableKey, encode,
+    BackendKey, Table, TableKey, encode,
     maglev::{self, Entry},
     registry::Region,
 };
 use ahash::AHashSet;
 use sluice_ebpf::abi::{SLOT_MOVED, SLOTS_PER_WORD};
 
-use crate::sys::Mapped;
+use crate::sys::{self, Mapped};
 
 #[expect(clippy::cast_possible_truncation, reason = "a few")]
 const PER_WORD: u32 = SLOTS_PER_WORD as u32;
@@ -97,24 +97,44 @@ impl Slots {
         (region.first..end).map(|slot| self.read(slot) & !SLOT_MOVED)
     }
 
-    /// Writes a table to where nothing of `used` lies.
-    pub(crate) fn put(
-        &mut self,
-        used: impl Iterator<Item = Region>,
-        table: &[u16],
-    ) -> Result<Region, ApplyError> {
-        let used = used
-            .chain(self.retired.iter().map(|&(region, _)| region))
-            .collect();
+    /// Writes a table to where nothing of `used` lies; `None` if there is no room.
+    pub(crate) fn put(&mut self, used: &[Region], table: &[u16]) -> Option<Region> {
         let size = u32::try_from(table.len()).unwrap_or(u32::MAX);
-        let first = first_gap(used, size, self.len())
-            .ok_or_else(|| ApplyError::Slots { slots: self.len() })?;
+        let first = self.gap(used, size).or_else(|| {
+            // Whoever switches faster than time frees waits for the packets themselves: a few milliseconds.
+            let waited = !self.retired.is_empty() && sys::wait_for_programs().is_ok();
+            if waited {
+                self.retired.clear();
+            }
+            waited.then(|| self.gap(used, size)).flatten()
+        })?;
         self.write(first, table);
-        Ok(Region { first, slots: size })
+        Some(Region { first, slots: size })
     }
 
+    /// Whether so many slots would find room if only what lies in `used` were there.
+    pub(crate) fn would_fit(&self, used: Vec<Region>, size: usize) -> bool {
+        u32::try_from(size).is_ok_and(|size| first_gap(used, size, self.len()).is_some())
+    }
+
+    /// Leaves a region alone that no packet finds any more: one that is under way may still read it.
     pub(crate) fn retire(&mut self, region: Region, until: u64) {
-        self.retired.push((region, until));
+        if region.slots == 0 {
+            return;
+        }
+        match self.retired.iter_mut().find(|(known, _)| *known == region) {
+            Some((_, known)) => *known = until.max(*known),
+            None => self.retired.push((region, until)),
+        }
+    }
+
+    fn gap(&self, used: &[Region], size: u32) -> Option<u32> {
+        let retired = self.retired.iter().map(|&(region, _)| region);
+        first_gap(
+            used.iter().copied().chain(retired).collect(),
+            size,
+            self.len(),
+        )
     }
 
     pub(crate) fn free(&mut self, now: u64) {

@@ -19,8 +19,10 @@ use super::{
     slots::build_all,
 };
 
-/// Seconds after which nothing uses what was replaced.
+/// Seconds for which the number of a backend that was removed is nobody's.
 const LINGER_SECONDS: u64 = 30;
+/// Seconds after which no packet that found a lookup table is under way any more.
+const GRACE_SECONDS: u64 = 1;
 
 impl Plane {
     /// Frees what nothing uses any more.
@@ -94,30 +96,54 @@ impl Plane {
                 }
                 self.slots.mark_moved(old, &mut built.slots);
             }
-            let linger = now + LINGER_SECONDS * u64::from(self.hz);
-            let vips = (1..self.arrays.vips.len()).flat_map(|number| {
-                let vip = self.arrays.vips.read(number);
-                [
-                    Region::from_word(vip.table),
-                    Region::from_word(vip.previous_table),
-                ]
-            });
-            let used = vips.chain(self.registry.tables.values().copied());
-            let region = self.slots.put(used, &built.slots)?;
+            let region = self.find_room(&built.slots, now)?;
             self.registry.put_table(key.clone(), region);
             self.known.note_table(key, &built.slots);
             self.checksums.insert(key.clone(), built.checksum);
-            if let Some(old) = old {
-                self.slots.retire(old, linger);
-            }
         }
         Ok(())
     }
 
+    /// Writes a table to where no other lies that a packet may ask: one that is in use, or the one before it while a
+    /// handshake that began there may be under way. So three tables for each are enough, however often they change.
+    fn find_room(&mut self, table: &[u16], now: u64) -> Result<Region, ApplyError> {
+        let window = u64::from(HANDSHAKE_TICKS + 1) << flow::age_shift(self.hz);
+        let mut in_use: Vec<Region> = self.registry.tables.values().copied().collect();
+        let mut before = Vec::new();
+        let mut ends = now;
+        for number in 1..self.arrays.vips.len() {
+            let vip = self.arrays.vips.read(number);
+            in_use.push(Region::from_word(vip.table));
+            let end = vip.switched.saturating_add(window);
+            if vip.previous_table != 0 && end > now {
+                before.push(Region::from_word(vip.previous_table));
+                ends = ends.max(end);
+            }
+        }
+        before.extend(&in_use);
+        if let Some(region) = self.slots.put(&before, table) {
+            return Ok(region);
+        }
+        let slots = self.slots.len();
+        Err(if self.slots.would_fit(in_use, table.len()) {
+            let seconds = (ends - now).div_ceil(u64::from(self.hz)).max(GRACE_SECONDS);
+            ApplyError::SlotsBusy { slots, seconds }
+        } else {
+            ApplyError::Slots { slots }
+        })
+    }
+
+    /// Nothing leads to these any more but packets that are under way.
+    fn retire(&mut self, words: [u64; 2], now: u64) {
+        let until = now + GRACE_SECONDS * u64::from(self.hz);
+        for word in words {
+            self.slots.retire(Region::from_word(word), until);
+        }
+    }
+
     pub(super) fn remove_table(&mut self, key: &TableKey, now: u64) {
         if let Some(region) = self.registry.remove_table(key) {
-            let linger = now + LINGER_SECONDS * u64::from(self.hz);
-            self.slots.retire(region, linger);
+            self.retire([region.word(), 0], now);
         }
         self.checksums.remove(key);
         self.known.forget_table(key);
@@ -167,9 +193,11 @@ impl Plane {
             }
             Step::RemoveVip(name) => {
                 if let Some(number) = self.registry.remove_vip(name) {
+                    let vip = self.arrays.vips.read(u32::from(number));
                     self.arrays
                         .vips
                         .write(u32::from(number), &abi::Vip::zeroed());
+                    self.retire([vip.table, vip.previous_table], now);
                 }
                 self.actual.vips.remove(name);
                 self.vip_tables.remove(name);
@@ -248,6 +276,7 @@ impl Plane {
             }
             store(offset_of!(abi::Vip, switched), now);
             store(offset_of!(abi::Vip, table), table);
+            self.retire([old.table, old.previous_table], now);
             self.sweep.note_switch(&image.table, now);
         }
         if let Some(Some(actual)) = self.actual.vips.get_mut(name) {

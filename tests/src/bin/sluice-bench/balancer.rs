@@ -329,10 +329,12 @@ const STRICT: u16 = 2;
 pub(crate) const CLIENT_PORT: u16 = 40_000;
 /// As in the programs of the bench.
 const SPREAD: u32 = 0x9e37_79b1;
+const FIRST_SOURCE: u32 = 32 << 24;
+const SOURCES: u32 = FIRST_SOURCE - 1;
 
 /// The source of flow `number`, as the wrapper writes it.
 pub(crate) fn source(target: Target, number: u32) -> IpAddr {
-    let spread = number.wrapping_mul(SPREAD);
+    let spread = number.wrapping_mul(SPREAD) & SOURCES | FIRST_SOURCE;
     match target.address() {
         IpAddr::V4(_) => Ipv4Addr::from(spread).into(),
         IpAddr::V6(_) => {

@@ -7,7 +7,8 @@ use sluice_tests::{DNS_V4, DNS_V6, Flood, Lab, WEB_V4, WEB_V6, within};
 
 /// Writes the packets, and returns what should become of each.
 fn made(file: &Path) -> Vec<String> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/floods_scapy/packets.py");
+    let script =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios/floods_scapy/packets.py");
     let addresses = [WEB_V4, DNS_V4, WEB_V6, DNS_V6].map(|vip| vip.ip().to_string());
     let output = Command::new("python3")
         .args(["-W", "ignore"])

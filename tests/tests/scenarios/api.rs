@@ -166,19 +166,6 @@ fn pin(pid: u32, cpu: usize) {
     }
 }
 
-/// Seconds of CPU that a process has used.
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let after_name = stat.rsplit_once(") ").unwrap().1;
-    let ticks: u64 = after_name
-        .split(' ')
-        .skip(11)
-        .take(2)
-        .map(|word| word.parse::<u64>().unwrap())
-        .sum();
-    ticks as f64 / 100.0
-}
-
 #[test]
 fn a_hundred_clients_write_and_five_thousand_requests_a_second_are_answered() {
     let lab = Lab::new().alone().start();
@@ -191,9 +178,9 @@ fn a_hundred_clients_write_and_five_thousand_requests_a_second_are_answered() {
     };
     let measure =
         |name: &str, load: &ApiLoad, request: fn(u32, u32) -> (&'static str, String, String)| {
-            let before = cpu_seconds(lab.daemon().pid());
+            let before = lab.daemon().cpu();
             let figures = load.run(request);
-            let cpu = (cpu_seconds(lab.daemon().pid()) - before) / f64::from(load.seconds);
+            let cpu = (lab.daemon().cpu() - before).as_secs_f64() / f64::from(load.seconds);
             println!("{name}: {figures:?}, {:.0}% of a core", cpu * 100.0);
             assert_eq!(figures.refused, 0);
             figures

@@ -21,7 +21,6 @@ fn unharmed(client: &Client, lasting: u64, meanwhile: impl FnOnce(&Downloads)) {
 #[test]
 fn downloads_survive_reloads_and_a_backend_added_and_drained() {
     let lab = Lab::new()
-        .alone()
         .config(|config| config.without("b3"))
         .clients(2)
         .start();
@@ -68,7 +67,7 @@ fn downloads_survive_reloads_and_a_backend_added_and_drained() {
 
 #[test]
 fn downloads_survive_twenty_kills_of_the_daemon() {
-    let lab = Lab::new().alone().start();
+    let lab = Lab::new().start();
     unharmed(lab.client(0), 60, |_| {
         for _ in 0..20 {
             lab.daemon().kill9();
@@ -80,7 +79,7 @@ fn downloads_survive_twenty_kills_of_the_daemon() {
 
 #[test]
 fn a_new_start_replaces_the_program_under_live_downloads() {
-    let lab = Lab::new().alone().start();
+    let lab = Lab::new().start();
     let program = || {
         let link = lab
             .node()

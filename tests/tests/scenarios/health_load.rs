@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     process::Command,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -18,14 +18,12 @@ use sluice::{
     config::{Check, Health, HttpCheck, Statuses, Tls},
     health::{Checker, State, Target},
 };
+use sluice_tests::Turn;
 use tokio::sync::{mpsc, watch};
 
 const BACKENDS: u32 = 4000;
 const SECONDS: u64 = 10;
 const PORT: u16 = 8080;
-
-/// A core is measured, and its thread is known by its name: one test at a time.
-static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn four_thousand_tcp_checks_a_second_keep_their_time_on_one_core() {
@@ -55,7 +53,8 @@ fn four_thousand_echo_checks_a_second_keep_their_time_on_one_core() {
 /// Each backend is a loopback address of a namespace of its own; the server is real. All of loopback's work for both
 /// ends is counted for the checks, because it is done when they send.
 fn measure(name: &'static str, check: Check) {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // A core is measured, and its thread is known by its name.
+    let _turn = Turn::alone();
     // The namespace goes with the threads in it.
     let inside = move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("tests are run by root");
