@@ -41,7 +41,7 @@ pub struct Kept {
 }
 
 impl Baseline {
-    /// Takes a tick's rate. It is learned [`PENDING`] ticks later, unless an attack is found meanwhile.
+    /// Takes a tick's rate. It is learned some ticks later (`PENDING`), unless an attack is found meanwhile.
     pub fn push(&mut self, rate: u64) {
         self.pending.push_back(rate);
         if self.pending.len() > PENDING {
