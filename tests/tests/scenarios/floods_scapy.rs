@@ -10,13 +10,13 @@ fn made(file: &Path) -> Vec<String> {
     let script =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios/floods_scapy/packets.py");
     let addresses = [WEB_V4, DNS_V4, WEB_V6, DNS_V6].map(|vip| vip.ip().to_string());
-    let output = Command::new("python3")
+    let output = Command::new("/usr/bin/python3")
         .args(["-W", "ignore"])
         .arg(&script)
         .arg(file)
         .args(addresses)
         .output()
-        .expect("python3 runs");
+        .expect("Debian's python3 is there");
     assert!(
         output.status.success(),
         "{} failed (is Debian's python3-scapy there?):\n{}",

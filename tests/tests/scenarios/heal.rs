@@ -1,8 +1,9 @@
 //! Whoever changes the maps or takes the program off behind the daemon's back: it is found, mended and told.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use aya::maps::{Array, Map, MapData};
+use sluice_ebpf::abi::ABI_VERSION;
 use sluice_tests::{Lab, WEB_V4, within};
 
 /// What the daemon said that it mended.
@@ -28,14 +29,14 @@ fn heals(lab: &Lab, what: &str) {
     );
 }
 
+fn pin(lab: &Lab, name: &str) -> PathBuf {
+    let version = format!("v{ABI_VERSION}");
+    lab.node().pin_dir().join(version).join(name)
+}
+
 /// Overwrites all of an array whose values are one cache line.
 fn wipe(lab: &Lab, name: &str) {
-    let path = lab
-        .node()
-        .pin_dir()
-        .join(format!("v{}", sluice_ebpf::abi::ABI_VERSION))
-        .join(name);
-    let map = Map::Array(MapData::from_pin(path).unwrap());
+    let map = Map::Array(MapData::from_pin(pin(lab, name)).unwrap());
     let mut array: Array<_, [u8; 64]> = map.try_into().unwrap();
     for index in 0..array.len() {
         array.set(index, [0; 64], 0).unwrap();
@@ -62,8 +63,7 @@ fn what_somebody_else_changed_is_mended_and_told() {
     wipe(&lab, "ADDRESSES");
     heals(&lab, "the VIP index");
 
-    let path = lab.node().pin_dir().join("v3/LIMITS");
-    let map = Map::Array(MapData::from_pin(path).unwrap());
+    let map = Map::Array(MapData::from_pin(pin(&lab, "LIMITS")).unwrap());
     let mut limits: Array<_, [u64; 16]> = map.try_into().unwrap();
     limits.set(1, [0; 16], 0).unwrap();
     // Large tables are looked at in turn.

@@ -34,11 +34,11 @@ struct Counts {
 }
 
 /// Long enough to be noticed, and to take flows again.
-const BETWEEN_FAILURES: Duration = Duration::from_secs(4);
+const BETWEEN_FAILURES: Duration = Duration::from_secs(9);
 
 pub(crate) fn quick_checks(config: Config) -> Config {
     config.health(
-        r#"{ kind = "http", port = 80, path = "/health", status = 200, interval = "200ms", timeout = "1s", rise = 1, fall = 2 }"#,
+        r#"{ kind = "http", port = 80, path = "/health", status = 200, interval = "500ms", timeout = "500ms", rise = 1, fall = 4 }"#,
     )
 }
 

@@ -33,8 +33,9 @@ struct Shared {
 }
 
 const LASTING: usize = 60;
-/// A check each 200 ms, two that fail, the time-out of one, and a busy machine.
-const NOTICED: Duration = Duration::from_secs(3);
+/// Four checks that fail, half a second each, and a busy machine. Shorter than the time between two failures, so that most
+/// new flows have no excuse.
+const NOTICED: Duration = Duration::from_secs(4);
 /// The cables lose a frame when a ring of theirs is full, and UDP's clients ask again.
 const UDP_TRIES: usize = 4;
 
@@ -116,6 +117,7 @@ impl Shared {
         let mut n = 0_u64;
         while !self.is_stopped() {
             n += 1;
+            let began = Instant::now();
             let outcome = if n.is_multiple_of(4) {
                 let mut outcome = client.udp_ask(dns, b"churn");
                 for _ in 1..UDP_TRIES {
@@ -127,7 +129,7 @@ impl Shared {
             };
             match outcome {
                 Ok(_) => self.new.fetch_add(1, Ordering::Relaxed),
-                Err(_) if self.is_excused() => self.excused.fetch_add(1, Ordering::Relaxed),
+                Err(_) if self.is_excused(began) => self.excused.fetch_add(1, Ordering::Relaxed),
                 Err(error) => {
                     self.fail(format!("a new flow to {web} or {dns}: {error}"));
                     0
@@ -137,10 +139,9 @@ impl Shared {
         }
     }
 
-    /// Asked when something failed, which may have taken as long as a client waits.
-    fn is_excused(&self) -> bool {
-        let since = lock(&self.troubled).map(|at| at.elapsed());
-        since.is_some_and(|since| since < NOTICED + Duration::from_secs(5))
+    /// Whether a flow that began then can have gone to a backend of which the daemon did not know yet that it failed.
+    fn is_excused(&self, began: Instant) -> bool {
+        lock(&self.troubled).is_some_and(|troubled| began < troubled + NOTICED)
     }
 
     fn fail(&self, what: String) {
