@@ -72,10 +72,7 @@ fn what_somebody_else_changed_is_mended_and_told() {
     });
     assert_ne!(limits.get(&1, 0).unwrap(), [0; 16]);
 
-    let pins = lab
-        .node()
-        .pin_dir()
-        .join(format!("v{}", sluice_ebpf::abi::ABI_VERSION));
+    let pins = lab.node().pin_dir().join(format!("v{ABI_VERSION}"));
     std::fs::remove_file(pins.join("FLOWS")).unwrap();
     heals(&lab, "FLOWS");
     let links = std::fs::read_dir(&pins).unwrap();
