@@ -149,8 +149,18 @@ fn panels() -> Vec<(String, String)> {
     panels
 }
 
+/// What an attack of a few seconds on a fresh daemon does not feed: it has no peace yet to tell an attack by, and no
+/// policy of this scenario has presets. Their own scenarios show them by the API.
+const NOT_FED: [&str; 4] = [
+    names::AMPLIFIED_PACKETS.name,
+    names::MITIGATION_ACTIVE.name,
+    names::MITIGATION_MATCHED_PACKETS.name,
+    names::ATTACK_ACTIVE.name,
+];
+
 fn every_panel_has_data(prometheus: &Prometheus<'_>) {
-    let panels = panels();
+    let mut panels = panels();
+    panels.retain(|(_, query)| !NOT_FED.iter().any(|name| query.contains(name)));
     let mut empty = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
@@ -170,6 +180,9 @@ fn every_panel_has_data(prometheus: &Prometheus<'_>) {
 
 fn every_metric_is_there(prometheus: &Prometheus<'_>) {
     for metric in names::ALL {
+        if NOT_FED.contains(&metric.name) {
+            continue;
+        }
         let samples = prometheus.query(metric.name);
         let sample = samples
             .first()
