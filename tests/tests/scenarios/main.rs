@@ -3,7 +3,6 @@
 
 mod api;
 mod balance;
-mod churn;
 mod cli;
 mod config;
 mod cookie;
