@@ -41,7 +41,23 @@ pub struct Status {
     pub program_id: Option<u32>,
     /// Rights of root that the daemon kept.
     pub capabilities: Vec<String>,
+    /// Parts of the daemon, each of which is started again if it ends.
+    pub tasks: Vec<TaskItem>,
     pub warnings: Vec<String>,
+}
+
+/// A part of the daemon. One that panics or hangs is started again, later each time.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TaskItem {
+    pub name: String,
+    /// False: it waits to be started again.
+    pub running: bool,
+    /// How often it ended.
+    pub restarts: u64,
+    /// Why it ended the last time.
+    pub error: Option<String>,
+    /// When it was started the last time, or ended. RFC 3339.
+    pub since: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -12,11 +12,11 @@ use serde::Serialize;
 
 use super::model::{
     AttackItem, BackendItem, DropItem, EventItem, FlowItem, Flows, InterfaceItem, LastReload,
-    LimitItem, LimitSummary, MitigationItem, Status, Told, VipItem,
+    LimitItem, LimitSummary, MitigationItem, Status, TaskItem, Told, VipItem,
 };
 use crate::{
     config::{Backend, Forward, Mode, Pool},
-    control::{Event, Figures, HealthChange, LimitInForce, View},
+    control::{Event, Figures, HealthChange, LimitInForce, TaskStatus, View},
     dataplane::BackendKey,
     desired::way,
     detect::{
@@ -30,7 +30,12 @@ use crate::{
     service::capabilities,
 };
 
-pub(super) fn status(view: &View, figures: &Figures, config_file: &Path) -> Status {
+pub(super) fn status(
+    view: &View,
+    figures: &Figures,
+    tasks: Vec<TaskStatus>,
+    config_file: &Path,
+) -> Status {
     let config = &view.config;
     let backends = config
         .pools
@@ -69,7 +74,18 @@ pub(super) fn status(view: &View, figures: &Figures, config_file: &Path) -> Stat
         flow_capacity: figures.flows.capacity,
         program_id: view.program_id,
         capabilities: capabilities::held().to_vec(),
+        tasks: tasks.into_iter().map(task).collect(),
         warnings: view.warnings.clone(),
+    }
+}
+
+fn task(task: TaskStatus) -> TaskItem {
+    TaskItem {
+        name: task.name.into(),
+        running: task.running,
+        restarts: task.restarts,
+        error: task.error,
+        since: rfc3339(task.since),
     }
 }
 

@@ -24,7 +24,13 @@ use crate::metrics;
 pub(super) async fn status(State(api): Shared) -> Answer<Status> {
     let figures = api.control.figures().await?;
     let view = api.control.view();
-    Ok(Json(render::status(&view, &figures, &api.config_file)))
+    let tasks = api.control.supervisor().tasks();
+    Ok(Json(render::status(
+        &view,
+        &figures,
+        tasks,
+        &api.config_file,
+    )))
 }
 
 /// VIPs, and what became of their packets

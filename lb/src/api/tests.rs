@@ -28,7 +28,7 @@ use tokio::{
 use super::{Access, Api, Caps, bind, guard::BODY_TIME, router, serve_local};
 use crate::{
     config,
-    control::{Control, Handle, Sources, Start, Supervisor, fake::Fake},
+    control::{Control, Handle, Heart, Sources, Start, Supervisor, fake::Fake},
     health::{Snapshot, State, Status, Target},
     net::{NextHop, Reason, Resolution, Resolutions, Wanted},
     store::{Contents, Directory, Store, Writer},
@@ -154,7 +154,9 @@ impl World {
             warnings: vec!["slow".into()],
         };
         let (control, handle) = Control::new(start, sources, Supervisor::default());
-        let control = tokio::spawn(control.run());
+        let control = tokio::spawn(async move {
+            control.run(Heart::default()).await;
+        });
         let listener = bind(&dir.path().join("run/sluice.sock")).unwrap();
         let remote = handle.view().config.api.remote.clone();
         let access = Access::load(remote).unwrap();

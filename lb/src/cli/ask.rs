@@ -11,7 +11,7 @@ use super::{
     output::{Ink, Output},
     table::{or_dash, table},
 };
-use crate::api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, VipItem};
+use crate::api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, TaskItem, VipItem};
 
 pub(super) async fn ask(command: Command, client: Client, output: Output) -> Result<(), Failed> {
     match command {
@@ -145,9 +145,31 @@ fn status(ink: Ink, status: &Status) -> String {
         format!("flows       {} of {}", status.flows, status.flow_capacity),
         format!("rights      {}", status.capabilities.join(", ")),
     ];
+    let running = status.tasks.iter().filter(|task| task.running).count();
+    lines.push(format!(
+        "tasks       {running} of {} run",
+        status.tasks.len()
+    ));
+    let ended = status.tasks.iter().filter(|task| task.restarts > 0);
+    lines.extend(ended.map(|task| format!("            {}", restarted(ink, task))));
     let warnings = status.warnings.iter();
     lines.extend(warnings.map(|warning| format!("{}     {warning}", ink.doubtful("warning"))));
     lines.join("\n")
+}
+
+/// A task that ended at least once.
+fn restarted(ink: Ink, task: &TaskItem) -> String {
+    let state = if task.running {
+        format!("runs again since {}", task.since)
+    } else {
+        ink.bad("IS STARTED AGAIN SOON")
+    };
+    let times = match task.restarts {
+        1 => "once".to_owned(),
+        many => format!("{many} times"),
+    };
+    let error = task.error.as_deref().unwrap_or_default();
+    format!("{} {state}; it ended {times}: {error}", task.name)
 }
 
 fn vips(ink: Ink, items: &[VipItem]) -> String {

@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     config::{self, Config},
     control::{
-        Command, Dataplane, Event, Figures, Handle, HealthChange, Refused, Reload, Sources,
+        Command, Dataplane, Event, Figures, Handle, HealthChange, Heart, Refused, Reload, Sources,
         Supervisor, View,
         changes::Changes,
         events::Events,
@@ -74,7 +74,16 @@ pub struct Control<P> {
     /// When what changed lately is to be applied.
     gathered: Option<tokio::time::Instant>,
     /// Backends that take new flows.
-    held: BTreeSet<BackendKey>,
+    pub(super) held: BTreeSet<BackendKey>,
+}
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Nobody can send commands any more.
+    Unwanted,
+    /// Nothing can be written to the disk any more: the thread that does is gone.
+    StoreGone,
 }
 
 /// The plane is compared with what is desired at least this often.
@@ -170,12 +179,14 @@ impl<P: Dataplane> Control<P> {
     }
 
     /// Runs until nobody can send commands any more. What the plane holds stays there.
-    pub async fn run(mut self) {
+    pub async fn run(mut self, heart: Heart) -> Ended {
+        let mut beat = heart.interval();
         let mut tick = interval(RECONCILE);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let settle = sleep(SETTLE);
         tokio::pin!(settle);
         loop {
+            heart.beat();
             // Here, not where its sleep ends: whoever asks often would put that off for ever.
             let more_expired = self.limits.expire(&mut self.plane);
             self.begin();
@@ -184,7 +195,7 @@ impl<P: Dataplane> Control<P> {
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey_all(command),
-                    None => return,
+                    None => return Ended::Unwanted,
                 },
                 turn = self.changes.next() => self.go_on(turn),
                 () = until_expiry(self.limits.next_expiry_ms()), if !more_expired => {}
@@ -204,7 +215,11 @@ impl<P: Dataplane> Control<P> {
                 () = sleep_until(step.unwrap_or_else(Instant::now).into()), if step.is_some() => {
                     self.reconcile();
                 }
-                Ok(()) = self.trouble.changed() => self.publish_warnings(),
+                changed = self.trouble.changed() => match changed {
+                    Ok(()) => self.publish_warnings(),
+                    Err(_closed) => return Ended::StoreGone,
+                },
+                _ = beat.tick() => {}
                 _ = tick.tick() => {
                     self.audit();
                     self.plane.sweep();

@@ -6,32 +6,26 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
 };
 
-use axum::Router;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
     sys::resource::{Resource, getrlimit, setrlimit},
 };
-use tokio::{
-    net,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    Control, Handle, Sources, Start, detection,
-    keep::keep,
+    Start,
     kernel::Kernel,
-    supervise::{Heart, Supervisor},
+    supervise::Supervisor,
+    tasks::{Listeners, Parts, Tasks},
 };
 use crate::{
-    api::{self, Access, AccessError, Api, Caps, SocketError},
+    api::{self, Access, AccessError, SocketError},
     config::{self, Config, ConfigErrors, SecretError},
     dataplane::LoadError,
-    log,
-    service::{self, Manager, capabilities},
+    service::{Manager, capabilities},
     store::{self, Directory, Store, StoreError, Writer},
 };
 
@@ -64,8 +58,6 @@ pub enum DaemonError {
         address: SocketAddr,
         source: io::Error,
     },
-    #[error("cannot start a thread")]
-    Thread(#[source] io::Error),
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
     #[error("the control loop ended; restart the daemon (packets are forwarded meanwhile)")]
@@ -145,13 +137,6 @@ fn prepare(config: Config, config_file: &Path) -> Result<(Start<Kernel>, bool), 
     Ok((start, opened.adopted))
 }
 
-/// Where clients come in.
-#[derive(Debug)]
-struct Listeners {
-    local: net::UnixListener,
-    remote: Option<TcpListener>,
-}
-
 fn bind_remote(address: SocketAddr) -> Result<TcpListener, DaemonError> {
     let bound = TcpListener::bind(address).and_then(|listener| {
         listener.set_nonblocking(true)?;
@@ -167,29 +152,26 @@ async fn serve(
     access: Access,
 ) -> Result<(), DaemonError> {
     raise_open_files();
-    let config_file = start.config_file.clone();
     let pin_dir = start.config.dataplane.pin_dir.clone();
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
 
-    let supervisor = Supervisor::default();
-    let sources = Sources::start(&supervisor);
-    let (control, handle) = Control::new(start, sources.clone(), supervisor.clone());
     let reopen = {
-        let config_file = config_file.clone();
+        let config_file = start.config_file.clone();
         move |config: Arc<Config>| match prepare(Config::clone(&config), &config_file) {
             Ok((start, _adopted)) => Ok(start),
             Err(error) => Err(super::chain(&error)),
         }
     };
-    let mut control = tokio::spawn(keep(control, handle.clone(), sources, reopen));
-    let api = Arc::new(Api::new(handle.clone(), config_file, access));
-    listen(&supervisor, listeners, &api)?;
-    detect(&supervisor, handle.clone(), pin_dir)?;
     let manager = Manager::from_environment();
-    tokio::spawn(service::attend(manager.clone(), handle));
-    tokio::spawn(log::tell_what_is_left_out());
+    let parts = Parts {
+        listeners,
+        access,
+        manager: manager.clone(),
+        pin_dir: Some(pin_dir),
+    };
+    let Tasks { api, mut control } = Tasks::start(&Supervisor::default(), start, reopen, parts);
     let result = loop {
         tokio::select! {
             _ = hangup.recv() => {
@@ -207,95 +189,6 @@ async fn serve(
         tracing::info!("ends; the data plane stays and forwards, until `sluice unload`");
     }
     result
-}
-
-/// Serves the API.
-fn listen(
-    supervisor: &Supervisor,
-    listeners: Listeners,
-    api: &Arc<Api>,
-) -> Result<(), DaemonError> {
-    let Listeners { local, remote } = listeners;
-    let router = api::router(api.clone());
-    let (log, control) = (api.events.clone(), api.control.clone());
-    supervisor.run("events", move |heart| {
-        let (log, events) = (log.clone(), control.events());
-        async move {
-            tokio::select! {
-                () = log.follow(events) => Err("nothing tells events any more".into()),
-                never = heart.beats() => match never {},
-            }
-        }
-    });
-    if let Some(listener) = remote {
-        let (router, access) = (router.clone(), api.access.clone());
-        let supervisor = supervisor.clone();
-        thread::Builder::new()
-            .name("api".into())
-            .spawn(move || serve_remote(&supervisor, listener, router, access))
-            .map_err(DaemonError::Thread)?;
-    }
-    let local = Arc::new(local);
-    supervisor.run("API", move |heart| {
-        let (local, router) = (local.clone(), router.clone());
-        async move {
-            tokio::select! {
-                never = api::serve_local(&local, router, Caps::default()) => match never {},
-                never = heart.beats() => match never {},
-            }
-        }
-    });
-    Ok(())
-}
-
-/// Detection has a thread of its own, so that looking for what tells an attack takes no time from the control loop.
-fn detect(supervisor: &Supervisor, handle: Handle, pin_dir: PathBuf) -> Result<(), DaemonError> {
-    let supervisor = supervisor.clone();
-    let watch = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        let start = move |heart: Heart| detection::run(handle.clone(), pin_dir.clone(), heart);
-        match runtime {
-            Ok(runtime) => {
-                let ran = runtime.block_on(async { supervisor.run("detection", start).await });
-                drop(ran);
-            }
-            Err(error) => tracing::error!(%error, "attacks are not detected; restart the daemon"),
-        }
-    };
-    let spawned = thread::Builder::new().name("detection".into()).spawn(watch);
-    spawned.map(drop).map_err(DaemonError::Thread)
-}
-
-/// Clients by TCP have a thread of their own, so that their handshakes take no time from the control loop.
-fn serve_remote(
-    supervisor: &Supervisor,
-    listener: TcpListener,
-    router: Router,
-    access: Arc<Access>,
-) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let serve = move |heart: Heart| {
-        let (listener, router, access) = (listener.try_clone(), router.clone(), access.clone());
-        async move {
-            let failed = |error: io::Error| error.to_string();
-            let listener = net::TcpListener::from_std(listener.map_err(failed)?).map_err(failed)?;
-            tokio::select! {
-                never = api::serve_remote(&listener, router, access, Caps::default()) => match never {},
-                never = heart.beats() => match never {},
-            }
-        }
-    };
-    match runtime {
-        Ok(runtime) => {
-            let served = runtime.block_on(async { supervisor.run("API by TCP", serve).await });
-            drop(served);
-        }
-        Err(error) => tracing::error!(%error, "no API by TCP; restart the daemon"),
-    }
 }
 
 /// As many as may be: checks and clients need one each, and the usual 1,024 are few.

@@ -4,15 +4,12 @@ use std::sync::Arc;
 
 use tokio::time::sleep;
 
-use super::{
-    Control, Dataplane, Handle, Sources, Start,
-    supervise::{BackOff, why},
-};
+use super::{Control, Dataplane, Handle, Sources, Start, control_loop::Ended};
 use crate::config::Config;
 
 const NAME: &str = "control loop";
 
-/// Runs a loop, and another one in its place if it panics. `reopen` gives what the next one starts from; the config is
+/// Runs a loop, and another one in its place if it panics or hangs. `reopen` gives what the next one starts from; the config is
 /// the one that was in force. Meanwhile the data plane forwards as it did, and whoever asks is told to try again.
 pub(super) async fn keep<P: Dataplane + Send + 'static>(
     mut control: Control<P>,
@@ -21,13 +18,16 @@ pub(super) async fn keep<P: Dataplane + Send + 'static>(
     mut reopen: impl FnMut(Arc<Config>) -> Result<Start<P>, String>,
 ) {
     let supervisor = handle.supervisor().clone();
-    let mut back_off = BackOff::new();
+    let mut back_off = supervisor.back_off();
     loop {
-        supervisor.started(NAME);
-        let Err(error) = tokio::spawn(control.run()).await else {
-            return;
+        let heart = supervisor.heart();
+        let task = control.run(heart.clone());
+        let ended = supervisor.watch(NAME, heart, task).await;
+        let mut error = match ended {
+            Ok(Ended::Unwanted) => return,
+            Ok(Ended::StoreGone) => "the thread that writes to the disk ended".to_owned(),
+            Err(error) => error,
         };
-        let mut error = why(error);
         control = loop {
             let wait = back_off.after_end();
             supervisor.ended(NAME, &error, wait);

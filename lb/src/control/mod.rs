@@ -15,6 +15,7 @@ mod request;
 mod scrape;
 mod sources;
 mod supervise;
+mod tasks;
 mod view;
 mod webhook;
 
@@ -40,7 +41,7 @@ use crate::{
 use request::Request;
 
 pub(crate) use control_loop::chain;
-pub use control_loop::{Control, Start};
+pub use control_loop::{Control, Ended, Start};
 pub use daemon::{DaemonError, run};
 pub(crate) use limits::now_ms;
 pub use request::LimitsSet;

@@ -2,13 +2,9 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use tokio::{
-    sync::{mpsc, watch},
-    time::interval,
-};
+use tokio::sync::{mpsc, watch};
 
-use super::supervise::{BEAT, Heart, Supervisor};
-
+use super::supervise::{Heart, Supervisor};
 use crate::{
     health::{Checker, Snapshot, State, Target, Transition},
     net::{Resolutions, Resolver, Wanted},
@@ -57,10 +53,14 @@ async fn check_health(
     let checker =
         Checker::start(targets, sender, known).map_err(|error| format!("no thread: {error}"))?;
     let mut snapshot = checker.snapshot();
-    let mut beat = interval(BEAT);
+    let (mut beat, mut turns) = (heart.interval(), 0);
     loop {
         tokio::select! {
-            _ = beat.tick() => heart.beat(),
+            // The thread's beat is what counts.
+            _ = beat.tick() => if checker.load().turns() != turns {
+                turns = checker.load().turns();
+                heart.beat();
+            },
             changed = snapshot.changed() => {
                 changed.map_err(|_closed| "the checks ended")?;
                 publish.send_replace(snapshot.borrow_and_update().clone());
@@ -77,10 +77,13 @@ async fn resolve(
 ) -> Result<Infallible, String> {
     let resolver = Resolver::start(wanted).map_err(|error| error.to_string())?;
     let mut resolutions = resolver.resolutions();
-    let mut beat = interval(BEAT);
+    let (mut beat, mut turns) = (heart.interval(), 0);
     loop {
         tokio::select! {
-            _ = beat.tick() => heart.beat(),
+            _ = beat.tick() => if resolver.turns() != turns {
+                turns = resolver.turns();
+                heart.beat();
+            },
             changed = resolutions.changed() => {
                 changed.map_err(|_closed| "the resolver ended")?;
                 publish.send_replace(resolutions.borrow_and_update().clone());

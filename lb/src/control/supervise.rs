@@ -12,9 +12,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+#[cfg(test)]
+use std::sync::atomic::AtomicBool;
+
 use tokio::{
     task::{JoinError, JoinHandle},
-    time::{Instant, sleep},
+    time::{Instant, Interval, interval, sleep},
 };
 
 /// How a task is.
@@ -32,72 +35,103 @@ pub struct TaskStatus {
 
 /// Starts tasks again, and knows how all of them are.
 #[derive(Clone, Debug, Default)]
-pub struct Supervisor(Arc<Mutex<BTreeMap<&'static str, TaskStatus>>>);
+pub struct Supervisor {
+    pace: Pace,
+    tasks: Arc<Mutex<BTreeMap<&'static str, TaskStatus>>>,
+    #[cfg(test)]
+    faults: faults::Faults,
+}
+
+/// How soon what is noticed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// How often tasks beat, at least.
+    pub(super) beat: Duration,
+    /// The first wait before a restart, and the longest: longer each time, until a task lasted for a while.
+    pub(super) first: Duration,
+    pub(super) longest: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            beat: Duration::from_secs(1),
+            first: Duration::from_secs(1),
+            longest: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A task that left out so many beats hangs.
+const BEATS: u32 = 10;
 
 /// The heart of a task, which is thought to hang when it does not beat.
 #[derive(Clone, Debug)]
 pub struct Heart {
-    born: Instant,
-    beat_ms: Arc<AtomicU64>,
+    beat: Duration,
+    beats: Arc<AtomicU64>,
+    #[cfg(test)]
+    is_stopped: Arc<AtomicBool>,
+}
+
+impl Default for Heart {
+    fn default() -> Self {
+        Self {
+            beat: Pace::default().beat,
+            beats: Arc::default(),
+            #[cfg(test)]
+            is_stopped: Arc::default(),
+        }
+    }
 }
 
 impl Heart {
-    fn new() -> Self {
-        Self {
-            born: Instant::now(),
-            beat_ms: Arc::default(),
-        }
-    }
-
     pub fn beat(&self) {
-        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.beat_ms.store(now, Ordering::Relaxed);
+        #[cfg(test)]
+        if self.is_stopped.load(Ordering::Relaxed) {
+            return;
+        }
+        self.beats.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Beats for as long as this is waited for, beside what blocks nobody.
     pub async fn beats(&self) -> Infallible {
         loop {
             self.beat();
-            sleep(BEAT).await;
+            sleep(self.beat).await;
         }
     }
 
-    fn silent(&self) -> Duration {
-        let beat = Duration::from_millis(self.beat_ms.load(Ordering::Relaxed));
-        self.born.elapsed().saturating_sub(beat)
+    /// Ticks as often as it should beat.
+    pub fn interval(&self) -> Interval {
+        interval(self.beat)
     }
 }
 
-/// How often tasks beat, at least.
-pub(super) const BEAT: Duration = Duration::from_secs(1);
-/// A task whose heart is silent for so long hangs.
-const HANGS: Duration = Duration::from_secs(10);
-
-/// Waits between restarts: longer each time, until a task lasted for a while.
+/// Waits between restarts.
 #[derive(Debug)]
 pub(super) struct BackOff {
+    pace: Pace,
     next: Duration,
     started: Instant,
 }
 
 impl BackOff {
-    const FIRST: Duration = Duration::from_secs(1);
-    const LONGEST: Duration = Duration::from_secs(60);
-
-    pub(super) fn new() -> Self {
+    fn new(pace: Pace) -> Self {
         Self {
-            next: Self::FIRST,
+            pace,
+            next: pace.first,
             started: Instant::now(),
         }
     }
 
     /// To be called when the task ended: how long to wait before it is started again.
     pub(super) fn after_end(&mut self) -> Duration {
-        if self.started.elapsed() >= Self::LONGEST {
-            self.next = Self::FIRST;
+        if self.started.elapsed() >= self.pace.longest {
+            self.next = self.pace.first;
         }
         let wait = self.next;
-        self.next = (wait * 2).min(Self::LONGEST);
+        self.next = (wait * 2).min(self.pace.longest);
         self.started = Instant::now() + wait;
         wait
     }
@@ -115,11 +149,13 @@ impl Supervisor {
     {
         let supervisor = self.clone();
         tokio::spawn(async move {
-            let mut back_off = BackOff::new();
+            let mut back_off = supervisor.back_off();
             loop {
-                supervisor.started(name);
-                let heart = Heart::new();
-                let error = watch(tokio::spawn(start(heart.clone())), &heart).await;
+                let heart = supervisor.heart();
+                let task = start(heart.clone());
+                let error = match supervisor.watch(name, heart, task).await {
+                    Ok(Err(error)) | Err(error) => error,
+                };
                 let wait = back_off.after_end();
                 supervisor.ended(name, &error, wait);
                 sleep(wait).await;
@@ -127,16 +163,53 @@ impl Supervisor {
         })
     }
 
-    /// All tasks, by name.
-    pub fn tasks(&self) -> Vec<TaskStatus> {
-        let tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.values().cloned().collect()
+    /// For a task that is to be watched.
+    pub(super) fn heart(&self) -> Heart {
+        Heart {
+            beat: self.pace.beat,
+            ..Heart::default()
+        }
     }
 
-    pub(super) fn started(&self, name: &'static str) {
+    /// Runs a task until it ends, or is ended because it hangs. An error says why it did not end by itself.
+    pub(super) async fn watch<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        heart: Heart,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, String> {
         self.change(name, |task| {
             task.running = true;
         });
+        #[cfg(test)]
+        let task = self.faults.put_into(name, heart.clone(), task);
+        let mut task = tokio::spawn(task);
+        // Counted, and not measured: when the whole process stood still, nobody in it hangs.
+        let (mut missed, mut seen) = (0, 0);
+        loop {
+            tokio::select! {
+                ended = &mut task => return ended.map_err(why),
+                () = sleep(self.pace.beat) => {
+                    let beats = heart.beats.load(Ordering::Relaxed);
+                    missed = if beats == seen { missed + 1 } else { 0 };
+                    seen = beats;
+                    if missed >= BEATS {
+                        task.abort();
+                        return Err(format!("it hung for {:?}", self.pace.beat * BEATS));
+                    }
+                }
+            }
+        }
+    }
+
+    /// All tasks, by name.
+    pub fn tasks(&self) -> Vec<TaskStatus> {
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.values().cloned().collect()
+    }
+
+    pub(super) fn back_off(&self) -> BackOff {
+        BackOff::new(self.pace)
     }
 
     pub(super) fn ended(&self, name: &'static str, error: &str, wait: Duration) {
@@ -154,7 +227,7 @@ impl Supervisor {
     }
 
     fn change(&self, name: &'static str, change: impl FnOnce(&mut TaskStatus)) {
-        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         let task = tasks.entry(name).or_insert_with(|| TaskStatus {
             name,
             running: false,
@@ -164,24 +237,6 @@ impl Supervisor {
         });
         change(task);
         task.since = SystemTime::now();
-    }
-}
-
-/// Waits until a task ends, or ends it because it hangs. Says why.
-async fn watch(mut task: JoinHandle<Result<Infallible, String>>, heart: &Heart) -> String {
-    loop {
-        tokio::select! {
-            ended = &mut task => return match ended {
-                Ok(Err(error)) => error,
-                Err(error) => why(error),
-            },
-            () = sleep(BEAT) => {
-                if heart.silent() >= HANGS {
-                    task.abort();
-                    return format!("it hung for {} s", heart.silent().as_secs());
-                }
-            }
-        }
     }
 }
 
@@ -200,10 +255,16 @@ fn message(panic: &(dyn Any + Send)) -> String {
 }
 
 #[cfg(test)]
+pub(super) mod faults;
+
+#[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+
+    const BEAT: Duration = Duration::from_secs(1);
+    const HANGS: Duration = Duration::from_secs(10);
 
     async fn beats_forever(heart: Heart) -> Result<Infallible, String> {
         Ok(heart.beats().await)
@@ -258,7 +319,7 @@ mod tests {
         });
         sleep(HANGS - BEAT).await;
         assert_eq!(starts.load(Ordering::Relaxed), 1);
-        sleep(BEAT * 4).await;
+        sleep(BEAT * 5).await;
         assert_eq!(starts.load(Ordering::Relaxed), 2);
         let error = only(&supervisor).error.unwrap();
         assert!(error.starts_with("it hung for"), "{error}");
@@ -268,7 +329,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_that_lasts_is_started_again_soon() {
-        let mut back_off = BackOff::new();
+        let mut back_off = BackOff::new(Pace::default());
         assert_eq!(back_off.after_end(), Duration::from_secs(1));
         assert_eq!(back_off.after_end(), Duration::from_secs(2));
         for _ in 0..10 {

@@ -89,11 +89,18 @@ pub struct Checker {
 /// How the checks keep up.
 #[derive(Debug, Default)]
 pub struct Load {
+    /// How often the thread's loop came round.
+    turns: AtomicU64,
     checks: AtomicU64,
     latest_ns: AtomicU64,
 }
 
 impl Load {
+    /// Grows all the time, unless the thread hangs.
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
     /// Checks that have begun.
     pub fn checks(&self) -> u64 {
         self.checks.load(Ordering::Relaxed)
@@ -116,6 +123,8 @@ impl Load {
 const START: Duration = Duration::from_secs(1);
 /// Reports that are handled, and published, together.
 const BATCH: usize = 1024;
+/// How often the loop comes round at least.
+const TURN: Duration = Duration::from_millis(500);
 /// How often it is looked whether the checks keep up.
 const LOOK: Duration = Duration::from_secs(10);
 /// Checks that begin later than this are said.
@@ -234,9 +243,12 @@ impl Collector {
         targets.mark_changed();
         let mut batch = Vec::with_capacity(BATCH);
         let mut look = tokio::time::interval(LOOK);
+        let mut turn = tokio::time::interval(TURN);
         let broken = self.broken.clone();
         loop {
+            self.load.turns.fetch_add(1, Ordering::Relaxed);
             let result = tokio::select! {
+                _ = turn.tick() => continue,
                 changed = targets.changed() => {
                     if changed.is_err() {
                         return;

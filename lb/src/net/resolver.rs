@@ -4,7 +4,10 @@ use std::{
     io,
     net::IpAddr,
     ops::Bound,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,6 +33,7 @@ pub type Resolutions = Arc<BTreeMap<IpAddr, Resolution>>;
 /// nobody can want anything any more.
 #[derive(Debug)]
 pub struct Resolver {
+    turns: Arc<AtomicU64>,
     resolutions: watch::Receiver<Resolutions>,
     task: JoinHandle<()>,
 }
@@ -38,6 +42,8 @@ pub struct Resolver {
 const DEBOUNCE: Duration = Duration::from_millis(10);
 /// How often we look without an event.
 const TICK: Duration = Duration::from_secs(5);
+/// How often the loop comes round at least.
+const TURN: Duration = Duration::from_millis(500);
 /// How many routes are asked for at a tick, in turn; it is a safety net, since changes come as events.
 const ROUTES_PER_TICK: usize = 256;
 /// Neighbours that are to be asked for within this time are asked for together.
@@ -56,11 +62,18 @@ impl Resolver {
             tables: Tables::default(),
             probed: HashMap::new(),
             last_asked: None,
+            turns: Arc::default(),
         };
         Ok(Self {
+            turns: state.turns.clone(),
             resolutions,
             task: tokio::spawn(state.run(kernel)),
         })
+    }
+
+    /// Grows all the time, unless the task hangs.
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
     }
 
     /// The latest resolutions. Marked as changed only when one of them differs.
@@ -83,6 +96,8 @@ struct State {
     probed: HashMap<NeighbourKey, Instant>,
     /// Where the next tick's turn starts.
     last_asked: Option<IpAddr>,
+    /// How often its loop came round.
+    turns: Arc<AtomicU64>,
 }
 
 /// What to do when the debounce time is over.
@@ -104,6 +119,7 @@ impl State {
                 }
             }
             kernel = loop {
+                self.turns.fetch_add(1, Ordering::Relaxed);
                 sleep(REOPEN).await;
                 match Kernel::open() {
                     Ok(kernel) => break kernel,
@@ -119,9 +135,11 @@ impl State {
     async fn follow(&mut self, kernel: &mut Kernel) -> Result<(), KernelError> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut turn = interval(TURN);
         let mut todo = Todo::everything();
         let mut due = Some(Instant::now());
         loop {
+            self.turns.fetch_add(1, Ordering::Relaxed);
             let work = tokio::select! {
                 event = kernel.next_event() => {
                     let effect = self.tables.apply(event?);
@@ -133,6 +151,7 @@ impl State {
                     }
                     true
                 }
+                _ = turn.tick() => false,
                 _ = tick.tick() => {
                     todo.read_neighbours = true;
                     self.take_turns(&mut todo.routes);
@@ -339,6 +358,7 @@ mod tests {
             tables: Tables::default(),
             probed: HashMap::new(),
             last_asked: None,
+            turns: Arc::default(),
         };
         let mut asked = BTreeSet::new();
         for _ in 0..3 {

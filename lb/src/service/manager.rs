@@ -53,7 +53,7 @@ impl Manager {
     }
 
     #[cfg(test)]
-    pub(super) fn at(path: &std::path::Path) -> Self {
+    pub(crate) fn at(path: &std::path::Path) -> Self {
         Self {
             socket: SocketAddr::from_pathname(path).ok(),
             watchdog: None,
