@@ -69,15 +69,27 @@ impl Access {
 
     /// Reads the files again: all of them, or nothing changes.
     pub fn reload(&self) -> Result<(), AccessError> {
-        let Some(remote) = &self.remote else {
+        let Some((tokens, tls)) = self.read()? else {
             return Ok(());
         };
-        let tokens = Tokens::load(&remote.tokens_file)?;
-        let tls = remote.tls.as_ref().map(ServerTls::load).transpose()?;
         self.tokens.store(Arc::new(tokens));
         self.tls.store(tls.map(Arc::new));
         self.replaced.send_replace(());
         Ok(())
+    }
+
+    /// Whether [`Access::reload`] would take them.
+    pub fn check(&self) -> Result<(), AccessError> {
+        self.read().map(drop)
+    }
+
+    fn read(&self) -> Result<Option<(Tokens, Option<ServerTls>)>, AccessError> {
+        let Some(remote) = &self.remote else {
+            return Ok(None);
+        };
+        let tokens = Tokens::load(&remote.tokens_file)?;
+        let tls = remote.tls.as_ref().map(ServerTls::load).transpose()?;
+        Ok(Some((tokens, tls)))
     }
 
     /// What a connection that comes now is accepted with.

@@ -9,6 +9,7 @@ mod guard;
 mod limits;
 pub mod model;
 mod openapi;
+mod plan;
 mod problem;
 mod query;
 mod render;
@@ -44,7 +45,7 @@ pub use access::{Access, AccessError, Peer};
 pub use connections::Caps;
 pub use events::EventLog;
 pub use openapi::document;
-pub use problem::Problem;
+pub use problem::{FileError, Problem};
 pub(crate) use render::{is_up, state, told};
 pub use server::{serve_local, serve_remote};
 pub use socket::{SocketError, bind};
@@ -117,6 +118,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(detection::talkers))
         // A backend's name has a slash in it.
         .routes(routes!(drain, undrain))
+        .routes(routes!(plan::plan))
         .routes(routes!(reload))
         .routes(routes!(events::events))
         .routes(routes!(openapi::openapi))

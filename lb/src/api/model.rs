@@ -68,6 +68,44 @@ pub struct LastReload {
     pub at: String,
 }
 
+/// What a reload would do.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReloadPlan {
+    pub config_file: String,
+    /// Of the file, hexadecimal.
+    pub config_hash: String,
+    pub steps: Vec<String>,
+    /// Only VIPs that would not be what they are.
+    pub vips: Vec<PlanVip>,
+    /// Backends that are new in the file, and taken to be up and reachable here, as `POOL/ADDRESS`.
+    pub assumed_up: Vec<String>,
+}
+
+/// What would become of a VIP.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PlanVip {
+    pub name: String,
+    pub change: PlanChange,
+    /// Of its lookup table.
+    pub slots: u32,
+    /// Those that would lead to another backend: this share of new flows.
+    pub slots_moved: u32,
+    /// Live flows that stay at their backend, about.
+    pub flows_stay: u64,
+    /// Live flows that cannot stay, because their backend goes.
+    pub flows_lost: u64,
+    /// VIPs whose flows are among these: flows are counted by backend.
+    pub flows_shared_with: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PlanChange {
+    Added,
+    Removed,
+    Changed,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct InterfaceItem {
     pub name: String,

@@ -7,7 +7,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::control::Refused;
+use crate::{config::ConfigError, control::Refused};
 
 /// Why a request was not done, as `application/problem+json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -21,6 +21,19 @@ pub struct Problem {
     /// The field of the request's body that is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
+    /// Errors of the config file.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(value_type = Vec<FileError>)]
+    pub errors: Box<[FileError]>,
+}
+
+/// An error of the config file, and its place. Lines and columns count from 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FileError {
+    pub file: String,
+    pub line: usize,
+    pub column: usize,
+    pub message: String,
 }
 
 /// The media type of [`Problem`].
@@ -34,6 +47,7 @@ impl Problem {
             status: status.as_u16(),
             detail: detail.into(),
             field: None,
+            errors: Box::default(),
         }
     }
 
@@ -48,7 +62,7 @@ impl From<Refused> for Problem {
         let status = match &refused {
             Refused::NotFound(_) => StatusCode::NOT_FOUND,
             Refused::Conflict(_) => StatusCode::CONFLICT,
-            Refused::Invalid { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Refused::Invalid { .. } | Refused::Config { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Refused::NotAvailable(_) => StatusCode::NOT_IMPLEMENTED,
             Refused::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Refused::Precondition(_) => StatusCode::PRECONDITION_FAILED,
@@ -60,7 +74,22 @@ impl From<Refused> for Problem {
             Refused::Invalid {
                 field: Some(field), ..
             } => problem.of_field(field),
+            Refused::Config { errors, .. } => Self {
+                errors: errors.into_iter().map(FileError::from).collect(),
+                ..problem
+            },
             _ => problem,
+        }
+    }
+}
+
+impl From<ConfigError> for FileError {
+    fn from(error: ConfigError) -> Self {
+        Self {
+            file: error.file,
+            line: error.position.line,
+            column: error.position.column,
+            message: error.message,
         }
     }
 }

@@ -3,6 +3,7 @@
 mod described;
 mod events;
 mod hostile;
+mod plan;
 mod remote;
 
 use std::{

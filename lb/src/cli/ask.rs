@@ -9,6 +9,7 @@ use super::{
     detection, limits,
     names::{self, Kind},
     output::{Ink, Output},
+    plan,
     table::{or_dash, table},
 };
 use crate::api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, TaskItem, VipItem};
@@ -35,6 +36,7 @@ pub(super) async fn ask(command: Command, client: Client, output: Output) -> Res
             client.tell(Method::POST, "/v1/reload").await?;
             output.show(&json!({ "reloaded": true }), |_| "config reloaded".into())
         }
+        Command::Plan => plan::show(&client, output).await,
         noun => show(&noun, &client, output).await,
     }
 }

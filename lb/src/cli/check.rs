@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{Failed, output::Output};
 use crate::{
+    api::FileError,
     config::{self, ConfigErrors},
     net,
 };
@@ -14,15 +15,7 @@ use crate::{
 struct Report {
     ok: bool,
     config_hash: Option<String>,
-    errors: Vec<ErrorItem>,
-}
-
-#[derive(Serialize)]
-struct ErrorItem {
-    file: String,
-    line: usize,
-    column: usize,
-    message: String,
+    errors: Vec<FileError>,
 }
 
 /// Says whether a config would be taken.
@@ -47,7 +40,12 @@ pub(super) fn check(file: &Path, output: Output) -> Result<ExitCode, Failed> {
             let report = Report {
                 ok: false,
                 config_hash: None,
-                errors: errors.errors().iter().map(item).collect(),
+                errors: errors
+                    .errors()
+                    .iter()
+                    .cloned()
+                    .map(FileError::from)
+                    .collect(),
             };
             output.show(&report, |_| String::new())?;
             Ok(ExitCode::FAILURE)
@@ -59,14 +57,5 @@ pub(super) fn check(file: &Path, output: Output) -> Result<ExitCode, Failed> {
             eprintln!("{errors}");
             Ok(ExitCode::FAILURE)
         }
-    }
-}
-
-fn item(error: &config::ConfigError) -> ErrorItem {
-    ErrorItem {
-        file: error.file.clone(),
-        line: error.position.line,
-        column: error.position.column,
-        message: error.message.clone(),
     }
 }

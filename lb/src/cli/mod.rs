@@ -13,6 +13,7 @@ mod manual;
 mod names;
 mod numbers;
 mod output;
+mod plan;
 mod remote;
 mod table;
 mod token;
@@ -84,6 +85,8 @@ enum Command {
     Run,
     /// Check a config file, and that this machine has its interfaces
     Check,
+    /// Show what a reload would do, and what that would move
+    Plan,
     /// Look at all that the data plane stands on, and say what to do where something is amiss
     Doctor,
     /// Show how the daemon and its data plane are

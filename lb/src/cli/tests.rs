@@ -93,6 +93,7 @@ fn without_a_daemon_every_command_says_so() {
     let socket = dir.path().join("s.sock");
     for command in [
         &["status"][..],
+        &["plan"],
         &["vips"],
         &["vips", "--watch", "1"],
         &["backends"],

@@ -56,11 +56,11 @@ pub struct Control<P> {
     pub(super) limits: Limits,
     pub(super) limit_series: LimitSeries,
     /// Limits of detection beside those of policies.
-    tightened: Tightened,
+    pub(super) tightened: Tightened,
     pub(super) changes: Changes,
     /// Why nothing can be written to the disk.
     pub(super) trouble: watch::Receiver<Option<String>>,
-    sources: Sources,
+    pub(super) sources: Sources,
     commands: mpsc::Receiver<Command>,
     view: Arc<ArcSwap<View>>,
     pub(super) events: Events,
@@ -68,7 +68,7 @@ pub struct Control<P> {
     start_warnings: Vec<String>,
     /// Why the plane does not hold what is desired.
     apply_error: Option<String>,
-    settled: bool,
+    pub(super) settled: bool,
     /// The VIPs that the plane holds, as far as that is known.
     applied_vips: Option<Vec<String>>,
     /// When what changed lately is to be applied.
@@ -261,6 +261,7 @@ impl<P: Dataplane> Control<P> {
         match command {
             Command::Change(request) => self.changes.push(request),
             Command::Reload(reply) => drop(reply.send(self.reload())),
+            Command::Plan(reply) => drop(reply.send(self.draft())),
             Command::Figures(reply) => drop(reply.send(self.figures())),
             Command::Scrape(reply) => drop(reply.send(self.scrape())),
             Command::LimitPage(query, reply) => {
@@ -276,7 +277,7 @@ impl<P: Dataplane> Control<P> {
         }
     }
 
-    fn figures(&self) -> Result<Figures, Refused> {
+    pub(super) fn figures(&self) -> Result<Figures, Refused> {
         self.plane
             .figures()
             .map_err(|error| Refused::Failed(format!("cannot read the maps: {error}")))
@@ -308,16 +309,7 @@ impl<P: Dataplane> Control<P> {
     }
 
     fn try_reload(&mut self) -> Result<(), Refused> {
-        let invalid = |message| Refused::Invalid {
-            field: None,
-            message,
-        };
-        let new = config::load(&self.config_file).map_err(|errors| invalid(chain(&errors)))?;
-        config::check_interfaces(&new, |name| crate::net::if_index(name).is_ok())
-            .map_err(|errors| invalid(chain(&errors)))?;
-        if let Some(message) = needs_restart(&self.config, &new) {
-            return Err(invalid(message));
-        }
+        let new = self.read_config()?;
         let old = std::mem::replace(&mut self.config, Arc::new(new));
         let attached = self.attach_as(&old);
         self.watch();
@@ -332,6 +324,19 @@ impl<P: Dataplane> Control<P> {
             self.reconcile();
         }
         result
+    }
+
+    /// What a reload would take.
+    pub(super) fn read_config(&self) -> Result<Config, Refused> {
+        let new = config::load(&self.config_file)?;
+        config::check_interfaces(&new, |name| crate::net::if_index(name).is_ok())?;
+        match needs_restart(&self.config, &new) {
+            None => Ok(new),
+            Some(message) => Err(Refused::Invalid {
+                field: None,
+                message,
+            }),
+        }
     }
 
     /// Attaches to the interfaces of the config, if they are others than before.

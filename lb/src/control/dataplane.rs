@@ -12,7 +12,7 @@ use sluice_ebpf::{
 
 use crate::{
     config::Mode,
-    dataplane::{BackendKey, CrowdingByClass, Desired, ExactCounters},
+    dataplane::{BackendKey, CrowdingByClass, Desired, ExactCounters, Preview},
     limits::LimitSpec,
 };
 
@@ -23,6 +23,9 @@ pub type Failure = Box<dyn Error + Send + Sync>;
 pub trait Dataplane {
     /// Makes it hold `desired`, whatever it held before. Returns what this took, a line for each step.
     fn apply(&mut self, desired: &Desired) -> Result<Vec<String>, Failure>;
+
+    /// What [`Dataplane::apply`] would take and move, or why it would be refused.
+    fn preview(&self, desired: &Desired) -> Result<Preview, Failure>;
 
     /// Clears away what flows left behind. Called every few seconds.
     fn sweep(&mut self) {}

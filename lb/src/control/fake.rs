@@ -13,7 +13,7 @@ use sluice_ebpf::{
 use super::{Attachment, Dataplane, DropFigure, Failure, Figures, Measured};
 use crate::{
     config::Mode,
-    dataplane::{BackendKey, Crowding, CrowdingByClass, Desired, ExactCounters},
+    dataplane::{BackendKey, Crowding, CrowdingByClass, Desired, ExactCounters, Preview},
     limits::LimitSpec,
 };
 
@@ -65,6 +65,14 @@ impl Dataplane for Fake {
         }
         held.desired = desired.clone();
         Ok(Vec::new())
+    }
+
+    fn preview(&self, desired: &Desired) -> Result<Preview, Failure> {
+        let held = self.0.lock().unwrap();
+        if let Some(error) = held.fails {
+            return Err(error.into());
+        }
+        Ok(Preview::between(&held.desired, desired)?)
     }
 
     fn in_tables(&self) -> BTreeSet<BackendKey> {

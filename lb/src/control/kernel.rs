@@ -16,7 +16,7 @@ use crate::{
     config::{self, Config},
     dataplane::{
         Attached, BackendKey, Cells, Census, Desired, ExactCounters, ExactLimit, ExactLimits,
-        ExactTables, LoadError, Mode, Need, Opened, Plane, RunStats, TableKey,
+        ExactTables, LoadError, Mode, Need, Opened, Plane, Preview, RunStats, TableKey,
     },
     limits::LimitSpec,
     net,
@@ -212,6 +212,10 @@ impl Dataplane for Kernel {
             .map(|(name, vip)| (name.clone(), vip.table.clone()))
             .collect();
         Ok(steps.iter().map(ToString::to_string).collect())
+    }
+
+    fn preview(&self, desired: &Desired) -> Result<Preview, Failure> {
+        Ok(self.plane.preview(desired)?)
     }
 
     fn sweep(&mut self) {

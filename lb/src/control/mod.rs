@@ -11,6 +11,7 @@ mod keep;
 mod kernel;
 mod limits;
 mod measures;
+mod plan;
 mod request;
 mod scrape;
 mod sources;
@@ -28,6 +29,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
+    config::{ConfigError, ConfigErrors},
     desired::Tightened,
     detect::{
         mitigation::Mitigation,
@@ -38,6 +40,7 @@ use crate::{
     service::Manager,
 };
 
+use plan::Draft;
 use request::Request;
 
 pub(crate) use control_loop::chain;
@@ -49,6 +52,7 @@ pub use request::LimitsSet;
 pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures, Measured};
 pub use events::{Event, HealthChange};
 pub use limits::{LimitInForce, LimitPage, Novelty};
+pub use plan::{Plan, VipPlan};
 pub use scrape::{LimitCounts, LimitLabel, MOST_LIMIT_SERIES, Scrape};
 pub use sources::Sources;
 pub use supervise::{Heart, Supervisor, TaskStatus};
@@ -76,6 +80,12 @@ pub enum Refused {
     Invalid {
         field: Option<String>,
         message: String,
+    },
+    /// The config file has errors: all of them in words, and each with its place as far as it has one.
+    #[error("{message}")]
+    Config {
+        message: String,
+        errors: Vec<ConfigError>,
     },
     #[error("{0}")]
     NotAvailable(String),
@@ -115,12 +125,22 @@ fn unknown_mitigation(id: u64) -> Refused {
     ))
 }
 
+impl From<ConfigErrors> for Refused {
+    fn from(errors: ConfigErrors) -> Self {
+        Self::Config {
+            message: chain(&errors),
+            errors: errors.errors().to_vec(),
+        }
+    }
+}
+
 type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 
 #[derive(Debug)]
 enum Command {
     Change(Request),
     Reload(Reply<()>),
+    Plan(Reply<Draft>),
     Figures(Reply<Figures>),
     Scrape(Reply<Scrape>),
     LimitPage(LimitQuery, Reply<LimitPage>),
@@ -213,6 +233,13 @@ impl Handle {
         let manager = self.view().ready.then(Manager::from_environment);
         let _reloading = manager.map(Manager::reloading);
         self.ask(Command::Reload).await
+    }
+
+    /// What [`Handle::reload`] would do now.
+    pub async fn plan(&self) -> Result<Plan, Refused> {
+        let draft = self.ask(Command::Plan).await?;
+        let finished = tokio::task::spawn_blocking(move || draft.finish()).await;
+        finished.map_err(|error| Refused::Failed(supervise::why(error)))
     }
 
     /// Returns when the control loop gets round to it.

@@ -21,14 +21,16 @@ use super::{
     audit::Known,
     encode,
     error::{ApplyError, LoadError},
-    index::Room,
+    index::{self, Room},
     load::{self, Need, Sizes, Twin, jiffies_now},
     pins::{Pinned, Pins},
     plan::{Image, Step, plan},
+    preview::Preview,
     registry::Registry,
     sketch::Sketch,
     slots::Slots,
     stats::Counters,
+    steps::indexed,
     sweep::Sweep,
 };
 use crate::{config::Dataplane, sys::Mapped};
@@ -177,6 +179,22 @@ impl Plane {
         self.registry.save()?;
         self.is_new = false;
         Ok(steps)
+    }
+
+    /// What applying `desired` would take and move, or why it would be refused. Changes nothing.
+    pub fn preview(&self, desired: &Desired) -> Result<Preview, ApplyError> {
+        let preview = Preview::new(self.actual.clone(), desired, self.hz)?;
+        index::build(&indexed(preview.wanted(), |_| 1), self.room)?;
+        let steps = preview.steps();
+        let tables = steps.iter().filter_map(|step| match step {
+            Step::PutTable(key) => Some(preview.wanted().tables[key].slots),
+            _ => None,
+        });
+        if !self.slots.would_fit(self.in_use(), tables) {
+            let slots = self.slots.len();
+            return Err(ApplyError::Slots { slots });
+        }
+        Ok(preview)
     }
 
     /// The kernel's `jiffies` as they are now, give or take one.

@@ -112,9 +112,19 @@ impl Slots {
         Some(Region { first, slots: size })
     }
 
-    /// Whether so many slots would find room if only what lies in `used` were there.
-    pub(crate) fn would_fit(&self, used: Vec<Region>, size: usize) -> bool {
-        u32::try_from(size).is_ok_and(|size| first_gap(used, size, self.len()).is_some())
+    /// Whether tables of these sizes would find room if only what lies in `used` were there.
+    pub(crate) fn would_fit(
+        &self,
+        mut used: Vec<Region>,
+        sizes: impl Iterator<Item = u32>,
+    ) -> bool {
+        for slots in sizes {
+            let Some(first) = first_gap(used.clone(), slots, self.len()) else {
+                return false;
+            };
+            used.push(Region { first, slots });
+        }
+        true
     }
 
     /// Leaves a region alone that no packet finds any more: one that is under way may still read it.

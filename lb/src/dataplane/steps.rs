@@ -1,6 +1,6 @@
 //! The steps of a plan, taken one by one in the maps.
 
-use std::{collections::BTreeSet, mem::offset_of};
+use std::{collections::BTreeSet, iter, mem::offset_of};
 
 use bytemuck::Zeroable;
 use sluice_ebpf::{
@@ -108,12 +108,11 @@ impl Plane {
     /// handshake that began there may be under way. So three tables for each are enough, however often they change.
     fn find_room(&mut self, table: &[u16], now: u64) -> Result<Region, ApplyError> {
         let window = u64::from(HANDSHAKE_TICKS + 1) << flow::age_shift(self.hz);
-        let mut in_use: Vec<Region> = self.registry.tables.values().copied().collect();
+        let in_use = self.in_use();
         let mut before = Vec::new();
         let mut ends = now;
         for number in 1..self.arrays.vips.len() {
             let vip = self.arrays.vips.read(number);
-            in_use.push(Region::from_word(vip.table));
             let end = vip.switched.saturating_add(window);
             if vip.previous_table != 0 && end > now {
                 before.push(Region::from_word(vip.previous_table));
@@ -125,12 +124,22 @@ impl Plane {
             return Ok(region);
         }
         let slots = self.slots.len();
-        Err(if self.slots.would_fit(in_use, table.len()) {
+        let size = u32::try_from(table.len()).unwrap_or(u32::MAX);
+        Err(if self.slots.would_fit(in_use, iter::once(size)) {
             let seconds = (ends - now).div_ceil(u64::from(self.hz)).max(GRACE_SECONDS);
             ApplyError::SlotsBusy { slots, seconds }
         } else {
             ApplyError::Slots { slots }
         })
+    }
+
+    /// Regions of the tables that are in use.
+    pub(super) fn in_use(&self) -> Vec<Region> {
+        let vips = 1..self.arrays.vips.len();
+        let regions = vips.map(|number| Region::from_word(self.arrays.vips.read(number).table));
+        regions
+            .chain(self.registry.tables.values().copied())
+            .collect()
     }
 
     /// Nothing leads to these any more but packets that are under way.
@@ -290,31 +299,7 @@ impl Plane {
 
     /// Writes the index that packets do not use, then makes them use it.
     fn flip(&self, wanted: &Image) -> Result<(), ApplyError> {
-        let mut vips = Vec::new();
-        let mut of_host = BTreeSet::new();
-        for (name, vip) in &wanted.vips {
-            let Some(VipImage { place, .. }) = vip else {
-                continue;
-            };
-            vips.push(Indexed {
-                prefix: place.prefix,
-                protocol: place.protocol,
-                port: place.port,
-                vip: self.registry.vips[name],
-            });
-            of_host.extend(place.host_ports.iter().map(|port| (place.prefix, *port)));
-        }
-        // Behind all VIPs, of which the first has an address's ICMP and fragments.
-        vips.extend(
-            of_host
-                .into_iter()
-                .map(|(prefix, (protocol, port))| Indexed {
-                    prefix,
-                    protocol,
-                    port,
-                    vip: HOST_VIP,
-                }),
-        );
+        let vips = indexed(wanted, |name| self.registry.vips[name]);
         let index = index::build(&vips, self.room)?;
         let next = (self.settings.read(0).active + 1) % abi::GENERATIONS;
         let Room {
@@ -360,5 +345,32 @@ pub(super) fn protected_rows(sources: &[Prefix]) -> impl Iterator<Item = Prefix>
         bits: [u64::MAX; 2],
         mask: [0; 2],
     };
-    sources.iter().copied().chain(std::iter::repeat(nobody))
+    sources.iter().copied().chain(iter::repeat(nobody))
+}
+
+/// The VIPs that are wanted, as the index takes them, and behind them the ports of the host itself: the first of an
+/// address has its ICMP and fragments.
+pub(super) fn indexed(wanted: &Image, number: impl Fn(&str) -> u16) -> Vec<Indexed> {
+    let mut vips = Vec::new();
+    let mut of_host = BTreeSet::new();
+    for (name, vip) in &wanted.vips {
+        let Some(VipImage { place, .. }) = vip else {
+            continue;
+        };
+        vips.push(Indexed {
+            prefix: place.prefix,
+            protocol: place.protocol,
+            port: place.port,
+            vip: number(name),
+        });
+        of_host.extend(place.host_ports.iter().map(|port| (place.prefix, *port)));
+    }
+    let of_host = of_host.into_iter();
+    vips.extend(of_host.map(|(prefix, (protocol, port))| Indexed {
+        prefix,
+        protocol,
+        port,
+        vip: HOST_VIP,
+    }));
+    vips
 }

@@ -32,6 +32,7 @@ fn every_command_shows_or_changes_and_has_json() {
     for line in [
         "check",
         "status",
+        "plan",
         "vips",
         "backends",
         "flows",
@@ -77,6 +78,7 @@ fn without_a_daemon_every_command_says_so_on_one_line() {
     let capture = format!("capture {}", lab.dir().join("x.pcapng").display());
     for (line, says) in [
         ("status", "the daemon is not running"),
+        ("plan", "the daemon is not running"),
         ("vips", "the daemon is not running"),
         ("vips --watch 1", "the daemon is not running"),
         ("backends", "the daemon is not running"),

@@ -154,6 +154,7 @@ async fn every_described_answer_is_given_through_tls() {
     calls.extend(
         [
             "/v1/status",
+            "/v1/plan",
             "/v1/vips",
             "/v1/backends",
             "/v1/flows",
@@ -301,12 +302,15 @@ async fn every_described_answer_is_given_through_tls() {
         .send(&remote.operate, Method::POST, "/v1/reload", "")
         .await;
     note(&mut seen, &Method::POST, "/v1/reload", &answer);
+    let answer = remote.send(&remote.read, Method::GET, "/v1/plan", "").await;
+    note(&mut seen, &Method::GET, "/v1/plan", &answer);
     std::fs::write(world.config_file(), good).unwrap();
     let answer = remote.send(&remote.operate, put.clone(), BACKEND, "").await;
     assert_eq!(answer.status, 204);
     world.plane.fail(Some("gone"));
     let mut failing: Vec<_> = [
         "/v1/status",
+        "/v1/plan",
         "/v1/vips",
         "/v1/backends",
         "/v1/flows",
@@ -346,6 +350,7 @@ async fn every_described_answer_is_given_through_tls() {
     }
     let mut ended: Vec<_> = [
         "/v1/status",
+        "/v1/plan",
         "/v1/vips",
         "/v1/backends",
         "/v1/flows",
