@@ -9,6 +9,7 @@ mod guard;
 mod limits;
 pub mod model;
 mod openapi;
+mod page;
 mod plan;
 mod problem;
 mod query;
@@ -105,6 +106,7 @@ pub fn router(api: Arc<Api>) -> Router {
 /// Each with its description.
 fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(openapi::Frame::openapi())
+        .routes(routes!(page::page))
         .routes(routes!(show::status))
         .routes(routes!(show::vips))
         .routes(routes!(show::backends))

@@ -9,7 +9,7 @@ use axum::{
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use super::{Problem, guard, problem, routes};
+use super::{Problem, guard, page, problem, routes};
 
 /// Where the description is.
 pub(super) const PATH: &str = "/v1/openapi.json";
@@ -23,7 +23,7 @@ pub fn document() -> &'static Value {
 
 /// Whether a token is needed for a path: not for probes, nor for what every copy of the program says.
 pub(super) fn is_public(path: &str) -> bool {
-    matches!(path, "/healthz" | "/readyz" | PATH | DOCS_PATH)
+    matches!(path, "/healthz" | "/readyz" | PATH | DOCS_PATH | page::PATH)
 }
 
 /// This description

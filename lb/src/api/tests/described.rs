@@ -163,6 +163,7 @@ async fn every_described_answer_is_given_through_tls() {
             "/metrics",
             "/healthz",
             "/readyz",
+            "/",
             "/v1/openapi.json",
             "/v1/docs",
         ]
@@ -426,4 +427,65 @@ async fn the_page_shows_every_operation_and_asks_nobody() {
     let described = world.get("/v1/openapi.json").await;
     assert_eq!(described.json(), *document());
     assert!(document()["openapi"].as_str().unwrap().starts_with("3.1"));
+}
+
+#[tokio::test]
+async fn the_live_page_is_whole_and_asks_only_routes_that_there_are() {
+    let world = World::start(CONFIG);
+    let answer = world.get("/").await;
+    assert_eq!(
+        (answer.status, answer.kind.as_str()),
+        (200, "text/html; charset=utf-8")
+    );
+    let page = answer.text();
+    let policy = answer.headers[header::CONTENT_SECURITY_POLICY]
+        .to_str()
+        .unwrap();
+    assert!(policy.starts_with("default-src 'none'; "), "{policy}");
+    assert!(policy.contains("connect-src 'self'"), "{policy}");
+    assert!(
+        !policy.contains("unsafe") && !policy.contains("http"),
+        "{policy}"
+    );
+    for (tag, source) in [("style", "style-src"), ("script", "script-src")] {
+        let (_, rest) = page.split_once(&format!("<{tag}>")).unwrap();
+        let (text, rest) = rest.split_once(&format!("</{tag}>")).unwrap();
+        assert!(
+            !rest.contains(&format!("<{tag}")),
+            "one {tag}, which the policy knows"
+        );
+        assert!(policy.contains(&format!("{source} '{}'", super::super::page::hash(text))));
+    }
+    for foreign in [
+        "://",
+        "src=",
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "eval(",
+        " style=",
+        " onclick",
+    ] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+
+    let paths = document()["paths"].as_object().unwrap();
+    let asked: BTreeSet<&str> = page
+        .split(['"', '`', '?', '$'])
+        .filter(|word| word.starts_with('/') && !word.contains(['\n', '*', ' ']))
+        .collect();
+    for path in &asked {
+        assert!(paths.contains_key(*path), "{path} of {asked:?}");
+    }
+    for path in [
+        "/v1/status",
+        "/v1/vips",
+        "/v1/backends",
+        "/v1/flows",
+        "/v1/drops",
+        "/v1/limits",
+        "/v1/events",
+    ] {
+        assert!(asked.contains(path), "{path} of {asked:?}");
+    }
 }
