@@ -30,6 +30,8 @@ pub mod vip;
 
 #[cfg(target_arch = "bpf")]
 pub mod context;
+#[cfg(target_arch = "bpf")]
+mod program;
 
 /// Hides a value's origin from LLVM, so that the check which the verifier needs is not optimised away.
 ///

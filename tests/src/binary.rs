@@ -22,6 +22,8 @@ fn build() -> PathBuf {
         .find(|dir| !dir.ends_with("deps") && !dir.ends_with("examples"))
         .expect("a binary lies in a directory");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Set by the cargo that runs the test. A build script of a dependency is run anew when it changes.
+    cargo.env_remove("CARGO_MANIFEST_DIR");
     // There are no examples; but with them cargo takes the features that tests have, and builds no dependency twice.
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([
         "build",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::{DNS_V4, DNS_V6, WEB_V4, WEB_V6};
+use crate::{Backend, DNS_V4, DNS_V6, WEB_V4, WEB_V6};
 
 /// What the file says besides where this lab's interfaces, pins and socket are.
 #[derive(Clone, Debug)]
@@ -117,6 +117,22 @@ impl Config {
     pub fn cross_families(mut self) -> Self {
         for vip in &mut self.vips {
             vip.pool = if vip.pool == "v4" { "v6" } else { "v4" }.to_owned();
+        }
+        self
+    }
+
+    /// With one more backend in the pools `v4` and `v6`.
+    #[must_use]
+    pub fn with(mut self, backend: &Backend) -> Self {
+        for pool in &mut self.pools {
+            let mut added = pool.backends[0].clone();
+            let address = if pool.name == "v4" {
+                backend.v4()
+            } else {
+                backend.v6()
+            };
+            (added.name, added.address) = (backend.name().to_owned(), address.to_string());
+            pool.backends.push(added);
         }
         self
     }

@@ -1,6 +1,7 @@
 //! A load balancer of the lab: its config, its daemon, and its command line.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     fs,
     io::{Read, Write},
@@ -181,11 +182,27 @@ impl Node {
 
     /// Packets that were dropped for one reason.
     pub fn dropped_for(&self, reason: &str) -> u64 {
-        let rows = self.items("drops");
-        rows.iter()
-            .filter(|row| row["reason"] == reason)
-            .filter_map(|row| row["packets"].as_u64())
-            .sum()
+        self.drops().get(reason).copied().unwrap_or_default()
+    }
+
+    /// Packets of each reason for dropping.
+    pub fn drops(&self) -> BTreeMap<String, u64> {
+        let mut drops = BTreeMap::new();
+        for row in self.items("drops") {
+            let reason = row["reason"].as_str().expect("a word").to_owned();
+            *drops.entry(reason).or_default() += row["packets"].as_u64().expect("a number");
+        }
+        drops
+    }
+
+    /// Frames that came by the cable to the router, which loses some when they come faster than they are taken.
+    pub fn received(&self) -> u64 {
+        let path = "/sys/class/net/eth0/statistics/rx_packets";
+        let name = self.netns.name();
+        let read = self
+            .netns
+            .command("ip", &["netns", "exec", name, "cat", path]);
+        read.trim().parse().expect("a number")
     }
 
     /// Makes this host answer for the VIPs itself, for `forward = "local"`.

@@ -271,6 +271,9 @@ impl Plan {
                     let port = segment.node_port(node);
                     pass.attach(&port, XdpMode::Driver)
                         .unwrap_or_else(|error| panic!("no XDP on {port}: {error}"));
+                    // With a queue, a sender that is faster than the load balancer has to wait (Linux 6.16 and up);
+                    // without, what does not fit into the 256 places of the cable is lost, a good frame like any other.
+                    router.command("tc", &["qdisc", "add", "dev", &port, "root", "pfifo"]);
                 }
             }
         });

@@ -78,7 +78,11 @@ pub(crate) fn workspace() -> &'static Path {
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let program = env::var("CARGO").unwrap_or_else(|_unset| "cargo".into());
     let mut cargo = machine::command(&program);
-    cargo.args(arguments).current_dir(workspace());
+    cargo
+        .args(arguments)
+        .current_dir(workspace())
+        // Set by the cargo that runs this task. A build script of a dependency is run anew when it changes.
+        .env_remove("CARGO_MANIFEST_DIR");
     cargo
 }
 

@@ -142,19 +142,4 @@ mod program {
         tags: [[u16; 2]; TAGS],
         ethertype_be: u16,
     }
-
-    /// The kernel lets only programs under a GPL-compatible licence call some helpers.
-    #[unsafe(link_section = "license")]
-    #[unsafe(no_mangle)]
-    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-    #[panic_handler]
-    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-        unsafe extern "C" {
-            /// Nowhere defined: a panic that can be reached fails the build.
-            fn a_panic_can_be_reached() -> !;
-        }
-        // SAFETY: never linked.
-        unsafe { a_panic_can_be_reached() }
-    }
 }

@@ -161,18 +161,7 @@ fn an_added_backend_gets_new_flows_and_no_old_ones() {
     let client = lab.client(0);
     let mut old: Vec<Conn> = (0..30).map(|_| client.connect(WEB_V4).unwrap()).collect();
 
-    let mut all = lab.config();
-    for pool in &mut all.pools {
-        let mut added = pool.backends[0].clone();
-        let backend = lab.backend("b3");
-        added.address = if pool.name == "v4" {
-            backend.v4()
-        } else {
-            backend.v6()
-        }
-        .to_string();
-        pool.backends.push(added);
-    }
+    let all = lab.config().with(lab.backend("b3"));
     lab.reload(&all).succeeds();
     eventually("b3 is up", || {
         lab.node().backend_row(lab.backend("b3").v4())["state"] == "up"

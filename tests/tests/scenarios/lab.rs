@@ -98,19 +98,7 @@ fn raw_frames_and_their_fragments_are_as_a_kernel_would_send_them() {
 #[test]
 fn a_flood_reaches_the_load_balancer_at_some_rate() {
     let lab = Lab::new().build();
-    let received = || -> u64 {
-        let path = "/sys/class/net/eth0/statistics/rx_packets";
-        lab.node()
-            .netns()
-            .command(
-                "ip",
-                &["netns", "exec", lab.node().netns().name(), "cat", path],
-            )
-            .trim()
-            .parse()
-            .unwrap()
-    };
-    let before = received();
+    let before = lab.node().received();
     let frames = lab
         .node()
         .frames()
@@ -120,7 +108,7 @@ fn a_flood_reaches_the_load_balancer_at_some_rate() {
     let rate = flood.packets_per_second();
     let sent = flood.stop();
     assert!(rate > 10_000.0, "{rate} packets a second");
-    assert!(received() - before > sent / 2);
+    assert!(lab.node().received() - before > sent / 2);
 }
 
 #[test]

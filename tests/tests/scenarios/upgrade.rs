@@ -26,18 +26,7 @@ fn downloads_survive_reloads_and_a_backend_added_and_drained() {
         .start();
     unharmed(lab.client(0), 20, |downloads| {
         lab.daemon().reload().succeeds();
-        let mut all = lab.config();
-        for pool in &mut all.pools {
-            let mut added = pool.backends[0].clone();
-            let backend = lab.backend("b3");
-            added.address = if pool.name == "v4" {
-                backend.v4()
-            } else {
-                backend.v6()
-            }
-            .to_string();
-            pool.backends.push(added);
-        }
+        let all = lab.config().with(lab.backend("b3"));
         lab.reload(&all).succeeds();
         let added = lab.backend("b3").v4();
         eventually("b3 is up", || {

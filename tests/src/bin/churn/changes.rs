@@ -44,19 +44,7 @@ pub(crate) fn quick_checks(config: Config) -> Config {
 
 /// The config with the backend that the lab began without.
 pub(crate) fn all_backends(lab: &Lab) -> Config {
-    let mut config = lab.config();
-    for pool in &mut config.pools {
-        let mut more = pool.backends[0].clone();
-        let backend = lab.backend(FAILING);
-        let address = if pool.name == "v4" {
-            backend.v4()
-        } else {
-            backend.v6()
-        };
-        (more.name, more.address) = (FAILING.to_owned(), address.to_string());
-        pool.backends.push(more);
-    }
-    config
+    lab.config().with(lab.backend(FAILING))
 }
 
 impl<'a> Changes<'a> {

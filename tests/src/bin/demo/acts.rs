@@ -126,18 +126,7 @@ impl<'a> Stage<'a> {
         self.screen.announce(&format!(
             "act 4: backend {ADDED} is added to the config, then `sluice reload`"
         ));
-        let added = self.lab.backend(ADDED);
-        for pool in &mut self.config.pools {
-            let mut member = pool.backends[0].clone();
-            added.name().clone_into(&mut member.name);
-            member.address = if pool.name == "v4" {
-                added.v4()
-            } else {
-                added.v6()
-            }
-            .to_string();
-            pool.backends.push(member);
-        }
+        self.config = self.config.clone().with(self.lab.backend(ADDED));
         self.reload()?;
         self.last(8)?;
         let flows = self.served_by(ADDED);
