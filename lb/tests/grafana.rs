@@ -12,8 +12,12 @@ use sluice::metrics::names::{self, Metric};
 /// Labels that Prometheus adds.
 const SCRAPE_LABELS: [&str; 2] = ["instance", "job"];
 
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 fn grafana() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../grafana")
+    repository().join("grafana")
 }
 
 fn files(folder: &str) -> Vec<(String, String)> {
@@ -216,6 +220,8 @@ fn every_alert_is_described_and_tested() {
         .into_iter()
         .map(|(_, text)| text)
         .collect();
+    let scenarios = repository().join("tests/tests/scenarios/observability.rs");
+    let scenarios = fs::read_to_string(scenarios).unwrap();
     let (_, alerts) = files("rules")
         .into_iter()
         .find(|(name, _)| name.ends_with("alerts.yml"))
@@ -228,5 +234,26 @@ fn every_alert_is_described_and_tested() {
     for alert in alerts {
         assert!(readme.contains(&format!("| `{alert}` |")), "{alert}");
         assert!(tests.contains(&format!("alertname: {alert}\n")), "{alert}");
+        assert!(scenarios.contains(&format!("\"{alert}\"")), "{alert}");
     }
+}
+
+#[test]
+fn the_readme_asks_what_the_panel_that_it_names_asks() {
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let (_, rest) = readme.split_once("their panel \"").unwrap();
+    let (title, rest) = rest.split_once('"').unwrap();
+    let (_, rest) = rest.split_once("--data-urlencode 'query=").unwrap();
+    let (asked, _) = rest.split_once('\'').unwrap();
+    let boards = dashboards();
+    let panel = boards
+        .iter()
+        .flat_map(|(_, board)| board["panels"].as_array().unwrap())
+        .find(|panel| panel["title"] == title)
+        .unwrap_or_else(|| panic!("no panel is called {title}"));
+    let shown = panel["targets"][0]["expr"].as_str().unwrap();
+    let shown = shown
+        .replace("{instance=~\"$instance\"}", "")
+        .replace("$__rate_interval", "1m");
+    assert_eq!(asked, shown);
 }

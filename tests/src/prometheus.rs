@@ -37,15 +37,25 @@ impl<'a> Prometheus<'a> {
     /// Starts one on the first load balancer; `l0`, `l1` and so on are the names of the instances.
     pub fn start(lab: &'a Lab) -> Self {
         let netns = lab.node().netns();
-        let dir = lab.dir().join("prometheus");
-        fs::create_dir_all(&dir).expect("the lab's directory is writable");
         let forwarders: Vec<Forwarder> = lab
             .nodes()
             .iter()
             .map(|node| Forwarder::start(netns, node))
             .collect();
+        let config = config_text(&dir(lab), &forwarders);
+        Self::launch(lab, &config, forwarders)
+    }
+
+    /// Starts one on the first load balancer with this config: what it scrapes must listen by TCP.
+    pub fn start_with(lab: &'a Lab, config: &str) -> Self {
+        Self::launch(lab, config, Vec::new())
+    }
+
+    fn launch(lab: &'a Lab, text: &str, forwarders: Vec<Forwarder>) -> Self {
+        let netns = lab.node().netns();
+        let dir = dir(lab);
         let config = dir.join("prometheus.yml");
-        fs::write(&config, config_text(&dir, &forwarders)).expect("the directory is writable");
+        fs::write(&config, text).expect("the directory is writable");
         let mut command = Command::new("prometheus");
         command
             .arg(format!("--config.file={}", config.display()))
@@ -105,6 +115,13 @@ impl<'a> Prometheus<'a> {
             Err(io::Error::other(format!("status {status}")))
         }
     }
+}
+
+/// For all that Prometheus reads and writes.
+fn dir(lab: &Lab) -> PathBuf {
+    let dir = lab.dir().join("prometheus");
+    fs::create_dir_all(&dir).expect("the lab's directory is writable");
+    dir
 }
 
 /// The folder with dashboards and rules.

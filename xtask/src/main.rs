@@ -57,6 +57,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure the daemon: reloads, requests, memory, checks, by tests on a release build
+    Figures,
     /// Change everything that may change, for ten minutes under traffic, and watch for broken flows and growth
     Churn {
         /// Handed to it
@@ -105,6 +107,10 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo { arguments } => {
             setup::setup(Scope::Lab, Mode::Install)?;
             return stages::run_lab_program("demo", &arguments);
+        }
+        Task::Figures => {
+            setup::setup(Scope::Lab, Mode::Install)?;
+            return stages::figures();
         }
         Task::Churn { arguments } => {
             setup::setup(Scope::Lab, Mode::Install)?;

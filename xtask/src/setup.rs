@@ -155,6 +155,8 @@ const LAB_TOOLS: Tools = Tools(&[
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("scapy", "python3-scapy"),
+    ("tshark", "tshark"),
+    ("systemd-analyze", "systemd"),
 ]);
 
 /// Both are of one package. Installed, it would start a service, now and at every boot; its programs are all that is

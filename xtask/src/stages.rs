@@ -47,6 +47,52 @@ pub(crate) fn test_in_lab(filter: &str) -> Result<ExitCode> {
     Ok(run.summary(outcome))
 }
 
+/// The daemon's figures, from a release build: each test of one prints it.
+pub(crate) fn figures() -> Result<ExitCode> {
+    let mut run = Run::default();
+    let outcome = run
+        .cargo_test(
+            "figures of the lookup table",
+            &[
+                "test",
+                "--release",
+                "--package",
+                "sluice",
+                "--lib",
+                "--locked",
+                "maglev::",
+                "--",
+                "--nocapture",
+            ],
+        )
+        .and_then(|()| {
+            run.cargo_test(
+                "figures of the daemon",
+                &[
+                    "test",
+                    "--release",
+                    "--package",
+                    "sluice-tests",
+                    "--test",
+                    "scenarios",
+                    "--locked",
+                    "--",
+                    "--nocapture",
+                    "--test-threads=1",
+                    "api::",
+                    "idle::",
+                    "health_load::",
+                    "scale::",
+                ],
+            )
+        });
+    println!();
+    for figure in &run.figures {
+        println!("{figure}");
+    }
+    Ok(run.summary(outcome))
+}
+
 /// Becomes a program of `tests/`, in release mode: so Ctrl-C reaches it alone, and its exit code is ours.
 pub(crate) fn run_lab_program(name: &str, arguments: &[String]) -> Result<ExitCode> {
     let packages = ["--package", "sluice", "--package", "sluice-tests"];
@@ -105,6 +151,12 @@ pub(crate) const BUILD_DAEMON: &[&str] = &[
     "--locked",
 ];
 
+/// Of the tests beside the lab's; others load programs into the kernel.
+const NEED_NO_ROOT: &[&str] = &[
+    "--lib", "--bins", "--test", "config", "--test", "docs", "--test", "grafana", "--test",
+    "packet", "--test", "sketch",
+];
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Everything,
@@ -133,18 +185,19 @@ fn checks(run: &mut Run, scope: Scope) -> Result<()> {
             &["test", "--workspace", "--no-run", "--locked"],
         )?;
     }
-    run.cargo_test(
-        "unit, property and command tests",
-        &[
-            "test",
-            "--workspace",
-            "--exclude",
-            "sluice-tests",
-            "--tests",
-            "--locked",
-            "--no-fail-fast",
-        ],
-    )?;
+    let mut tests = vec![
+        "test",
+        "--workspace",
+        "--exclude",
+        "sluice-tests",
+        "--locked",
+        "--no-fail-fast",
+    ];
+    tests.extend(match scope {
+        Scope::Everything => ["--tests"].as_slice(),
+        Scope::NoLab => NEED_NO_ROOT,
+    });
+    run.cargo_test("unit, property and command tests", &tests)?;
     run.cargo(
         "documentation",
         // Examples as for `BUILD_DAEMON`: this shares what clippy checked.
@@ -192,6 +245,8 @@ struct Run {
     failed: u64,
     ignored: u64,
     failed_tests: Vec<String>,
+    /// What tests have measured.
+    figures: Vec<String>,
 }
 
 impl Run {
@@ -236,6 +291,10 @@ impl Run {
     }
 
     fn count(&mut self, line: &str) {
+        // Without a line's end before it, the name of the test stands first.
+        if let Some((_, figure)) = line.split_once("figure: ") {
+            self.figures.push(figure.to_owned());
+        }
         if let Some(test) = line
             .strip_prefix("test ")
             .and_then(|rest| rest.strip_suffix(" ... FAILED"))
@@ -312,7 +371,9 @@ mod tests {
         ] {
             run.count(line);
         }
+        run.count("figure: reload: 412 ms");
         assert_eq!((run.passed, run.failed, run.ignored), (42, 1, 2));
+        assert_eq!(run.figures, ["reload: 412 ms"]);
         assert_eq!(run.failed_tests, ["flow::a_proven_flow_stays"]);
     }
 }

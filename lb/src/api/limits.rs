@@ -6,7 +6,7 @@ use axum::{
     Json,
     body::Bytes,
     extract::{Path, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -32,7 +32,7 @@ use crate::{
     ("vip" = Option<String>, Query, description = "For this VIP"),
     ("class" = Option<ClassWord>, Query, description = "Of this class"),
     ("mode" = Option<Mode>, Query, description = "Of this mode"),
-    ("comment" = Option<String>, Query, description = "With this comment"),
+    ("comment" = Option<String>, Query, description = "With this in the comment"),
     ("within" = Option<String>, Query, description = "Prefixes inside of this one"),
     ("covers" = Option<String>, Query, description = "Prefixes that hold this address or prefix"),
     query::WindowParams,
@@ -100,17 +100,16 @@ pub(super) async fn set(
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     if first != Some(&b'[') {
         let spec = LimitSpec::from_json(&body).map_err(wrong_limit)?;
-        let (limit, novelty) = api.control.set_limit(spec, precondition).await?;
+        let header = header_of(&precondition);
+        let done = api.control.set_limit(spec, precondition).await;
+        let (limit, novelty) = done.map_err(|refused| unmet(refused, header))?;
         let status = match novelty {
             Novelty::New => StatusCode::CREATED,
             Novelty::Replaced => StatusCode::OK,
         };
         return Ok((status, tagged(limit)).into_response());
     }
-    if precondition != Precondition::None {
-        let why = "an array of limits takes no condition";
-        return Err(Problem::new(StatusCode::BAD_REQUEST, why));
-    }
+    refuse_condition(&headers, "an array of limits takes no condition")?;
     // Others must not wait for a hundred thousand limits being read.
     let specs = tokio::task::spawn_blocking(move || LimitSpec::list_from_json(&body))
         .await
@@ -150,9 +149,9 @@ pub(super) async fn replace(
     let (body, _) = read(request, MAX_BODY_BYTES).await?;
     let spec = LimitSpec::from_json(&body).map_err(wrong_limit)?;
     let id = limit_id(&id)?;
-    Ok(tagged(
-        api.control.replace_limit(id, spec, precondition).await?,
-    ))
+    let header = header_of(&precondition);
+    let done = api.control.replace_limit(id, spec, precondition).await;
+    Ok(tagged(done.map_err(|refused| unmet(refused, header))?))
 }
 
 /// Remove a limit
@@ -173,9 +172,9 @@ pub(super) async fn remove(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let precondition = precondition(&headers)?;
-    api.control
-        .remove_limit(limit_id(&id)?, precondition)
-        .await?;
+    let header = header_of(&precondition);
+    let done = api.control.remove_limit(limit_id(&id)?, precondition).await;
+    done.map_err(|refused| unmet(refused, header))?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -222,11 +221,10 @@ fn wrong_limit(error: LimitError) -> Problem {
 
 /// What `If-Match` or `If-None-Match` ask for.
 fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem> {
-    let bad = |name: &HeaderName, why: String| {
-        Problem::new(StatusCode::BAD_REQUEST, format!("{name}: {why}"))
+    let bad = |name: &str, why: String| {
+        Problem::new(StatusCode::BAD_REQUEST, format!("{name}: {why}")).of_field(name)
     };
-    let (match_, none_match) = (&header::IF_MATCH, &header::IF_NONE_MATCH);
-    let mut tags = headers.get_all(match_).into_iter().peekable();
+    let mut tags = headers.get_all(IF_MATCH).into_iter().peekable();
     if tags.peek().is_some() {
         let tags: Vec<_> = tags
             .map(|value| value.to_str().unwrap_or_default())
@@ -234,14 +232,45 @@ fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem> {
         return tags
             .join(",")
             .parse()
-            .map_err(|wrong: crate::limits::NoEtags| bad(match_, wrong.to_string()));
+            .map_err(|wrong: crate::limits::NoEtags| bad(IF_MATCH, wrong.to_string()));
     }
-    match headers.get(none_match).map(HeaderValue::as_bytes) {
+    match headers.get(IF_NONE_MATCH).map(HeaderValue::as_bytes) {
         None => Ok(Precondition::None),
         Some(b"*") => Ok(Precondition::Absent),
-        Some(_) => Err(bad(none_match, "only `*` is of use here".into())),
+        Some(_) => Err(bad(IF_NONE_MATCH, "only `*` is of use here".into())),
     }
 }
+
+/// Who sends a condition counts on it: where none is looked at, that is said.
+pub(super) fn refuse_condition(headers: &HeaderMap, why: &str) -> Result<(), Problem> {
+    let mut names = [IF_MATCH, IF_NONE_MATCH].into_iter();
+    match names.find(|name| headers.contains_key(*name)) {
+        None => Ok(()),
+        Some(name) => Err(Problem::new(StatusCode::BAD_REQUEST, why).of_field(name)),
+    }
+}
+
+/// Where a condition was read from.
+fn header_of(precondition: &Precondition) -> &'static str {
+    match precondition {
+        Precondition::Absent => IF_NONE_MATCH,
+        _ => IF_MATCH,
+    }
+}
+
+/// A refusal; one for a condition that does not hold names its header.
+fn unmet(refused: Refused, header: &str) -> Problem {
+    let is_condition = matches!(refused, Refused::Precondition(_));
+    let problem = Problem::from(refused);
+    if is_condition {
+        problem.of_field(header)
+    } else {
+        problem
+    }
+}
+
+const IF_MATCH: &str = "If-Match";
+const IF_NONE_MATCH: &str = "If-None-Match";
 
 /// The body, and leave to have it in memory if it is large.
 async fn read(

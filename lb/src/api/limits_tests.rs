@@ -50,12 +50,14 @@ async fn a_stale_tag_changes_nothing() {
             .send_if(method, path, body.clone(), header::IF_MATCH, &old.etag)
             .await;
         assert_problem(&answer, 412, "was changed meanwhile");
+        assert_eq!(answer.json()["field"], "If-Match");
         assert_eq!(world.plane.limits()[0].pps, Some(2000));
     }
     let bad = world
         .send_if(Method::PUT, path, body.clone(), header::IF_MATCH, "7")
         .await;
-    assert_problem(&bad, 400, "if-match");
+    assert_problem(&bad, 400, "If-Match");
+    assert_eq!(bad.json()["field"], "If-Match");
     let only_new = world
         .send_if(
             Method::POST,
@@ -66,6 +68,30 @@ async fn a_stale_tag_changes_nothing() {
         )
         .await;
     assert_problem(&only_new, 412, "If-None-Match");
+    assert_eq!(only_new.json()["field"], "If-None-Match");
+    let bad = world
+        .send_if(
+            Method::POST,
+            "/v1/limits",
+            LIMIT,
+            header::IF_NONE_MATCH,
+            &new.etag,
+        )
+        .await;
+    assert_problem(&bad, 400, "only `*`");
+    assert_eq!(bad.json()["field"], "If-None-Match");
+    let array = format!("[{LIMIT}]");
+    let many = world
+        .send_if(
+            Method::POST,
+            "/v1/limits",
+            array,
+            header::IF_MATCH,
+            &new.etag,
+        )
+        .await;
+    assert_problem(&many, 400, "takes no condition");
+    assert_eq!(many.json()["field"], "If-Match");
 
     let put = world
         .send_if(Method::PUT, path, body, header::IF_MATCH, &new.etag)

@@ -31,7 +31,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Path, State},
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
     middleware::{from_fn, from_fn_with_state},
 };
 use utoipa::OpenApi;
@@ -141,7 +141,7 @@ type Shared = State<Arc<Api>>;
     ("name" = String, Path, description = "`POOL/ADDRESS`"),
 ), responses(
     (status = 204, description = "The data plane has it"),
-    (status = 400, description = "This cannot be a name"),
+    (status = 400, description = "This cannot be a name, or there is a condition"),
     (status = 404, description = "The config has no such backend"),
     (status = 500, description = "The data plane refused"),
     (status = 501, description = "A `vip` or `pop`: not in this version"),
@@ -151,7 +151,9 @@ type Shared = State<Arc<Api>>;
 async fn drain(
     State(api): Shared,
     Path((kind, name)): Path<(String, String)>,
+    headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
+    limits::refuse_condition(&headers, "a drain takes no condition")?;
     set_drain(&api, &kind, &name, Draining::Begin).await
 }
 
@@ -161,7 +163,7 @@ async fn drain(
     ("name" = String, Path, description = "`POOL/ADDRESS`"),
 ), responses(
     (status = 204, description = "The data plane has it"),
-    (status = 400, description = "This cannot be a name"),
+    (status = 400, description = "This cannot be a name, or there is a condition"),
     (status = 404, description = "It is not draining"),
     (status = 500, description = "The data plane refused"),
     (status = 501, description = "A `vip` or `pop`: not in this version"),
@@ -171,7 +173,9 @@ async fn drain(
 async fn undrain(
     State(api): Shared,
     Path((kind, name)): Path<(String, String)>,
+    headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
+    limits::refuse_condition(&headers, "a drain takes no condition")?;
     set_drain(&api, &kind, &name, Draining::End).await
 }
 
@@ -194,9 +198,9 @@ async fn set_drain(
             return Err(Problem::new(StatusCode::NOT_FOUND, why));
         }
     }
-    let name: BackendName = name
-        .parse()
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("`{name}`: {error}")))?;
+    let name: BackendName = name.parse().map_err(|error| {
+        Problem::new(StatusCode::BAD_REQUEST, format!("`{name}`: {error}")).of_field("name")
+    })?;
     api.control.drain(name, draining).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -18,7 +18,7 @@ pub struct Problem {
     pub title: String,
     pub status: u16,
     pub detail: String,
-    /// The field of the request's body that is wrong.
+    /// What is wrong: a field of the body, a parameter, a header, or a part of the path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
     /// Errors of the config file.

@@ -403,8 +403,31 @@ async fn what_cannot_be_drained_is_refused() {
         let path = format!("/v1/drains/{name}");
         let answer = world.send(Method::PUT, &path, "").await;
         assert_problem(&answer, status, part);
+        let field = (status == 400).then_some("name");
+        assert_eq!(answer.json().get("field"), field.map(Value::from).as_ref());
     }
     assert_eq!(world.weights(), [1, 5]);
+}
+
+#[tokio::test]
+async fn a_drain_refuses_a_condition_that_it_would_not_look_at() {
+    let world = World::ready().await;
+    let path = "/v1/drains/backend/web/10.0.0.1";
+    let refused = async |method: Method| {
+        for (header, name) in [
+            (header::IF_MATCH, "If-Match"),
+            (header::IF_NONE_MATCH, "If-None-Match"),
+        ] {
+            let answer = world.send_if(method.clone(), path, "", header, "*").await;
+            assert_problem(&answer, 400, "a drain takes no condition");
+            assert_eq!(answer.json()["field"], name);
+        }
+    };
+    refused(Method::PUT).await;
+    assert_eq!(world.weights(), [1, 5]);
+    assert_eq!(world.send(Method::PUT, path, "").await.status, 204);
+    refused(Method::DELETE).await;
+    assert_eq!(world.weights(), [5]);
 }
 
 #[tokio::test]

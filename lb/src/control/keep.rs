@@ -42,77 +42,154 @@ pub(super) async fn keep<P: Dataplane + Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        cell::Cell,
+        io,
+        path::{Path, PathBuf},
+        time::Duration,
+    };
 
+    use tempfile::TempDir;
     use tokio::sync::watch;
 
     use super::*;
     use crate::{
         config,
-        control::{Refused, Supervisor, fake::Fake},
+        control::{Refused, Supervisor, TaskStatus, fake::Fake},
         limits::Precondition,
-        store::{Directory, Store, Writer},
+        store::{Allocated, Directory, Medium, Store, Writer},
     };
+
+    /// What loops start from.
+    struct World {
+        plane: Fake,
+        config: Arc<Config>,
+        dir: TempDir,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("sluice.toml");
+            let text = "[pop]\nname = \"ams\"\nid = 1\n[dataplane]\ninterfaces = [\"lo\"]\n";
+            std::fs::write(&file, text).unwrap();
+            Self {
+                plane: Fake::default(),
+                config: Arc::new(config::load(&file).unwrap()),
+                dir,
+            }
+        }
+
+        fn directory(&self) -> Directory {
+            Directory::new(self.dir.path())
+        }
+
+        /// A loop on this medium, and in its place others on the directory.
+        fn start(&self, medium: impl Medium, supervisor: Supervisor) -> Handle {
+            let sources = Sources {
+                health: watch::channel(Arc::default()).1,
+                targets: watch::channel(Arc::default()).0,
+                resolutions: watch::channel(Arc::default()).1,
+                wanted: watch::channel(Arc::default()).0,
+            };
+            let start = open(medium, &self.plane, &self.config).unwrap();
+            let (control, handle) = Control::new(start, sources.clone(), supervisor);
+            let (plane, directory) = (self.plane.clone(), self.dir.path().to_owned());
+            let reopen =
+                move |config: Arc<Config>| open(Directory::new(&directory), &plane, &config);
+            tokio::spawn(keep(control, handle.clone(), sources, reopen));
+            handle
+        }
+    }
+
+    fn open(medium: impl Medium, plane: &Fake, config: &Config) -> Result<Start<Fake>, String> {
+        let (store, contents, _) = Store::open(medium).map_err(|error| error.to_string())?;
+        Ok(Start {
+            plane: plane.clone(),
+            config: config.clone(),
+            config_file: "sluice.toml".into(),
+            contents,
+            writer: Writer::start(store).map_err(|error| error.to_string())?,
+            adopted: true,
+            warnings: Vec::new(),
+        })
+    }
+
+    async fn restarted(handle: &Handle) -> TaskStatus {
+        for _ in 0..200 {
+            let task = handle.supervisor().tasks().pop();
+            if let Some(task) = task.filter(|task| task.running && task.restarts > 0) {
+                return task;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        panic!("not within 10 s");
+    }
 
     #[tokio::test]
     async fn a_loop_that_panics_is_replaced_and_nothing_is_lost() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("sluice.toml");
-        std::fs::write(
-            &file,
-            "[pop]\nname = \"ams\"\nid = 1\n[dataplane]\ninterfaces = [\"lo\"]\n",
-        )
-        .unwrap();
-        let plane = Fake::default();
-        let open = {
-            let (plane, directory) = (plane.clone(), dir.path().to_owned());
-            move |config: Arc<Config>| {
-                let store = Store::open(Directory::new(&directory));
-                let (store, contents, _) = store.map_err(|error| error.to_string())?;
-                Ok(Start {
-                    plane: plane.clone(),
-                    config: Config::clone(&config),
-                    config_file: file.clone(),
-                    contents,
-                    writer: Writer::start(store).map_err(|error| error.to_string())?,
-                    adopted: true,
-                    warnings: Vec::new(),
-                })
-            }
-        };
-        let config = config::load(&dir.path().join("sluice.toml")).unwrap();
-        let sources = Sources {
-            health: watch::channel(Arc::default()).1,
-            targets: watch::channel(Arc::default()).0,
-            resolutions: watch::channel(Arc::default()).1,
-            wanted: watch::channel(Arc::default()).0,
-        };
-        let (control, handle) = Control::new(
-            open(Arc::new(config)).unwrap(),
-            sources.clone(),
-            Supervisor::default(),
-        );
-        tokio::spawn(keep(control, handle.clone(), sources, open));
+        let world = World::new();
+        let handle = world.start(world.directory(), Supervisor::default());
         let spec = serde_json::from_str(r#"{"prefix": "198.51.100.0/24", "pps": 10}"#).unwrap();
         let (set, _) = handle
             .set_limit(spec, Precondition::default())
             .await
             .unwrap();
 
-        plane.panic_next();
+        world.plane.panic_next();
         assert!(matches!(handle.figures().await, Err(Refused::Ended)));
-        for _ in 0..100 {
-            if handle.figures().await.is_ok() {
-                break;
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
+        let task = restarted(&handle).await;
+        assert_eq!((task.name, task.restarts), (NAME, 1));
+        assert!(task.error.unwrap().contains("a bug"));
         assert!(
             handle.limit(set.record.id).await.is_ok(),
             "it is in the store"
         );
-        let task = handle.supervisor().tasks().pop().unwrap();
-        assert_eq!((task.name, task.restarts, task.running), (NAME, 1, true));
-        assert!(task.error.unwrap().contains("a bug"));
+    }
+
+    /// Cannot be begun, and whoever tries again finds a bug.
+    #[derive(Default)]
+    struct Broken {
+        is_known: Cell<bool>,
+    }
+
+    impl Medium for Broken {
+        type Backend = Allocated;
+
+        fn path(&self) -> &Path {
+            assert!(!self.is_known.replace(true), "a bug");
+            Path::new("/broken")
+        }
+
+        fn exists(&self) -> bool {
+            false
+        }
+
+        fn open(&self) -> io::Result<Allocated> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn set_aside(&self) -> io::Result<PathBuf> {
+            unreachable!("nothing was written")
+        }
+
+        fn copy_aside(&self) -> io::Result<PathBuf> {
+            unreachable!("nothing was written")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_loop_whose_store_is_gone_is_replaced_by_one_that_takes_changes() {
+        let world = World::new();
+        let handle = world.start(Broken::default(), Supervisor::hasty());
+        let task = restarted(&handle).await;
+        assert_eq!((task.name, task.restarts), (NAME, 1));
+        assert_eq!(
+            task.error.as_deref(),
+            Some("the thread that writes to the disk ended")
+        );
+        let spec = serde_json::from_str(r#"{"prefix": "198.51.100.0/24", "pps": 10}"#).unwrap();
+        let set = handle.set_limit(spec, Precondition::default()).await;
+        assert!(set.is_ok());
     }
 }

@@ -188,6 +188,7 @@ mod tests {
     fn others_hardly_move_when_one_leaves() {
         let all = entries(50, |_| 1);
         let before = build(65_537, &all);
+        let mut most = 0.0_f64;
         for gone in 0..50u16 {
             let mut rest = all.clone();
             let left = rest.remove(usize::from(gone)).identity;
@@ -202,7 +203,12 @@ mod tests {
                 .count();
             let share = moved as f64 / 65_537.0;
             assert!(share <= 0.005, "{share} moved when {gone} left");
+            most = most.max(share);
         }
+        println!(
+            "figure: slots of others that move when one of 50 leaves: at most {:.3}%",
+            most * 100.0
+        );
     }
 
     #[test]
@@ -216,6 +222,7 @@ mod tests {
             })
             .min()
             .unwrap();
+        println!("figure: table of 65,537 slots for 1,000 backends: {quickest:?}");
         // 5 ms where it is optimized; tests are not fully.
         let limit = Duration::from_millis(if cfg!(debug_assertions) { 40 } else { 5 });
         assert!(quickest < limit, "{quickest:?}");

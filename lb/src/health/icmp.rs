@@ -1,16 +1,17 @@
 //! Echo requests of all icmp checks, from one raw socket for each family.
 
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
 };
 
+use ahash::RandomState;
+use dashmap::DashMap;
 use nix::sys::socket::{SockaddrStorage, recvfrom};
 use sluice_ebpf::{checksum, packet};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -27,8 +28,9 @@ pub(super) struct Pinger {
     receivers: [JoinHandle<()>; 2],
 }
 
-/// Requests under way by token: who is to answer, and how that is told.
-type Waiting = Mutex<HashMap<u32, (IpAddr, oneshot::Sender<()>)>>;
+/// Requests under way by token: who is to answer, and how that is told. Thousands of checks and both receivers change it
+/// at the same time.
+type Waiting = DashMap<u32, (IpAddr, oneshot::Sender<()>), RandomState>;
 
 impl Pinger {
     /// Needs `CAP_NET_RAW`.
@@ -52,7 +54,7 @@ impl Pinger {
     pub(super) fn prepare(&self, address: IpAddr) -> Ping<'_> {
         let token = self.next_token.fetch_add(1, Ordering::Relaxed);
         let (sender, answered) = oneshot::channel();
-        lock(&self.waiting).insert(token, (address, sender));
+        self.waiting.insert(token, (address, sender));
         Ping {
             pinger: self,
             token,
@@ -102,7 +104,7 @@ impl Ping<'_> {
 
 impl Drop for Ping<'_> {
     fn drop(&mut self) {
-        lock(&self.pinger.waiting).remove(&self.token);
+        self.pinger.waiting.remove(&self.token);
     }
 }
 
@@ -136,17 +138,13 @@ async fn receive(socket: Arc<AsyncFd<OwnedFd>>, version: u8, waiting: Arc<Waitin
             continue;
         };
         if let (Some(token), Some(from)) = (token(version, &buffer[..length]), address(&from)) {
-            answer(&mut lock(&waiting), token, from);
+            answer(&waiting, token, from);
         }
     }
 }
 
-fn answer(waiting: &mut HashMap<u32, (IpAddr, oneshot::Sender<()>)>, token: u32, from: IpAddr) {
-    if waiting
-        .get(&token)
-        .is_some_and(|(address, _)| *address == from)
-        && let Some((_, sender)) = waiting.remove(&token)
-    {
+fn answer(waiting: &Waiting, token: u32, from: IpAddr) {
+    if let Some((_, (_, sender))) = waiting.remove_if(&token, |_, (address, _)| *address == from) {
         // Who asked may have given up meanwhile.
         let _sent = sender.send(());
     }
@@ -155,12 +153,6 @@ fn answer(waiting: &mut HashMap<u32, (IpAddr, oneshot::Sender<()>)>, token: u32,
 fn address(from: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = from.as_sockaddr_in().map(|from| IpAddr::from(from.ip()));
     v4.or_else(|| from.as_sockaddr_in6().map(|from| IpAddr::from(from.ip())))
-}
-
-fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<u32, (IpAddr, oneshot::Sender<()>)>> {
-    waiting
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Identifier and sequence number. The identifier changes with each token.
@@ -313,6 +305,6 @@ mod tests {
             ping.send().unwrap();
             ping.answered().await.unwrap();
         }
-        assert!(lock(&pinger.waiting).is_empty());
+        assert!(pinger.waiting.is_empty());
     }
 }

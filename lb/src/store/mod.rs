@@ -299,7 +299,7 @@ impl From<redb::Error> for Failure {
     }
 }
 
-const CACHE_BYTES: usize = 16 << 20;
+const CACHE_BYTES: usize = 4 << 20;
 
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {

@@ -115,7 +115,7 @@ fn a_change_acts_on_packets_within_10_ms_of_its_answer() {
             .expect("packets pass again");
         slowest = slowest.max(first.0 - free);
     }
-    println!("the slowest change acted {slowest:?} after its answer");
+    println!("figure: the slowest change acted {slowest:?} after its answer");
     assert!(slowest < Duration::from_millis(10), "{slowest:?}");
 }
 
@@ -148,7 +148,9 @@ fn a_limit_ends_within_50_ms_of_its_time_also_over_a_restart() {
             .0;
         let late_ms = first.saturating_duration_since(expires).as_secs_f64() * 1e3;
         let early_ms = expires.saturating_duration_since(first).as_secs_f64() * 1e3;
-        println!("restart {restart}: {late_ms:.1} ms late, {early_ms:.1} ms early");
+        println!(
+            "figure: end of a limit, restart {restart}: {late_ms:.1} ms late, {early_ms:.1} ms early"
+        );
         // Two of the window may be unanswered packets before the end.
         assert!(late_ms < 50.0 && early_ms < 5.0);
         eventually("it is gone", || lab.node().items("limits").is_empty());
@@ -181,7 +183,7 @@ fn a_hundred_clients_write_and_five_thousand_requests_a_second_are_answered() {
             let before = lab.daemon().cpu();
             let figures = load.run(request);
             let cpu = (lab.daemon().cpu() - before).as_secs_f64() / f64::from(load.seconds);
-            println!("{name}: {figures:?}, {:.0}% of a core", cpu * 100.0);
+            println!("figure: {name}: {figures:?}, {:.0}% of a core", cpu * 100.0);
             assert_eq!(figures.refused, 0);
             figures
         };
@@ -246,7 +248,10 @@ fn fsync(directory: &std::path::Path) -> Duration {
         })
         .collect();
     times.sort();
-    println!("an fsync takes {:?}, at most {:?}", times[50], times[99]);
+    println!(
+        "figure: an fsync takes {:?}, at most {:?}",
+        times[50], times[99]
+    );
     times[98]
 }
 
@@ -273,7 +278,7 @@ fn a_hundred_thousand_limits_are_set_in_under_two_seconds() {
         let took = start.elapsed();
         assert_eq!(answer.status, 200, "{:?}", answer.json());
         assert_eq!(answer.json()["created"], created);
-        println!("100,000 limits, {created} of them new: {took:?}");
+        println!("figure: batch of 100,000 limits, {created} of them new: {took:?}");
         if !cfg!(debug_assertions) {
             assert!(took < Duration::from_secs(2), "{took:?}");
         }
@@ -281,7 +286,7 @@ fn a_hundred_thousand_limits_are_set_in_under_two_seconds() {
     lab.daemon().kill9();
     let start = Instant::now();
     lab.daemon().start();
-    println!("a start with them: {:?}", start.elapsed());
+    println!("figure: a start with 100,000 limits: {:?}", start.elapsed());
     assert_eq!(lab.node().items("limits").len(), 100_000);
     thread::sleep(Duration::from_secs(20));
     eventually("all are gone", || lab.node().items("limits").is_empty());

@@ -13,6 +13,7 @@ fn a_bad_config_is_refused_with_its_line_and_the_running_one_stays() {
         ("protocol = \"tcp\"", "protocoll = \"tcp\"", "protocol"),
         ("pool = \"v6\"", "pool = \"nobody\"", "nobody"),
         ("[[vip]]", "[[vip", "sluice.toml"),
+        ("\"eth0\"", "\"eth7\"", "no interface `eth7`"),
     ] {
         lab.node().write_config(&good.replacen(from, to, 1));
         let checked = lab.sluice("check");

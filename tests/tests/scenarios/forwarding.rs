@@ -40,6 +40,18 @@ fn gue_of_two_families_carries_everything() {
 }
 
 #[test]
+fn generic_mode_carries_everything() {
+    let config = |mut config: Config| {
+        config.dataplane += "mode = \"generic\"\n";
+        config.forward("ipip")
+    };
+    let lab = Lab::new().config(config).start_with_decap();
+    let status = lab.sluice("status --json").succeeds().json();
+    assert_eq!(status["interfaces"][0]["mode"], "generic", "{status}");
+    carries_everything(&lab);
+}
+
+#[test]
 fn local_hands_packets_to_the_hosts_own_stack() {
     let lab = Lab::new().build();
     lab.node().serve_locally();

@@ -1,18 +1,44 @@
 //! Whoever changes the maps or takes the program off behind the daemon's back: it is found, mended and told.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    time::Duration,
+};
 
 use aya::maps::{Array, Map, MapData};
+use serde_json::Value;
 use sluice_ebpf::abi::ABI_VERSION;
 use sluice_tests::{Lab, WEB_V4, within};
 
-/// What the daemon said that it mended.
+/// What the daemon said that it mended, in its log.
 fn healed(lab: &Lab) -> Vec<String> {
     let log = lab.node().log();
     let lines = log
         .lines()
         .filter(|line| line.contains("somebody else changed"));
     lines.map(ToOwned::to_owned).collect()
+}
+
+/// The same as `/v1/events` tells it: the first so many.
+fn told(lab: &Lab, number: usize) -> Vec<Vec<String>> {
+    let mut stream = UnixStream::connect(lab.node().socket()).unwrap();
+    // Shorter than the time between two signs of life: what has not come by then does not come.
+    let quiet = Duration::from_secs(5);
+    stream.set_read_timeout(Some(quiet)).unwrap();
+    // After an event of nobody's, all that are kept come.
+    let ask = "GET /v1/events HTTP/1.1\r\nHost: sluice\r\nLast-Event-ID: none\r\n\r\n";
+    stream.write_all(ask.as_bytes()).unwrap();
+    let lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let events = lines.filter_map(|line| {
+        let data = line.strip_prefix("data: ")?;
+        Some(serde_json::from_str::<Value>(data).unwrap())
+    });
+    let healed = events.filter(|event| event["event"] == "healed");
+    let what =
+        healed.map(|event| serde_json::from_value::<Vec<String>>(event["what"].clone()).unwrap());
+    what.take(number).collect()
 }
 
 fn heals(lab: &Lab, what: &str) {
@@ -83,6 +109,12 @@ fn what_somebody_else_changed_is_mended_and_told() {
     // Its last handle: the kernel takes the program off.
     std::fs::remove_file(link).unwrap();
     heals(&lab, "XDP on ");
+    let in_log = healed(&lab);
+    let told = told(&lab, in_log.len());
+    assert_eq!(told.len(), in_log.len(), "{told:?}");
+    for (line, what) in in_log.iter().zip(told) {
+        assert!(line.contains(&what.join(", ")), "{line}: {what:?}");
+    }
     let log = lab.node().log();
     assert!(!log.contains("ERROR"), "{log}");
 }

@@ -94,7 +94,7 @@ fn measure(name: &'static str, check: Check) {
         let late = checker.load().take_lateness();
         let ms = at.elapsed().as_millis();
         println!(
-            "{name}: {checks} checks in {ms} ms ({} connections), {}.{}% of a core, {} us each, the latest {late:?} late",
+            "figure: {name}: {checks} checks in {ms} ms ({} connections), {}.{}% of a core, {} us each, the latest {late:?} late",
             accepted.load(Ordering::Relaxed),
             u128::from(cpu) * 100 / ms,
             u128::from(cpu) * 1000 / ms % 10,

@@ -54,7 +54,7 @@ fn a_thousand_checked_backends_and_a_scrape_every_five_seconds_take_three_percen
     }
     let took = (node.daemon().cpu() - cpu).as_secs_f64() / start.elapsed().as_secs_f64();
     println!(
-        "{BACKENDS} backends checked each second, a scrape each {BETWEEN_SCRAPES:?}: {:.2}% of a core",
+        "figure: {BACKENDS} backends checked each second, a scrape each {BETWEEN_SCRAPES:?}: {:.2}% of a core",
         took * 100.0
     );
     assert!(took < MOST, "{:.2}% of a core", took * 100.0);

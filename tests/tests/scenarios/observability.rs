@@ -89,6 +89,10 @@ fn rules_pass_their_tests() {
 fn promtool_finds_nothing_wrong_with_the_metrics() {
     let lab = Lab::new().start();
     lab.client(0).connect(WEB_V4).unwrap();
+    promtool_takes_the_metrics(&lab);
+}
+
+fn promtool_takes_the_metrics(lab: &Lab) {
     let file = lab.dir().join("metrics.txt");
     fs::write(&file, lab.node().metrics()).unwrap();
     let said = promtool(&["check", "metrics"], Some(&file.display().to_string()));
@@ -229,6 +233,7 @@ fn dashboards_have_data_and_attack_alerts_fire_under_attack() {
     only_these_fire(&prometheus, &attack, &[]);
     every_panel_has_data(&prometheus);
     every_metric_is_there(&prometheus);
+    promtool_takes_the_metrics(&lab);
     flood.stop();
     within(Duration::from_secs(60), "the attack is over", || {
         let alerts = prometheus.alerts();

@@ -131,10 +131,7 @@ fn datagrams_options_extensions_and_fragments() {
         let expect = Expect::Drop(DropReason::TooBig);
         rows.push(Row::new("a later fragment", big, expect));
     }
-    let mut rig = Rig::new();
-    for row in &rows {
-        crate::table::check(&mut rig, row).unwrap_or_else(|e| panic!("{}: {e:#}", row.name));
-    }
+    check_all(&mut Rig::new(), &rows);
 }
 
 /// An error about an error could go on for ever.
@@ -163,10 +160,5 @@ fn an_icmp_error_that_is_too_big_is_dropped() {
             ));
         }
     }
-    let mut rig = Rig::new();
-    for row in &rows {
-        if let Err(error) = crate::table::check(&mut rig, row) {
-            panic!("{}: {error:#}", row.name);
-        }
-    }
+    check_all(&mut Rig::new(), &rows);
 }

@@ -206,7 +206,13 @@ async fn poke(stream: impl AsyncRead + AsyncWrite, bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn who_does_not_read_its_answers_is_closed() {
-    let remote = start().await;
+    // So long that only the time for a stall can end it.
+    let caps = Caps {
+        header_time: Duration::from_secs(60),
+        idle_time: Duration::from_secs(60),
+        ..caps()
+    };
+    let remote = Remote::start(Mutual::No, caps, BODY_TIME).await;
     let mut stream = remote.connect().await;
     let start = Instant::now();
     let asking = async {

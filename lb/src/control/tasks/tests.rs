@@ -1,6 +1,8 @@
 //! Each task of a daemon fails in turn: it is started again, and nothing else notices.
 
-use std::{net::SocketAddr, os::unix::net::UnixDatagram, path::PathBuf, time::Duration};
+use std::{
+    future::pending, net::SocketAddr, os::unix::net::UnixDatagram, path::PathBuf, time::Duration,
+};
 
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, body::Bytes, client::conn::http1};
@@ -61,6 +63,11 @@ struct Daemon {
 
 impl Daemon {
     async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// With a data plane in which to look for attacks, if there is one.
+    async fn start_with(pin_dir: Option<PathBuf>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("sluice.toml");
         std::fs::write(&file, CONFIG).unwrap();
@@ -102,7 +109,7 @@ impl Daemon {
                     },
                     access: Access::load(None).unwrap(),
                     manager: Manager::at(&notify),
-                    pin_dir: None,
+                    pin_dir,
                 },
             ),
             supervisor,
@@ -224,4 +231,49 @@ async fn tasks_that_hang_are_started_again_and_those_beside_them_are_not() {
         assert_eq!(daemon.status().await["ready"], true);
         assert!(daemon.answers_by_tcp().await);
     }
+}
+
+#[tokio::test]
+async fn detection_that_cannot_read_the_maps_is_started_again_and_no_other() {
+    let pins = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start_with(Some(pins.path().to_owned())).await;
+    let restarts = || daemon.task("detection").restarts;
+    until("it is started again", || restarts() > 1).await;
+    daemon.supervisor.spoil("detection", Fault::Panic);
+    until("it panics", || {
+        daemon.task("detection").error.as_deref() == Some("it panicked: a bug")
+    })
+    .await;
+    let panicked = restarts();
+    until("it is started again", || restarts() > panicked).await;
+    for task in daemon.supervisor.tasks() {
+        assert_eq!(task.restarts > 0, task.name == "detection", "{task:?}");
+    }
+    assert_eq!(daemon.status().await["ready"], true);
+    assert!(daemon.answers_by_tcp().await);
+}
+
+#[tokio::test]
+async fn a_panic_on_a_thread_of_its_own_is_told() {
+    async fn unlucky() -> Result<Infallible, String> {
+        panic!("a bug")
+    }
+    let ended = apart("unlucky", unlucky).await;
+    assert_eq!(ended, Err("its thread panicked".to_owned()));
+}
+
+#[tokio::test]
+async fn a_thread_ends_when_nobody_waits_for_its_task() {
+    let (begins, begun) = oneshot::channel();
+    let (held, ended) = oneshot::channel::<()>();
+    let idle = move || async move {
+        let _held = held;
+        begins.send(()).unwrap();
+        pending::<Result<Infallible, String>>().await
+    };
+    let task = tokio::spawn(apart("idle", idle));
+    begun.await.unwrap();
+    task.abort();
+    let ended = timeout(Duration::from_secs(5), ended).await;
+    assert!(ended.expect("it ends").is_err());
 }

@@ -192,7 +192,11 @@ impl<'a> Stage<'a> {
             Promise::none(
                 "no good request failed",
                 &tally.failures,
-                &format!("{} served", grouped(tally.served())),
+                &format!(
+                    "{} served; of these asked again: {}",
+                    grouped(tally.served()),
+                    grouped(tally.asked_again)
+                ),
             ),
             Promise::none(
                 "no established flow was broken or reset",

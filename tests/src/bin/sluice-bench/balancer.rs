@@ -1,6 +1,9 @@
 //! The balancer under test: loaded as it is, with VIPs, backends, limits and flows written into its maps.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use anyhow::{Context, Result, ensure};
 use aya::{
@@ -13,11 +16,11 @@ use nix::time::{ClockId, clock_getres};
 use sluice::objects::BALANCER;
 use sluice_ebpf::{
     abi::{
-        AddressEntry, BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Class, DROP_REASONS, DropReason,
-        EXACT_V4, Forward, Generation, Limit, Limiter, Policy, SLOTS_PER_WORD, Service, Settings,
-        VIP_CLASSES_SHIFT, Vip, VipStats,
+        ANY_VIP, AddressEntry, BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Class, DROP_REASONS,
+        DropReason, EXACT_ESTABLISHED, EXACT_V4, Forward, Generation, Limit, Limiter, Policy,
+        SLOTS_PER_WORD, Service, Settings, VIP_CLASSES_SHIFT, Vip, VipStats,
     },
-    exact::v4_filter,
+    exact::{v4_filter, v4_index},
     flow::{self, Flow, State, WAYS},
     gcra, hash,
     hash::Tuple,
@@ -161,7 +164,7 @@ impl Balancer {
     /// Turns exact limits on or off, as the daemon does when the first one comes or the last one goes.
     pub(crate) fn set_exact(&mut self, on: bool) -> Result<()> {
         let mut settings = settings();
-        settings.exact = if on { EXACT_V4 } else { 0 };
+        settings.exact = if on { EXACT_V4 | EXACT_ESTABLISHED } else { 0 };
         write::<_, SETTINGS_WORDS>(&mut self.ebpf, "SETTINGS", 0, settings)
     }
 
@@ -181,30 +184,28 @@ impl Balancer {
         Ok(())
     }
 
-    /// Exact limits, high enough to drop nothing, for so many /24 all over the address space.
-    pub(crate) fn insert_exact(&mut self, count: u32) -> Result<()> {
-        let high = limiter(1_000_000_000, 1_000_000_000)?;
-        let mut limits = array::<16>(&mut self.ebpf, "LIMITS")?;
-        for number in 1..=count {
-            let limit = Limit {
-                packets: high,
-                bytes: Limiter::default(),
-                vip: sluice_ebpf::abi::ANY_VIP,
-                classes: 0x1f,
-                length_and_mode: 119,
-                ..Limit::zeroed()
-            };
-            limits.set(number, bytemuck::cast::<_, [u64; 16]>(limit), 0)?;
+    /// Exact limits, high enough to drop nothing: the /24 of each source of the first `flows`, and others all over the
+    /// address space.
+    pub(crate) fn insert_exact(&mut self, flows: u32) -> Result<()> {
+        let limit = Limit {
+            packets: limiter(1_000_000_000, 1_000_000_000)?,
+            bytes: Limiter::default(),
+            vip: ANY_VIP,
+            classes: 0x1f,
+            length_and_mode: 119,
+            ..Limit::zeroed()
+        };
+        let mut limits = array::<LIMIT_WORDS>(&mut self.ebpf, "LIMITS")?;
+        for number in 1..=EXACT_LIMITS {
+            limits.set(number, bytemuck::cast::<_, [u64; LIMIT_WORDS]>(limit), 0)?;
         }
+        let prefixes = exact_prefixes(flows);
         let map = self.ebpf.map_mut("EXACT_V4").context("EXACT_V4")?;
         let mut table = Array::<_, [u32; 2]>::try_from(map)?;
-        let mut prefixes = Vec::new();
-        for number in 1..=count {
-            let prefix = number.wrapping_mul(0x0087_6543 | 1) & 0xff_ffff;
+        for (number, &prefix) in (1..=EXACT_LIMITS).zip(&prefixes) {
             let mut pair = table.get(&(prefix / 2), 0)?;
             pair[prefix as usize % 2] = number;
             table.set(prefix / 2, pair, 0)?;
-            prefixes.push(prefix);
         }
         let map = self
             .ebpf
@@ -218,6 +219,18 @@ impl Balancer {
             filter.set(word / 2, pair, 0)?;
         }
         Ok(())
+    }
+
+    /// Packets that exact limits have let pass.
+    pub(crate) fn exact_passed(&self) -> Result<u64> {
+        let map = self.ebpf.map("LIMITS").context("LIMITS")?;
+        let limits = Array::<_, [u64; LIMIT_WORDS]>::try_from(map)?;
+        let mut passed = 0;
+        for number in 1..=EXACT_LIMITS {
+            let limit: Limit = bytemuck::cast(limits.get(&number, 0)?);
+            passed += limit.passed_packets;
+        }
+        Ok(passed)
     }
 
     /// Puts every cell of the sketch so far ahead that each source is over a strict limit for the next half hour.
@@ -318,6 +331,8 @@ impl Balancer {
 
 const POLICY_WORDS: usize = size_of::<Policy>() / 8;
 const SETTINGS_WORDS: usize = size_of::<Settings>() / 8;
+const LIMIT_WORDS: usize = size_of::<Limit>() / 8;
+const EXACT_LIMITS: u32 = 100_000;
 const BACKENDS_EACH: u32 = 4;
 const SLOTS_EACH: u32 = 65_537;
 #[expect(clippy::cast_possible_truncation, reason = "a few")]
@@ -334,7 +349,7 @@ const SOURCES: u32 = FIRST_SOURCE - 1;
 
 /// The source of flow `number`, as the wrapper writes it.
 pub(crate) fn source(target: Target, number: u32) -> IpAddr {
-    let spread = number.wrapping_mul(SPREAD) & SOURCES | FIRST_SOURCE;
+    let spread = spread(number);
     match target.address() {
         IpAddr::V4(_) => Ipv4Addr::from(spread).into(),
         IpAddr::V6(_) => {
@@ -342,6 +357,25 @@ pub(crate) fn source(target: Target, number: u32) -> IpAddr {
             (prefix | u128::from(spread)).to_be_bytes().into()
         }
     }
+}
+
+fn spread(number: u32) -> u32 {
+    number.wrapping_mul(SPREAD) & SOURCES | FIRST_SOURCE
+}
+
+/// First 24 bits of the prefixes with exact limits. Their order is not that of the flows, whose limits would then lie side
+/// by side.
+fn exact_prefixes(flows: u32) -> BTreeSet<u32> {
+    let sources = (0..flows).map(|flow| v4_index(spread(flow)));
+    let others = (1_u32..).map(|number| number.wrapping_mul(0x0087_6543) & 0xff_ffff);
+    let mut prefixes = BTreeSet::new();
+    for prefix in sources.chain(others) {
+        if prefixes.len() == EXACT_LIMITS as usize {
+            break;
+        }
+        prefixes.insert(prefix);
+    }
+    prefixes
 }
 
 fn flow_hash(target: Target, number: u32) -> u64 {

@@ -38,6 +38,8 @@ pub(crate) enum Limit {
 pub(crate) enum State {
     /// 128k flows, as many of UDP, in a table for 1M: the default config.
     Ordinary,
+    /// As the ordinary one, but the source of each of 64k flows has an exact limit.
+    Named,
     /// 1M flows in the table, as many of UDP.
     Full,
     /// Every source is over its limit.
@@ -107,7 +109,7 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         Ok(())
     };
     use Path::{Echo, Known, NotVip, OverLimit, Syn};
-    use State::{Exhausted, Full, Ordinary};
+    use State::{Exhausted, Full, Named, Ordinary};
     add(
         "established_tcp_v4_ipip",
         Target::Tcp,
@@ -297,6 +299,15 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         case.note = "100,000 exact limits of IPv4 prefixes";
         cases.push(case);
     }
+    let without = cases
+        .iter()
+        .find(|case| case.name == "udp_v4_ipip_64k_flows");
+    let mut case = without.context("an earlier row")?.clone();
+    case.name = "udp_v4_ipip_64k_flows_exact_hit";
+    case.state = Named;
+    case.exact = true;
+    case.note = "100,000 exact limits of IPv4 prefixes, one of them for each source";
+    cases.push(case);
     Ok(cases)
 }
 

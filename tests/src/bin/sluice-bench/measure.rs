@@ -28,6 +28,7 @@ pub(crate) struct Samples {
 #[derive(Debug)]
 pub(crate) struct Balancers {
     ordinary: Balancer,
+    named: Balancer,
     full: Balancer,
     exhausted: Balancer,
 }
@@ -38,10 +39,12 @@ impl Balancers {
         let table = |flows, buckets| Table { flows, buckets };
         let mut this = Self {
             ordinary: Balancer::load(table(1 << 17, 1 << 17), now)?,
+            named: Balancer::load(table(1 << 17, 1 << 17), now)?,
             full: Balancer::load(table(1 << 20, 1 << 19), now)?,
             exhausted: Balancer::load(table(1, 1 << 10), now)?,
         };
-        this.ordinary.insert_exact(100_000)?;
+        this.ordinary.insert_exact(0)?;
+        this.named.insert_exact(1 << 16)?;
         this.exhausted.exhaust_sketch(now)?;
         Ok(this)
     }
@@ -49,6 +52,7 @@ impl Balancers {
     pub(crate) fn of(&mut self, state: State) -> &mut Balancer {
         match state {
             State::Ordinary => &mut self.ordinary,
+            State::Named => &mut self.named,
             State::Full => &mut self.full,
             State::Exhausted => &mut self.exhausted,
         }
@@ -129,6 +133,15 @@ pub(crate) fn run(
         balancers
             .of(case.state)
             .check_flow(case.target, jiffies()?)?;
+    }
+    for case in cases.iter().filter(|case| case.state == State::Named) {
+        let sent = u64::from(effort.repeats) * u64::from(effort.rounds + 1);
+        let passed = balancers.of(case.state).exact_passed()?;
+        ensure!(
+            passed >= sent,
+            "{}: {passed} of {sent} packets met an exact limit",
+            case.name
+        );
     }
     Ok(samples)
 }
