@@ -89,7 +89,9 @@ fn the_readme_leads_from_a_config_to_a_limit_that_its_query_shows() {
         lab.sluice(command).succeeds();
     }
     let drained = node.backend_row("10.0.0.11".parse().unwrap());
-    assert_eq!(drained["state"], "draining");
+    // It depends on whether the one request went to it.
+    let state = drained["state"].as_str().unwrap();
+    assert!(["draining", "drained"].contains(&state), "{state}");
 }
 
 fn rate(sample: &Value) -> f64 {
