@@ -189,14 +189,8 @@ impl UdpFlow {
 
     /// Asks anew until there is an answer, as resolvers do. Before Linux 6.16, the lab's cables lose frames under a flood.
     pub fn ask_again(&self, payload: &[u8]) -> io::Result<String> {
-        let mut outcome = self.ask(payload);
-        for _ in 0..7 {
-            if outcome.is_ok() {
-                break;
-            }
-            outcome = self.ask(payload);
-        }
-        outcome
+        let first = self.ask(payload);
+        (1..3).fold(first, |answer, _| answer.or_else(|_| self.ask(payload)))
     }
 
     /// Waits for the answer to a datagram that was sent, by whatever way. The payload must have come back unharmed.

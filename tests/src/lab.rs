@@ -106,6 +106,16 @@ impl Lab {
         &self.clients[index]
     }
 
+    /// Makes one host all backends of a network: by its routes, and those of the load balancer, all these addresses are its
+    /// own.
+    pub fn many_backends(&self, name: &str, network: &str) {
+        let host = self.backend(name);
+        let own = ["route", "add", "local", network, "dev", "lo"];
+        host.netns().command("ip", &own);
+        let there = ["route", "add", network, "via", &host.v4().to_string()];
+        self.node().netns().command("ip", &there);
+    }
+
     pub fn backend(&self, name: &str) -> &Backend {
         self.backends
             .iter()

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     config::Mode,
     control::{LimitInForce, Novelty, Refused},
-    limits::{ClassWord, LimitError, LimitQuery, LimitSpec, Precondition},
+    limits::{ClassWord, IF_MATCH, IF_NONE_MATCH, LimitError, LimitQuery, LimitSpec, Precondition},
 };
 
 /// Some limits by id, of those that match every parameter
@@ -100,9 +100,7 @@ pub(super) async fn set(
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     if first != Some(&b'[') {
         let spec = LimitSpec::from_json(&body).map_err(wrong_limit)?;
-        let header = header_of(&precondition);
-        let done = api.control.set_limit(spec, precondition).await;
-        let (limit, novelty) = done.map_err(|refused| unmet(refused, header))?;
+        let (limit, novelty) = api.control.set_limit(spec, precondition).await?;
         let status = match novelty {
             Novelty::New => StatusCode::CREATED,
             Novelty::Replaced => StatusCode::OK,
@@ -149,9 +147,9 @@ pub(super) async fn replace(
     let (body, _) = read(request, MAX_BODY_BYTES).await?;
     let spec = LimitSpec::from_json(&body).map_err(wrong_limit)?;
     let id = limit_id(&id)?;
-    let header = header_of(&precondition);
-    let done = api.control.replace_limit(id, spec, precondition).await;
-    Ok(tagged(done.map_err(|refused| unmet(refused, header))?))
+    Ok(tagged(
+        api.control.replace_limit(id, spec, precondition).await?,
+    ))
 }
 
 /// Remove a limit
@@ -172,9 +170,9 @@ pub(super) async fn remove(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let precondition = precondition(&headers)?;
-    let header = header_of(&precondition);
-    let done = api.control.remove_limit(limit_id(&id)?, precondition).await;
-    done.map_err(|refused| unmet(refused, header))?;
+    api.control
+        .remove_limit(limit_id(&id)?, precondition)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -249,28 +247,6 @@ pub(super) fn refuse_condition(headers: &HeaderMap, why: &str) -> Result<(), Pro
         Some(name) => Err(Problem::new(StatusCode::BAD_REQUEST, why).of_field(name)),
     }
 }
-
-/// Where a condition was read from.
-fn header_of(precondition: &Precondition) -> &'static str {
-    match precondition {
-        Precondition::Absent => IF_NONE_MATCH,
-        _ => IF_MATCH,
-    }
-}
-
-/// A refusal; one for a condition that does not hold names its header.
-fn unmet(refused: Refused, header: &str) -> Problem {
-    let is_condition = matches!(refused, Refused::Precondition(_));
-    let problem = Problem::from(refused);
-    if is_condition {
-        problem.of_field(header)
-    } else {
-        problem
-    }
-}
-
-const IF_MATCH: &str = "If-Match";
-const IF_NONE_MATCH: &str = "If-None-Match";
 
 /// The body, and leave to have it in memory if it is large.
 async fn read(

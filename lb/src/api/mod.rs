@@ -153,8 +153,7 @@ async fn drain(
     Path((kind, name)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
-    limits::refuse_condition(&headers, "a drain takes no condition")?;
-    set_drain(&api, &kind, &name, Draining::Begin).await
+    set_drain(&api, &headers, &kind, &name, Draining::Begin).await
 }
 
 /// End a drain
@@ -175,16 +174,17 @@ async fn undrain(
     Path((kind, name)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
-    limits::refuse_condition(&headers, "a drain takes no condition")?;
-    set_drain(&api, &kind, &name, Draining::End).await
+    set_drain(&api, &headers, &kind, &name, Draining::End).await
 }
 
 async fn set_drain(
     api: &Api,
+    headers: &HeaderMap,
     kind: &str,
     name: &str,
     draining: Draining,
 ) -> Result<StatusCode, Problem> {
+    limits::refuse_condition(headers, "a drain takes no condition")?;
     match kind {
         "backend" => {}
         "vip" | "pop" => {

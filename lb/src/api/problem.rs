@@ -65,7 +65,7 @@ impl From<Refused> for Problem {
             Refused::Invalid { .. } | Refused::Config { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Refused::NotAvailable(_) => StatusCode::NOT_IMPLEMENTED,
             Refused::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Refused::Precondition(_) => StatusCode::PRECONDITION_FAILED,
+            Refused::Precondition { .. } => StatusCode::PRECONDITION_FAILED,
             Refused::Disk(_) => StatusCode::INSUFFICIENT_STORAGE,
             Refused::Busy(_) | Refused::Ended => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -74,6 +74,7 @@ impl From<Refused> for Problem {
             Refused::Invalid {
                 field: Some(field), ..
             } => problem.of_field(field),
+            Refused::Precondition { header, .. } => problem.of_field(header),
             Refused::Config { errors, .. } => Self {
                 errors: errors.into_iter().map(FileError::from).collect(),
                 ..problem

@@ -9,7 +9,9 @@ use std::{
 use super::{Dataplane, Event, Failure, LimitCounts, Refused, chain, events::Events};
 use crate::{
     dataplane::ExactCounters,
-    limits::{LimitBook, LimitQuery, LimitRecord, LimitRefusal, LimitSpec, Step},
+    limits::{
+        IF_MATCH, IF_NONE_MATCH, LimitBook, LimitQuery, LimitRecord, LimitRefusal, LimitSpec, Step,
+    },
     store::Change,
 };
 
@@ -347,12 +349,15 @@ pub(crate) fn now_ms() -> u64 {
 
 impl From<LimitRefusal> for Refused {
     fn from(refusal: LimitRefusal) -> Self {
+        let unmet = |header| Self::Precondition {
+            header,
+            message: refusal.to_string(),
+        };
         match refusal {
             LimitRefusal::Unknown { .. } => Self::NotFound(refusal.to_string()),
             LimitRefusal::Conflict { .. } => Self::Conflict(refusal.to_string()),
-            LimitRefusal::Stale { .. } | LimitRefusal::Exists { .. } | LimitRefusal::Missing => {
-                Self::Precondition(refusal.to_string())
-            }
+            LimitRefusal::Stale { .. } | LimitRefusal::Missing => unmet(IF_MATCH),
+            LimitRefusal::Exists { .. } => unmet(IF_NONE_MATCH),
             LimitRefusal::Invalid(invalid) => invalid.into(),
         }
     }

@@ -91,9 +91,12 @@ pub enum Refused {
     NotAvailable(String),
     #[error("{0}")]
     Failed(String),
-    /// The limit is not what the request says that it must be.
-    #[error("{0}")]
-    Precondition(String),
+    /// The limit is not what this header of the request says that it must be.
+    #[error("{message}")]
+    Precondition {
+        header: &'static str,
+        message: String,
+    },
     /// The disk does not take it.
     #[error("{0}")]
     Disk(String),

@@ -49,6 +49,11 @@ pub enum Precondition {
     Is(Vec<Etag>),
 }
 
+/// The header that asks for [`Precondition::Exists`] or [`Precondition::Is`] (RFC 9110, 13.1.1).
+pub const IF_MATCH: &str = "If-Match";
+/// The header that asks for [`Precondition::Absent`] (RFC 9110, 13.1.2).
+pub const IF_NONE_MATCH: &str = "If-None-Match";
+
 impl Precondition {
     pub(super) fn holds(&self, now: Option<&LimitRecord>) -> bool {
         match (self, now) {

@@ -1,4 +1,4 @@
-//! All that may change, over and over: the short form of `cargo xtask churn`, which also tells whether memory grows.
+//! All that may change, over and over: the short form of `cargo xtask churn`, which tells in four minutes and more whether memory grows too.
 
 use std::process::Command;
 

@@ -17,13 +17,8 @@ const MOST: f64 = if cfg!(debug_assertions) { 0.3 } else { 0.03 };
 #[test]
 fn a_thousand_checked_backends_and_a_scrape_every_five_seconds_take_three_percent_of_a_core() {
     let lab = Lab::new().alone().backends(["b1"]).build();
-    // One host is all backends: by its routes, all these addresses are its own.
-    let (node, host) = (lab.node(), lab.backend("b1"));
-    let network = "10.77.0.0/20";
-    let route = ["route", "add", "local", network, "dev", "lo"];
-    host.netns().command("ip", &route);
-    let route = ["route", "add", network, "via", &host.v4().to_string()];
-    node.netns().command("ip", &route);
+    lab.many_backends("b1", "10.77.0.0/20");
+    let node = lab.node();
     let mut config = lab.config().forward("ipip").health(
         r#"{ kind = "tcp", port = 80, interval = "1s", timeout = "900ms", rise = 1, fall = 3 }"#,
     );

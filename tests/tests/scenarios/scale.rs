@@ -84,12 +84,8 @@ fn resident_mib(pid: u32) -> (u64, u64) {
 #[test]
 fn a_thousand_vips_and_four_thousand_backends_need_little_memory() {
     let lab = Lab::new().alone().backends(["b1"]).build();
-    // One host is all backends: by its routes, all these addresses are its own.
-    let (node, host) = (lab.node(), lab.backend("b1"));
-    let route = ["route", "add", "local", BACKENDS, "dev", "lo"];
-    host.netns().command("ip", &route);
-    let route = ["route", "add", BACKENDS, "via", &host.v4().to_string()];
-    node.netns().command("ip", &route);
+    lab.many_backends("b1", BACKENDS);
+    let node = lab.node();
     let checked =
         r#"{ kind = "tcp", port = 80, interval = "5s", timeout = "2s", rise = 1, fall = 3 }"#;
     node.write_config(&many(node, 1000, 40, 100, checked));

@@ -19,6 +19,22 @@ fn key(last: u8) -> BackendKey {
     }
 }
 
+fn vip(port: u16, policy: Option<String>, table: TableKey) -> VipImage {
+    VipImage {
+        place: Place {
+            prefix: "192.0.2.1/32".parse().unwrap(),
+            protocol: 6,
+            port,
+            host_ports: Vec::new(),
+        },
+        mtu_bytes: u16::MAX,
+        flags: 0,
+        stages: Stages::default(),
+        policy,
+        table,
+    }
+}
+
 fn image(backends: &[(u8, u8)], port: u16) -> Image {
     let backend = |flags| abi::Backend {
         flags,
@@ -31,19 +47,7 @@ fn image(backends: &[(u8, u8)], port: u16) -> Image {
     let takes_new = backends
         .iter()
         .filter(|&&(_, flags)| flags == BACKEND_FORWARDS | BACKEND_RESOLVED);
-    let vip = VipImage {
-        place: Place {
-            prefix: "192.0.2.1/32".parse().unwrap(),
-            protocol: 6,
-            port,
-            host_ports: Vec::new(),
-        },
-        mtu_bytes: u16::MAX,
-        flags: 0,
-        stages: Stages::default(),
-        policy: None,
-        table: table.clone(),
-    };
+    let vip = vip(port, None, table.clone());
     Image {
         policies: BTreeMap::new(),
         backends: backends
@@ -272,19 +276,8 @@ fn an_image() -> impl Strategy<Value = Image> {
             };
             let key = TableKey { pool, forward };
             image.tables.insert(key.clone(), table);
-            let vip = VipImage {
-                place: Place {
-                    prefix: "192.0.2.1/32".parse().unwrap(),
-                    protocol: 6,
-                    port,
-                    host_ports: Vec::new(),
-                },
-                mtu_bytes: u16::MAX,
-                flags: 0,
-                stages: Stages::default(),
-                policy: policy.filter(|policy| image.policies.contains_key(policy)),
-                table: key,
-            };
+            let policy = policy.filter(|policy| image.policies.contains_key(policy));
+            let vip = vip(port, policy, key);
             image.vips.insert(name, Some(vip));
         }
         image

@@ -61,13 +61,14 @@ impl Growth {
         })
     }
 
-    /// `settled`: what the daemon keeps of the last minute was full before the first look.
-    pub(crate) fn is_flat(&self, settled: bool) -> Result<()> {
+    pub(crate) fn memory_is_flat(&self) -> Result<()> {
         let (early, late) = (self.early, self.late);
-        ensure!(
-            !settled || late.kib <= early.kib + NOISE_KIB,
-            "memory grew: {self}"
-        );
+        ensure!(late.kib <= early.kib + NOISE_KIB, "memory grew: {self}");
+        Ok(())
+    }
+
+    pub(crate) fn files_and_threads_are_flat(&self) -> Result<()> {
+        let (early, late) = (self.early, self.late);
         ensure!(
             late.files <= early.files + NOISE_FILES,
             "open files grew: {self}"
