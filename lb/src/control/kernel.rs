@@ -206,11 +206,16 @@ impl Kernel {
 impl Dataplane for Kernel {
     fn apply(&mut self, desired: &Desired) -> Result<Vec<String>, Failure> {
         let steps = self.plane.apply(desired)?;
-        self.tables = desired
+        let tables = desired
             .vips
             .iter()
             .map(|(name, vip)| (name.clone(), vip.table.clone()))
             .collect();
+        if tables != self.tables {
+            // A backend that leaves is told drained by its flows: none of them may be younger than their count.
+            self.census.take();
+            self.tables = tables;
+        }
         Ok(steps.iter().map(ToString::to_string).collect())
     }
 

@@ -22,7 +22,7 @@ use sluice_tests::Turn;
 use tokio::sync::{mpsc, watch};
 
 const BACKENDS: u32 = 4000;
-const SECONDS: u64 = 10;
+const SECONDS: u64 = 5;
 const PORT: u16 = 8080;
 
 #[test]
@@ -82,12 +82,13 @@ fn measure(name: &'static str, check: Check) {
         let started = Instant::now();
         while !all_up() {
             assert!(
-                started.elapsed() < Duration::from_secs(10),
+                started.elapsed() < Duration::from_secs(60),
                 "not all are up"
             );
             thread::sleep(Duration::from_millis(50));
         }
         let _start = checker.load().take_lateness();
+        while seen.try_recv().is_ok() {}
         let (checks, cpu, at) = (checker.load().checks(), cpu_ms(thread), Instant::now());
         thread::sleep(Duration::from_secs(SECONDS));
         let (checks, cpu) = (checker.load().checks() - checks, cpu_ms(thread) - cpu);
@@ -100,9 +101,7 @@ fn measure(name: &'static str, check: Check) {
             u128::from(cpu) * 1000 / ms % 10,
             cpu * 1000 / checks
         );
-        while let Ok(transition) = seen.try_recv() {
-            assert_eq!(transition.state, State::Up, "{transition:?}");
-        }
+        assert!(seen.try_recv().is_err(), "the state of one changed");
         let expected = u64::from(BACKENDS) * SECONDS;
         assert!(checks >= expected * 95 / 100, "{checks} of {expected}");
         assert!(u128::from(cpu) < ms, "{cpu} ms of CPU in {ms} ms");
@@ -115,7 +114,8 @@ fn targets(check: &Check) -> Vec<Target> {
     let health = Health {
         check: check.clone(),
         interval: Duration::from_secs(1),
-        fast_interval: Duration::from_millis(500),
+        // What is not up yet is asked no more often: twice the checks are more than a core does in a debug build.
+        fast_interval: Duration::from_secs(1),
         jitter: Duration::from_millis(100),
         // A busy machine is no reason to fail.
         timeout: Duration::from_secs(1),
