@@ -2,6 +2,10 @@
 
 use std::{
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -13,6 +17,7 @@ use crate::{Client, Conn};
 pub struct Downloads {
     threads: Vec<JoinHandle<Result<(), String>>>,
     backends: Vec<String>,
+    last_piece: Arc<AtomicBool>,
 }
 
 /// How they ended.
@@ -26,7 +31,23 @@ pub struct Outcome {
 impl Downloads {
     /// Opens `count` connections one by one, then lets each download last as long as asked.
     pub fn start(client: &Client, vips: &[SocketAddr], count: usize, lasting: Duration) -> Self {
-        let path = format!("/slow/{}/{}", 200_000, lasting.as_millis());
+        let path = format!("/slow/200000/{}", lasting.as_millis());
+        Self::by(client, vips, count, path, Arc::new(AtomicBool::new(true)))
+    }
+
+    /// The same, but each lasts until all are to [finish](Self::finish): it comes in pieces of a second, without a pause.
+    pub fn endless(client: &Client, vips: &[SocketAddr], count: usize) -> Self {
+        let path = "/slow/4000/1000".to_owned();
+        Self::by(client, vips, count, path, Arc::default())
+    }
+
+    fn by(
+        client: &Client,
+        vips: &[SocketAddr],
+        count: usize,
+        path: String,
+        last_piece: Arc<AtomicBool>,
+    ) -> Self {
         let connect = |vip: &SocketAddr| {
             client
                 .connect(*vip)
@@ -35,17 +56,23 @@ impl Downloads {
         let conns: Vec<Conn> = vips.iter().cycle().take(count).map(connect).collect();
         let backends = conns.iter().map(|conn| conn.backend().to_owned()).collect();
         let start = |mut conn: Conn| {
-            let path = path.clone();
+            let (path, last_piece) = (path.clone(), last_piece.clone());
             thread::spawn(move || {
                 let backend = conn.backend().to_owned();
-                conn.download(&path)
-                    .map(drop)
-                    .map_err(|error| format!("from {backend}: {error}"))
+                loop {
+                    let is_last = last_piece.load(Ordering::Relaxed);
+                    conn.download(&path)
+                        .map_err(|error| format!("from {backend}: {error}"))?;
+                    if is_last {
+                        return Ok(());
+                    }
+                }
             })
         };
         Self {
             threads: conns.into_iter().map(start).collect(),
             backends,
+            last_piece,
         }
     }
 
@@ -63,6 +90,7 @@ impl Downloads {
 
     /// Waits for all.
     pub fn finish(self) -> Outcome {
+        self.last_piece.store(true, Ordering::Relaxed);
         let mut outcome = Outcome::default();
         for thread in self.threads {
             match thread.join() {

@@ -45,7 +45,7 @@ pub enum Cables {
 pub struct LabBuilder {
     plan: Plan,
     config: Box<dyn FnOnce(Config) -> Config>,
-    alone: bool,
+    turn: Box<dyn FnOnce() -> Turn>,
 }
 
 impl Lab {
@@ -62,7 +62,7 @@ impl Lab {
                 clients: Vec::new(),
             },
             config: Box::new(|config| config),
-            alone: false,
+            turn: Box::new(Turn::shared),
         }
     }
 
@@ -254,7 +254,14 @@ impl LabBuilder {
 
     /// Waits for a [turn](Turn) alone: for floods, and for what must keep its pace.
     pub fn alone(mut self) -> Self {
-        self.alone = true;
+        self.turn = Box::new(Turn::alone);
+        self
+    }
+
+    /// Waits for nobody, because it shares this turn.
+    pub fn beside(mut self, turn: &Turn) -> Self {
+        let turn = turn.beside();
+        self.turn = Box::new(|| turn);
         self
     }
 
@@ -283,12 +290,8 @@ impl LabBuilder {
         if self.plan.clients.is_empty() {
             self = self.clients(1);
         }
-        let Self {
-            plan,
-            config,
-            alone,
-        } = self;
-        let turn = if alone { Turn::alone() } else { Turn::shared() };
+        let Self { plan, config, turn } = self;
+        let turn = turn();
         let traces = Traces::new();
         let topology = plan.build(&traces);
         let dir = traces.dir();

@@ -1,4 +1,4 @@
-//! Whose turn it is: many labs at a time, or a single one that wants the machine to itself.
+//! Whose turn it is: some labs at a time, or a single one that wants the machine to itself.
 
 use std::{
     fs::File,
@@ -14,44 +14,74 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Waits while somebody is alone or wants to be: whoever measures shall not wait until there is nothing else to do.
+    /// Waits while somebody is alone, or as many share as may.
     pub fn shared() -> Self {
         let mut state = lock();
-        while state.is_taken || state.want_it > 0 {
+        state.want_to_share += 1;
+        while state.is_taken || state.sharing >= AT_ONCE {
             state = wait(state);
         }
-        state.sharing += 1;
-        Self {
-            _kind: Kind::Shared { _here: Shared(()) },
-        }
+        state.want_to_share -= 1;
+        Self::one_more(state)
     }
 
-    /// Waits until the others are done.
+    /// One more beside a shared turn, which waits for nobody: whoever needs two and waited for the second while holding the
+    /// first could wait for ever.
+    ///
+    /// # Panics
+    /// If the other is alone.
+    pub fn beside(&self) -> Self {
+        assert!(matches!(self._kind, Kind::Shared { .. }));
+        Self::one_more(lock())
+    }
+
+    /// Waits until nobody shares, nor wants to: at each change the machine idles until the slowest lab is done, so there
+    /// shall be one change for a whole run. Needs as many threads as there are tests.
     pub fn alone() -> Self {
+        Self::alone_here(|| Some(wait_for_other_processes()))
+    }
+
+    /// The same for a process that this one starts, and that waits for others by itself.
+    pub fn alone_for_a_child() -> Self {
+        Self::alone_here(|| None)
+    }
+
+    fn alone_here(others: impl FnOnce() -> Option<Flock<File>>) -> Self {
         let mut state = lock();
-        state.want_it += 1;
-        while state.is_taken || state.sharing > 0 {
+        while state.is_taken || state.sharing > 0 || state.want_to_share > 0 {
             state = wait(state);
         }
-        state.want_it -= 1;
         state.is_taken = true;
         drop(state);
         let here = Here(());
         Self {
             _kind: Kind::Alone {
-                _others: wait_for_other_processes(),
+                _others: others(),
                 _here: here,
             },
         }
     }
+
+    fn one_more(mut state: MutexGuard<'_, State>) -> Self {
+        state.sharing += 1;
+        Self {
+            _kind: Kind::Shared { _here: Shared(()) },
+        }
+    }
 }
+
+/// Labs mostly wait, so more run beside each other than there are CPUs; but each starts a dozen processes.
+const AT_ONCE: usize = 4;
 
 #[derive(Debug)]
 enum Kind {
     /// Beside others of this process.
     Shared { _here: Shared },
     /// Nobody else of this process; and of other processes nobody who wants that too.
-    Alone { _others: Flock<File>, _here: Here },
+    Alone {
+        _others: Option<Flock<File>>,
+        _here: Here,
+    },
 }
 
 #[derive(Debug)]
@@ -77,15 +107,14 @@ impl Drop for Here {
 #[derive(Debug)]
 struct State {
     sharing: usize,
+    want_to_share: usize,
     is_taken: bool,
-    /// To be alone.
-    want_it: usize,
 }
 
 static STATE: Mutex<State> = Mutex::new(State {
     sharing: 0,
+    want_to_share: 0,
     is_taken: false,
-    want_it: 0,
 });
 static CHANGED: Condvar = Condvar::new();
 

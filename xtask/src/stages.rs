@@ -134,8 +134,8 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 
 const BUILD_RELEASE: &[&str] = &["build", "--release", "--package", "sluice", "--locked"];
 
-/// Labs mostly wait, so more run beside each other than there are CPUs; but each starts a dozen processes.
-const LAB_THREADS: &str = "--test-threads=4";
+/// A thread for each scenario: who runs beside whom is for their turns to say, and all must be known to be waiting.
+const LAB_THREADS: &str = "--test-threads=256";
 
 /// The daemon, with the features of its dependencies that tests need. There are no examples; but asking for them has cargo
 /// choose features as it does for tests, and so nothing is built twice.
@@ -219,18 +219,20 @@ fn checks(run: &mut Run, scope: Scope) -> Result<()> {
 
 fn lab(run: &mut Run, filter: Option<&str>) -> Result<()> {
     run.cargo("daemon for the lab", BUILD_DAEMON)?;
-    let mut arguments = vec![
-        "test",
-        "--package",
-        "sluice-tests",
-        "--locked",
-        "--no-fail-fast",
-        "--",
-        LAB_THREADS,
-    ];
-    arguments.extend(filter);
     let before = run.passed;
-    run.cargo_test("verdict table and lab", &arguments)?;
+    let mut test = |name: &str, programs: &[&str], threads: Option<&str>| {
+        let test = ["test", "--package", "sluice-tests", "--locked"];
+        let mut arguments = [&test, programs, &["--no-fail-fast", "--"]].concat();
+        arguments.extend(threads);
+        arguments.extend(filter);
+        run.cargo_test(name, &arguments)
+    };
+    test(
+        "verdict table",
+        &["--lib", "--bins", "--test", "verdicts"],
+        None,
+    )?;
+    test("lab", &["--test", "scenarios"], Some(LAB_THREADS))?;
     match filter {
         Some(filter) if run.passed == before => bail!("no lab test has \"{filter}\" in its name"),
         None if run.passed == before => bail!("not a single lab test ran"),

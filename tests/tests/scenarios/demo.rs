@@ -10,7 +10,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use sluice_tests::eventually;
+use sluice_tests::{Turn, eventually};
 
 const PROMISES: usize = 9;
 
@@ -56,6 +56,7 @@ fn interrupted_at(line: &str, signal: Signal) -> (u32, ExitStatus) {
 
 #[test]
 fn the_demo_keeps_its_promises_and_leaves_nothing() {
+    let _turn = Turn::alone_for_a_child();
     let mut demo = demo();
     let mut said = String::new();
     demo.stdout
@@ -77,6 +78,7 @@ fn the_demo_keeps_its_promises_and_leaves_nothing() {
 
 #[test]
 fn a_signal_ends_the_demo_and_its_lab() {
+    let _turn = Turn::shared();
     for (line, signal) in [
         ("act 1:", Signal::SIGINT),
         ("now the flood comes", Signal::SIGTERM),
@@ -89,6 +91,7 @@ fn a_signal_ends_the_demo_and_its_lab() {
 
 #[test]
 fn clean_removes_what_a_killed_demo_left() {
+    let _turn = Turn::shared();
     let (pid, status) = interrupted_at("act 1:", Signal::SIGKILL);
     assert_eq!(status.code(), None);
     // It fails if another lab runs at the same time, which it leaves alone.

@@ -72,7 +72,7 @@ fn equal_configs_make_equal_tables_whatever_the_order() {
 
 #[test]
 fn flows_outlive_a_load_balancer_that_joins_leaves_or_dies() {
-    let lab = Lab::new().alone().load_balancers(3).clients(2).start();
+    let lab = Lab::new().load_balancers(3).clients(2).start();
     let [first, second, third] = lab.nodes() else {
         panic!("three were asked for");
     };
@@ -80,12 +80,7 @@ fn flows_outlive_a_load_balancer_that_joins_leaves_or_dies() {
     third.daemon().stop();
     third.sluice("unload").succeeds();
 
-    let downloads = Downloads::start(
-        lab.client(0),
-        &[WEB_V4, WEB_V6],
-        200,
-        Duration::from_secs(90),
-    );
+    let downloads = Downloads::endless(lab.client(0), &[WEB_V4, WEB_V6], 200);
     with_new_flows(lab.client(1), || {
         third.daemon().start();
         wait_to_join(&lab);
@@ -113,10 +108,6 @@ fn flows_outlive_a_load_balancer_that_joins_leaves_or_dies() {
             thread::sleep(Duration::from_millis(500));
         }
     });
-    assert!(
-        downloads.unfinished() > 150,
-        "they lasted as long as what was done to the load balancers"
-    );
     let outcome = downloads.finish();
     assert_eq!((outcome.whole, outcome.broken), (200, vec![]));
 }

@@ -22,7 +22,7 @@ use sluice_tests::Turn;
 use tokio::sync::{mpsc, watch};
 
 const BACKENDS: u32 = 4000;
-const SECONDS: u64 = 5;
+const SECONDS: u64 = if cfg!(debug_assertions) { 3 } else { 5 };
 const PORT: u16 = 8080;
 
 #[test]

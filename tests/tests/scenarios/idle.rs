@@ -9,7 +9,7 @@ use std::{
 use sluice_tests::{Lab, within};
 
 const BACKENDS: u32 = 1000;
-const SCRAPES: u32 = 4;
+const SCRAPES: u32 = if cfg!(debug_assertions) { 2 } else { 4 };
 const BETWEEN_SCRAPES: Duration = Duration::from_secs(5);
 /// Of a core. A debug build is no measure, but shows when something runs without end.
 const MOST: f64 = if cfg!(debug_assertions) { 0.3 } else { 0.03 };

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sluice_tests::{Downloads, Flood, HTTP_PORT, Lab, UDP_PORT, WEB_V4, eventually};
+use sluice_tests::{Downloads, Flood, HTTP_PORT, Lab, Turn, UDP_PORT, WEB_V4, eventually};
 
 #[test]
 fn a_client_reaches_each_backend_by_http_and_udp_of_both_families() {
@@ -192,8 +192,12 @@ fn many_downloads_run_at_once_and_a_broken_one_is_told() {
 
 #[test]
 fn two_labs_stand_side_by_side_and_neither_takes_long() {
+    let turn = Turn::shared();
     let start = Instant::now();
-    let (one, other) = (Lab::new().build(), Lab::new().build());
+    let (one, other) = (
+        Lab::new().beside(&turn).build(),
+        Lab::new().beside(&turn).build(),
+    );
     let took = start.elapsed();
     one.backend("b1").stop();
     let web = SocketAddr::new(one.backend("b1").v4(), HTTP_PORT);

@@ -16,7 +16,6 @@ const POLICY: &str = r#"[
 /// Client 0 is many: its requests come from as many networks. Client 1 is in the attacker's prefix, and honest.
 fn lab() -> LabBuilder {
     Lab::new()
-        .alone()
         .client(&["198.18.0.0/15", "3fff::/20"])
         .client(&[ATTACKER, ATTACKER_V6])
 }
@@ -83,6 +82,7 @@ fn withstands(lab: &Lab, prefix: &str) {
 #[test]
 fn a_policy_holds_a_flood_from_one_network() {
     let lab = lab()
+        .alone()
         .config(|config| config.policy("enforce", POLICY))
         .start();
     withstands(&lab, ATTACKER);
@@ -91,6 +91,7 @@ fn a_policy_holds_a_flood_from_one_network() {
 #[test]
 fn a_policy_holds_an_ipv6_flood_from_one_network() {
     let lab = lab()
+        .alone()
         .config(|config| config.policy("enforce", POLICY))
         .start();
     withstands(&lab, "2001:db8:bad:1::/64");
@@ -98,7 +99,7 @@ fn a_policy_holds_an_ipv6_flood_from_one_network() {
 
 #[test]
 fn a_limit_for_a_prefix_holds_a_flood_from_it() {
-    let lab = lab().start();
+    let lab = lab().alone().start();
     for prefix in [ATTACKER, ATTACKER_V6] {
         let limit = format!("limit set --prefix {prefix} --class all --pps 100 --burst 10");
         lab.sluice(&limit).succeeds();
@@ -114,6 +115,7 @@ fn a_flood_from_random_sources_breaks_nothing() {
     // No source sends twice, so only wide networks can be told from the good ones: 16 of them flood here.
     let policy = r#"[{ class = "syn", per = "network", pps = 500, burst = 500 }]"#;
     let lab = lab()
+        .alone()
         .config(|config| {
             let mut config = config.policy("enforce", policy);
             config.extra += "host_v4 = 8\nnetwork_v4 = 8\n";
@@ -142,7 +144,7 @@ fn a_flood_from_random_sources_breaks_nothing() {
 
 #[test]
 fn a_flood_that_no_limit_meets_breaks_no_established_flow() {
-    let lab = lab().start();
+    let lab = lab().alone().start();
     let mut conns: Vec<Conn> = (0..20)
         .map(|_| lab.client(0).connect(WEB_V4).unwrap())
         .collect();
@@ -245,7 +247,7 @@ fn a_limit_ends_when_its_time_is_over() {
 
 #[test]
 fn an_established_flow_of_a_limited_prefix_lives_on() {
-    let lab = lab().start();
+    let lab = lab().alone().start();
     let client = lab.client(1);
     let mut conn = client.connect(WEB_V4).unwrap();
     // A flow is exempt when it has lived in peace for some seconds, or proved itself otherwise.

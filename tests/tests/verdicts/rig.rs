@@ -1,6 +1,10 @@
 //! The program, loaded with the test's world, and run on single frames.
 
-use std::{net::IpAddr, ops::Sub};
+use std::{
+    net::IpAddr,
+    ops::Sub,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -9,7 +13,7 @@ use aya::{
 };
 use bytemuck::Zeroable;
 use nix::{
-    sched::{CpuSet, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
 use sluice::{
@@ -61,11 +65,7 @@ pub(crate) enum Action {
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        // Gates and counters are per CPU: one CPU makes them exact.
-        let mut cpus = CpuSet::new();
-        cpus.set(0).expect("there is a first CPU");
-        sched_setaffinity(Pid::from_raw(0), &cpus).expect("a thread may choose its CPU");
-
+        stay_on_one_cpu();
         let mut ebpf = EbpfLoader::new()
             .override_global("SKETCH_MASK", &(SKETCH_CELLS - 1), true)
             .override_global("FLOW_MASK", &(FLOW_BUCKETS - 1), true)
@@ -285,6 +285,21 @@ impl Rig {
         }
         sum
     }
+}
+
+/// Gates and counters are per CPU: one CPU makes them exact. Each thread takes the next, so that tests run beside each other.
+fn stay_on_one_cpu() {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let thread = Pid::from_raw(0);
+    let allowed = sched_getaffinity(thread).expect("a thread may ask for its CPUs");
+    let cpus: Vec<usize> = (0..CpuSet::count())
+        .filter(|cpu| allowed.is_set(*cpu).is_ok_and(|is_set| is_set))
+        .collect();
+    // A thread with a rig already has only one to choose from.
+    let mut one = CpuSet::new();
+    one.set(cpus[NEXT.fetch_add(1, Ordering::Relaxed) % cpus.len()])
+        .expect("it is one of the set");
+    sched_setaffinity(thread, &one).expect("a thread may choose its CPU");
 }
 
 fn program(ebpf: &mut Ebpf) -> &mut Xdp {

@@ -125,9 +125,9 @@ fn set_checks(rig: &mut Rig, packet: &Packet, enforce: u32, monitor: u32) {
 
 #[test]
 fn a_check_that_is_off_or_only_counts_drops_nothing() {
+    let mut rig = Rig::new();
     for check in Check::ALL {
         for family in Family::BOTH {
-            let mut rig = Rig::new();
             let reason = Check::reason(check.bit());
             for packet in packets(&mut rig, reason, family) {
                 for (monitor, counted) in [(0, 0), (check.bit(), 1)] {
@@ -148,9 +148,9 @@ fn a_check_that_is_off_or_only_counts_drops_nothing() {
 
 #[test]
 fn other_checks_do_not_drop_what_one_is_for() {
+    let mut rig = Rig::new();
     for check in Check::ALL {
         for family in Family::BOTH {
-            let mut rig = Rig::new();
             for packet in packets(&mut rig, Check::reason(check.bit()), family) {
                 // Of a VIP as a source both `land` and this are true.
                 let others = ALL_CHECKS & !check.bit() & !Check::SourceVip.bit();
