@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::decap::Prefix;
 
 /// Raised with every change to this file or to the meaning of a map.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Index of a VIP's counters for packets that are for no VIP. VIPs are numbered from 1.
 pub const NO_VIP: u16 = 0;
@@ -125,6 +125,11 @@ pub struct Generation {
     /// Number of displacements less one, for both tables.
     pub address_displacement_mask: u32,
     pub service_displacement_mask: u32,
+    /// Where this generation's part of each map begins.
+    pub address_base: u32,
+    pub service_base: u32,
+    pub address_displacement_base: u32,
+    pub service_displacement_base: u32,
 }
 
 /// One address or prefix that has VIPs. Value of `ADDRESSES`; a free one has `id` 0.
@@ -279,6 +284,41 @@ pub struct Policy {
     pub out_of_state: Limiter,
     /// Non-zero: count only.
     pub out_of_state_monitor: u64,
+    /// By class: what all sources together may send while none of them can be over a limit. Made of `limiters`, those of
+    /// packets and those of bytes: see [`Self::with_gates`].
+    pub gates: [[Limiter; GATES]; CLASSES],
+}
+
+impl Policy {
+    /// The same with its gates: they open as soon as that of any single limiter would.
+    #[cfg(not(target_arch = "bpf"))]
+    #[must_use]
+    pub fn with_gates(mut self) -> Self {
+        for (gates, limiters) in self.gates.iter_mut().zip(&self.limiters) {
+            for (at, gate) in gates.iter_mut().enumerate() {
+                let on = || {
+                    let of_unit = limiters.iter().skip(at).step_by(GATES);
+                    of_unit.filter(|limiter| limiter.cost != 0)
+                };
+                *gate = Limiter {
+                    cost: on().map(|limiter| limiter.cost).max().unwrap_or(0),
+                    allowance: on().map(|limiter| limiter.allowance).min().unwrap_or(0),
+                };
+            }
+        }
+        self
+    }
+}
+
+/// Gates of a class: for packets, and for bytes.
+pub const GATES: usize = 2;
+
+/// Packets to a VIP of one class on one CPU, and how far they are ahead at the class's gates. Value of `CLASS_STATS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ClassStats {
+    pub count: Count,
+    pub gates: [u64; GATES],
 }
 
 /// Answers that backends asked for.
@@ -651,7 +691,6 @@ pub mod maps {
     pub const BACKENDS: &str = "BACKENDS";
     pub const FLOWS: &str = "FLOWS";
     pub const FRAGMENTS: &str = "FRAGMENTS";
-    pub const GATES: &str = "GATES";
     pub const SKETCH: &str = "SKETCH";
     pub const GROUPS: &str = "GROUPS";
     pub const EXACT_V4_FILTER: &str = "EXACT_V4_FILTER";
@@ -712,9 +751,10 @@ mod tests {
             size_of::<RuleState>(),
             size_of::<RuleCounts>(),
             size_of::<Watching>(),
+            size_of::<ClassStats>(),
         ];
         let expected = [
-            48, 64, 8, 64, 64, 1048, 128, 16, 64, 52, 248, 80, 32, 288, 64, 32, 24,
+            64, 64, 8, 64, 64, 1208, 128, 16, 64, 52, 280, 80, 32, 288, 64, 32, 24, 32,
         ];
         assert_eq!(sizes, expected);
     }

@@ -7,10 +7,9 @@
 #[must_use]
 pub const fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+    let sum = ((sum & 0xffff_ffff) + (sum >> 32)) as u32;
+    // The upper half gets both halves' sum, and the carry of the lower one's.
+    (sum.wrapping_add(sum.rotate_right(16)) >> 16) as u16
 }
 
 /// The checksum field for words that sum up to `sum`.

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     encap::GUE_PORT,
-    packet::{self, FirstEight, Fragment, Frame, IPIP, IPV4_BE, IPV6, IPV6_BE, Ip, UDP},
+    packet::{self, FirstEight, Frame, IPIP, IPV4_BE, IPV6, IPV6_BE, Ip, UDP},
 };
 
 /// Tunnel endpoints, and prefixes of tunnel sources, that one `sluice decap` can have.
@@ -54,7 +54,7 @@ impl Tunnel {
     pub fn find(frame: &Frame) -> Option<Self> {
         let (ethertype, offset) = packet::ethernet(frame)?;
         let outer = packet::ip(frame, ethertype, offset)?;
-        if !matches!(outer.fragment, Fragment::Whole) || outer.header_length < 20 {
+        if !outer.is_whole() || outer.header_length < 20 {
             return None;
         }
         let payload = outer.offset + outer.header_length as usize;

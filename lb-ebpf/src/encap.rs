@@ -2,7 +2,7 @@
 
 use crate::{
     checksum,
-    packet::{IPIP, IPV6, Ip, Ipv4Header, Ipv6Header, UDP},
+    packet::{IPIP, IPV6, Ip, Ipv6Header, UDP},
 };
 
 /// Where GUE listens (IANA).
@@ -49,33 +49,25 @@ impl Carrier {
     }
 }
 
-/// The outer IPv4 header for `inner`. Addresses are words in network byte order. DSCP and ECN are copied (RFC 6040).
+/// The outer IPv4 header for `inner`, as words in memory: whole words cost fewer stores and fewer additions than fields.
+/// Addresses are in network byte order. DSCP and ECN are copied (RFC 6040).
 #[inline(always)]
 #[must_use]
-pub fn outer_v4(inner: &Ip, carrier: Carrier, source: u32, destination: u32) -> Ipv4Header {
-    let mut header = Ipv4Header {
-        version_and_length: 0x45,
-        tos: inner.class,
-        total_length_be: ((inner.length + 20 + carrier.bytes()) as u16).to_be(),
-        // An atomic datagram needs no id (RFC 6864).
-        id: 0,
-        fragment_be: DONT_FRAGMENT_BE,
-        ttl: TTL,
-        protocol: carrier.protocol(inner),
-        checksum: 0,
-        source,
-        destination,
-    };
-    header.checksum = checksum::finish(
-        u64::from(u16::from_le_bytes([header.version_and_length, header.tos]))
-            + u64::from(header.total_length_be)
-            + u64::from(header.fragment_be)
-            + u64::from(u16::from_le_bytes([header.ttl, header.protocol]))
-            + u64::from(source)
-            + u64::from(destination),
-    );
-    header
+pub fn outer_v4(inner: &Ip, carrier: Carrier, source: u32, destination: u32) -> OuterV4 {
+    const { assert!(cfg!(target_endian = "little")) };
+    let length_be = ((inner.length + 20 + carrier.bytes()) as u16).to_be();
+    let first = 0x45 | u32::from(inner.class) << 8 | u32::from(length_be) << 16;
+    // An atomic datagram needs no id (RFC 6864).
+    let second = u32::from(DONT_FRAGMENT_BE) << 16;
+    let third = u32::from(TTL) | u32::from(carrier.protocol(inner)) << 8;
+    let constant = u64::from(second) + u64::from(third);
+    let sum = constant + u64::from(first) + u64::from(source) + u64::from(destination);
+    let checksum = u32::from(checksum::finish(sum));
+    [first, second, third | checksum << 16, source, destination]
 }
+
+/// An IPv4 header without options.
+pub type OuterV4 = [u32; 5];
 
 /// The outer IPv6 header for `inner`. The flow label spreads flows over paths (RFC 6438).
 #[inline(always)]

@@ -3,6 +3,8 @@
 //! The same code runs in the kernel, where every read is checked against the frame's end as the verifier demands,
 //! and on the host, where it is tested against an independent parser.
 
+use core::hint::cold_path;
+
 use crate::{abi::DropReason, hash::Tuple, hide};
 
 pub const ETHERNET_BYTES: usize = 14;
@@ -75,6 +77,7 @@ impl Frame {
     pub fn pointer<T>(&self, offset: usize) -> Option<*mut T> {
         let at = self.start + offset;
         if at + size_of::<T>() > self.end {
+            cold_path();
             None
         } else {
             Some(at as *mut T)
@@ -87,6 +90,7 @@ impl Frame {
     pub fn pointer_at<T>(&self, offset: usize) -> Option<*mut T> {
         let at = hide(self.start + (hide(offset) & (2 * MAX_L4_OFFSET - 1)));
         if at + size_of::<T>() > self.end {
+            cold_path();
             None
         } else {
             Some(at as *mut T)
@@ -192,7 +196,35 @@ pub struct Ip {
     pub protocol: u8,
     /// Type of service, traffic class.
     pub class: u8,
-    pub fragment: Fragment,
+    /// IPv4's flags and fragment offset in host byte order, and its id as on the wire. Zero for IPv6, which has them in an
+    /// extension header.
+    pub fragment_bits: u16,
+    pub id: u16,
+}
+
+impl Ip {
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.fragment_bits & 0x3fff == 0
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub fn fragment(&self) -> Fragment {
+        let first = self.fragment_bits & 0x1fff == 0;
+        let kind = if self.is_whole() {
+            0
+        } else {
+            1 + usize::from(!first)
+        };
+        // Hidden, for the verifier to know on each way what it is: it could not tell from the bits again.
+        match hide(kind) {
+            0 => Fragment::Whole,
+            1 => Fragment::First(self.id.into()),
+            _ => Fragment::Later(self.id.into()),
+        }
+    }
 }
 
 /// EtherType (network byte order) and offset of what follows up to two VLAN tags.
@@ -237,17 +269,9 @@ pub fn ip(frame: &Frame, ethertype: u16, offset: usize) -> Option<Ip> {
 pub fn ipv4(frame: &Frame, offset: usize) -> Option<Ip> {
     let header: Ipv4Header = frame.read(offset)?;
     if header.version_and_length >> 4 != 4 {
+        cold_path();
         return None;
     }
-    let fragment_bits = u16::from_be(header.fragment_be);
-    let id = u32::from(header.id);
-    let fragment = if fragment_bits & 0x3fff == 0 {
-        Fragment::Whole
-    } else if fragment_bits & 0x1fff == 0 {
-        Fragment::First(id)
-    } else {
-        Fragment::Later(id)
-    };
     Some(Ip {
         v6: false,
         offset,
@@ -257,7 +281,8 @@ pub fn ipv4(frame: &Frame, offset: usize) -> Option<Ip> {
         header_length: u32::from(header.version_and_length & 15) * 4,
         protocol: header.protocol,
         class: header.tos,
-        fragment,
+        fragment_bits: u16::from_be(header.fragment_be),
+        id: header.id,
     })
 }
 
@@ -267,6 +292,7 @@ pub fn ipv6(frame: &Frame, offset: usize) -> Option<Ip> {
     let header: Ipv6Header = frame.read(offset)?;
     let first = u32::from_be(header.version_class_flow_be);
     if first >> 28 != 6 {
+        cold_path();
         return None;
     }
     Some(Ip {
@@ -278,8 +304,22 @@ pub fn ipv6(frame: &Frame, offset: usize) -> Option<Ip> {
         header_length: 40,
         protocol: header.next_header,
         class: (first >> 20) as u8,
-        fragment: Fragment::Whole,
+        fragment_bits: 0,
+        id: 0,
     })
+}
+
+/// Where the packet goes, before anything else of its IP header is looked at; `None` where there is only a part of one.
+#[inline(always)]
+#[must_use]
+pub fn destination(frame: &Frame, ethertype: u16, offset: usize) -> Option<[u64; 2]> {
+    if ethertype == IPV4_BE {
+        let header: Ipv4Header = frame.read(offset)?;
+        Some(mapped(header.destination))
+    } else {
+        let header: Ipv6Header = frame.read(offset)?;
+        Some(words(header.destination))
+    }
 }
 
 #[inline(always)]
@@ -332,7 +372,7 @@ pub fn skip_options(ip: &Ip) -> Result<L4, DropReason> {
     Ok(L4 {
         offset: ip.offset + ip.header_length as usize,
         protocol: ip.protocol,
-        fragment: ip.fragment,
+        fragment: ip.fragment(),
     })
 }
 
@@ -463,6 +503,7 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
         _ => return Ok(Transport::Other),
     };
     if room < needed || room > 0xffff {
+        cold_path();
         return if room >= 8 && room < needed && matches!(l4.fragment, Fragment::First(_)) {
             hidden_tcp(frame, l4)
         } else {
@@ -475,6 +516,7 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
                 let header_bytes = (header.offset_and_flags[0] >> 4) * 4;
                 let whole = matches!(l4.fragment, Fragment::Whole);
                 if header_bytes < 20 || whole && usize::from(header_bytes) > room {
+                    cold_path();
                     return Err(DropReason::MalformedHeader);
                 }
                 let ports = u32::from(header.source_be) | u32::from(header.destination_be) << 16;

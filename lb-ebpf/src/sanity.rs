@@ -9,7 +9,7 @@ use crate::{
     },
 };
 
-/// Whether anything is wrong with a packet, or it is a fragment: then it is worth to look closer.
+/// Whether anything may be wrong with a packet, or it is a fragment: then it is worth to look closer.
 ///
 /// One question after the other, and all lead to the same place: a mask made here would multiply the ways that the
 /// kernel's verifier has to follow.
@@ -18,7 +18,7 @@ use crate::{
 pub fn is_suspicious(ip: &Ip, l4: &L4, transport: &Transport) -> bool {
     if !matches!(l4.fragment, Fragment::Whole)
         || ip.source[1] == ip.destination[1] && ip.source[0] == ip.destination[0]
-        || cannot_be_source(ip)
+        || may_be_no_source(ip)
     {
         return true;
     }
@@ -160,6 +160,16 @@ fn cannot_be_source(ip: &Ip) -> bool {
     first == 0 || first == 127 || first & 0xf0 == 0xe0 || address == u32::MAX
 }
 
+/// The same with fewer comparisons: true for some addresses more, that few packets come from (240.0.0.0/4).
+#[inline(always)]
+fn may_be_no_source(ip: &Ip) -> bool {
+    if ip.v6 {
+        return cannot_be_source(ip);
+    }
+    let first = (ip.source[1] >> 32) as u8;
+    first.wrapping_sub(1) >= 0xdf || first == 127
+}
+
 #[inline(always)]
 const fn has_port_zero(ports: u32) -> bool {
     ports & 0xffff == 0 || ports >> 16 == 0
@@ -210,7 +220,8 @@ mod tests {
             header_length: 20,
             protocol: TCP,
             class: 0,
-            fragment: Fragment::Whole,
+            fragment_bits: 0,
+            id: 0,
         }
     }
 
@@ -239,7 +250,7 @@ mod tests {
     /// What is wrong, by both ways to ask.
     fn looked(ip: &Ip, transport: &Transport) -> u32 {
         let found = of_packet(ip, &WHOLE, transport);
-        assert_eq!(is_suspicious(ip, &WHOLE, transport), found != 0);
+        assert!(found == 0 || is_suspicious(ip, &WHOLE, transport));
         found
     }
 

@@ -15,7 +15,7 @@ use crate::{
 pub fn address_hash(generation: &Generation, prefix: [u64; 2], length: u8) -> u64 {
     hash::seeded(
         generation.address_seed ^ length as u64,
-        prefix[0] ^ prefix[1].rotate_left(32),
+        prefix[0] ^ prefix[1],
         prefix[1],
     )
 }

@@ -30,9 +30,7 @@ mod program {
         cookie::{self, Cookie, NO_SCALE, Offer, Options, Stamp, Terms},
         decap::Prefix,
         hash::Tuple,
-        packet::{
-            self, Fragment, Frame, IPV4_BE, IPV6_BE, Ip, TCP, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader,
-        },
+        packet::{self, Frame, IPV4_BE, IPV6_BE, Ip, TCP, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader},
     };
 
     /// Keys and time. Written by the loader; read by every ACK.
@@ -146,7 +144,7 @@ mod program {
 
     #[inline(always)]
     fn answer(skb: *mut __sk_buff, frame: &Frame, ip: &Ip) -> Option<Found> {
-        if ip.protocol != TCP || !matches!(ip.fragment, Fragment::Whole) || ip.header_length < 20 {
+        if ip.protocol != TCP || !ip.is_whole() || ip.header_length < 20 {
             return None;
         }
         let l4 = ip.offset + ip.header_length as usize;

@@ -22,7 +22,7 @@ mod program {
     };
     use sluice_ebpf::{
         context::frame,
-        encap::{Carrier, outer_v4},
+        encap::{Carrier, OuterV4, outer_v4},
         packet::{self, ETHERNET_BYTES, Frame, IPV4_BE, IPV6_BE, Ipv4Header, Ipv6Header},
     };
 
@@ -159,11 +159,11 @@ mod program {
         }
         let inner = packet::ipv4(&frame, offset)?;
         // SAFETY: the context is the program's own; pointers into the frame are taken anew below.
-        if unsafe { bpf_xdp_adjust_head(context, -(size_of::<Ipv4Header>() as i32)) } != 0 {
+        if unsafe { bpf_xdp_adjust_head(context, -(size_of::<OuterV4>() as i32)) } != 0 {
             return None;
         }
         let frame = self::frame(context);
-        let outer = frame.pointer::<Ipv4Header>(ETHERNET_BYTES)?;
+        let outer = frame.pointer::<OuterV4>(ETHERNET_BYTES)?;
         let (source, destination) = (0x0100_10acu32, 0x0b00_000au32);
         // SAFETY: checked against the frame's end.
         unsafe { outer.write(outer_v4(&inner, Carrier::Ip, source, destination)) };

@@ -1,10 +1,14 @@
 //! Counters, and the trace of the explaining twin.
 
+use core::ptr::null_mut;
+
+use aya_ebpf::bindings::xdp_action;
+
 use super::{
     Verdict,
     maps::{BACKEND_STATS, CLASS_STATS, DROPS, TRACE, VIP_STATS, explaining},
 };
-use crate::abi::{CLASS_COUNTERS_SHIFT, Class, Count, DROP_REASONS, DropReason, Step};
+use crate::abi::{CLASS_COUNTERS_SHIFT, Class, ClassStats, Count, DROP_REASONS, DropReason, Step};
 
 /// Adds one packet, and returns how many there are. Per-CPU values need no atomics.
 ///
@@ -58,54 +62,49 @@ pub fn sent(backend: u16, bytes: u32) {
     }
 }
 
-/// How a packet left the program.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    Pass,
-    Tx,
-    Redirect,
-}
-
-/// Counts a packet that was not dropped, and returns how many left like this, on this CPU.
+/// Counts a packet that was not dropped by what the program returns, and returns how many left like this, on this CPU.
 #[inline(always)]
-pub fn left(vip: u16, exit: Exit, bytes: u32) -> u64 {
+pub fn left(vip: u16, action: u32, bytes: u32) -> u64 {
     if explaining() {
         return 0;
     }
     let Some(stats) = VIP_STATS.get_ptr_mut(u32::from(vip)) else {
         return 0;
     };
-    let count = match exit {
+    let count = match action {
         // SAFETY: a field of a per-CPU map value.
-        Exit::Pass => unsafe { &raw mut (*stats).pass },
+        xdp_action::XDP_TX => unsafe { &raw mut (*stats).tx },
         // SAFETY: as above.
-        Exit::Tx => unsafe { &raw mut (*stats).tx },
+        xdp_action::XDP_PASS => unsafe { &raw mut (*stats).pass },
         // SAFETY: as above.
-        Exit::Redirect => unsafe { &raw mut (*stats).redirect },
+        _ => unsafe { &raw mut (*stats).redirect },
     };
     // SAFETY: a value of a per-CPU map.
     unsafe { add(count, bytes) }
 }
 
-/// Counts a packet by its class.
+/// Counts a packet by its class, and returns where that is counted; null if nowhere.
 #[inline(always)]
-pub fn class(vip: u16, class: Class, bytes: u32) {
-    if explaining() {
-        return;
-    }
+pub fn class(vip: u16, class: Class, bytes: u32) -> *mut ClassStats {
     let index = u32::from(vip) << CLASS_COUNTERS_SHIFT | class as u32;
-    if let Some(count) = CLASS_STATS.get_ptr_mut(index) {
-        // SAFETY: a value of a per-CPU map.
+    let Some(stats) = CLASS_STATS.get_ptr_mut(index) else {
+        return null_mut();
+    };
+    if !explaining() {
+        // SAFETY: a field of a per-CPU map value.
+        let count = unsafe { &raw mut (*stats).count };
+        // SAFETY: as above.
         unsafe { add(count, bytes) };
     }
+    stats
 }
 
 /// Counts the end of a packet that no backend got, and returns how many ended like this, on this CPU.
 #[inline(always)]
 pub fn ended(vip: u16, verdict: Verdict, bytes: u32) -> u64 {
     match verdict {
-        Verdict::Pass => left(vip, Exit::Pass, bytes),
-        Verdict::Reply => left(vip, Exit::Tx, bytes),
+        Verdict::Pass => left(vip, xdp_action::XDP_PASS, bytes),
+        Verdict::Reply => left(vip, xdp_action::XDP_TX, bytes),
         Verdict::Drop(reason) => dropped(vip, reason, bytes),
     }
 }

@@ -1,5 +1,7 @@
 //! The flow table in the kernel: which backend a flow has, and that it is remembered.
 
+use core::hint::cold_path;
+
 use super::{
     count,
     limits::disturb,
@@ -87,6 +89,7 @@ impl Known {
         if self.index == NO_BACKEND || !self.flow.is_due(now) || explaining() {
             return;
         }
+        cold_path();
         let quiet = jiffies.wrapping_sub(vip.disturbed) >> (AGE_SHIFT.load() & 63);
         let peace = quiet >= u64::from(PROVE_AFTER);
         let seen = self.flow.seen(now, tcp, peace, &lifetimes());
@@ -116,6 +119,7 @@ pub fn find(hash: u64, tcp: bool, jiffies: u64) -> Known {
     // SAFETY: as above.
     let entry = unsafe { bucket.add(crate::hide(way) & (WAYS - 1)) };
     let Some(Picked { index, backend }) = backend_that_forwards(flow.backend()) else {
+        cold_path();
         count::note(Step::FlowBackendGone);
         if !explaining() {
             // SAFETY: as above.

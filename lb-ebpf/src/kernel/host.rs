@@ -1,5 +1,7 @@
 //! What the host itself must get, whatever the filter says: sources that its operator named, to VIPs that it serves itself.
 
+use core::hint::cold_path;
+
 use super::maps::PROTECTED;
 use crate::{
     abi::{FILTER_PROTECTED, MAX_PROTECTED, Vip},
@@ -9,7 +11,11 @@ use crate::{
 /// Whether a packet passes to the host before anything of the filter. If no source is named, this is a branch.
 #[inline(always)]
 pub fn takes(ip: &Ip, vip: &Vip) -> bool {
-    vip.filter & FILTER_PROTECTED != 0 && sluice_protected(ip.source[0], ip.source[1])
+    if vip.filter & FILTER_PROTECTED == 0 {
+        return false;
+    }
+    cold_path();
+    sluice_protected(ip.source[0], ip.source[1])
 }
 
 /// A global function: the verifier follows it once, not once for each way to reach it.

@@ -6,15 +6,15 @@
 use super::{
     again, atomic_add, compare_exchange, count, element,
     maps::{
-        EXACT_V4, EXACT_V4_BLOCKS, EXACT_V4_FILTER, EXACT_V6, EXACT_V6_LENGTHS, EXACT_V6_MASK,
-        GATES, GROUPS, LIMITS, POLICIES, SKETCH, SKETCH_MASK, VIPS, explaining, settings,
+        CLASS_STATS, EXACT_V4, EXACT_V4_BLOCKS, EXACT_V4_FILTER, EXACT_V6, EXACT_V6_LENGTHS,
+        EXACT_V6_MASK, GROUPS, LIMITS, POLICIES, SKETCH, SKETCH_MASK, VIPS, explaining, settings,
     },
 };
 use crate::{
     abi::{
-        ANY_VIP, CLASSES, Class, DropReason, EXACT_ESTABLISHED, EXACT_V4 as HAS_V4,
-        EXACT_V6 as HAS_V6, LIMIT_MONITOR, LIMITERS, Limit, Limiter, MAX_CHAIN, MAX_EXACT_LENGTHS,
-        Policy, Settings, Step, VIP_CLASSES_SHIFT, Vip,
+        self, ANY_VIP, CLASS_COUNTERS_SHIFT, CLASSES, Class, ClassStats, DropReason,
+        EXACT_ESTABLISHED, EXACT_V4 as HAS_V4, EXACT_V6 as HAS_V6, LIMIT_MONITOR, LIMITERS, Limit,
+        Limiter, MAX_CHAIN, MAX_EXACT_LENGTHS, Policy, Settings, Step, VIP_CLASSES_SHIFT, Vip,
     },
     exact,
     flow::tag,
@@ -37,6 +37,10 @@ pub struct Sender {
     /// Bytes from the IP header on.
     pub length: u32,
     pub jiffies: u64,
+    /// Where its class is counted; may be null.
+    pub stats: *mut ClassStats,
+    /// Whether it is worth to be spared a call.
+    pub plain: bool,
 }
 
 /// Lets a packet pass, or says which limit it is over.
@@ -60,13 +64,13 @@ pub fn admit(settings: &Settings, sender: &Sender, vip: &Vip) -> Result<(), Drop
         over = sluice_over_exact(high, low, what, sender.jiffies);
     }
     if over == 0 && policy {
-        let asked = sluice_over_policy(high, low, what, sender.jiffies);
-        over = asked & REASON;
-        let let_in = asked >> OPEN_SHIFT;
-        // All limits are asked before any is charged: a packet that one of them drops costs nothing at the others.
-        if over == 0 && let_in != 0 && !explaining() {
-            let what = what | u64::from(let_in) << 9;
-            sluice_charge(high, low, what, sender.jiffies);
+        let open = if sender.plain {
+            is_gate_open(settings, sender, vip)
+        } else {
+            sluice_is_gate_open(what, sender.jiffies)
+        };
+        if open {
+            over = over_policy(sender, what);
         }
     }
     if over == 0 {
@@ -82,6 +86,8 @@ pub fn admit(settings: &Settings, sender: &Sender, vip: &Vip) -> Result<(), Drop
 
 /// In the argument `what` of the functions below, which tells them all about a sender but the address: the VIP's policy.
 const POLICY_SHIFT: u32 = 56;
+/// In the same: limiters, as bits.
+const OPEN_IN: u32 = 9;
 const EXACT: u32 = DropReason::LimitExact as u32;
 const HOST: u32 = DropReason::LimitHost as u32;
 
@@ -95,6 +101,70 @@ pub extern "C" fn sluice_over_exact(high: u64, low: u64, what: u64, jiffies: u64
         return 0;
     };
     verdict(check_exact(settings, &asked), &asked)
+}
+
+/// Counts a packet at the gates of its class, and tells whether so much came that a source could be over a limit.
+///
+/// While a VIP's whole traffic of a class is below what one source may send, nobody can be, and all that follows is
+/// saved. Each CPU has its share of that.
+#[inline(always)]
+fn is_gate_open(settings: &Settings, sender: &Sender, vip: &Vip) -> bool {
+    let (Some(policy), false) = (POLICIES.get(vip.policy.into()), sender.stats.is_null()) else {
+        return false;
+    };
+    // SAFETY: `class` is below `CLASSES`.
+    let gates = unsafe { &*policy.gates.as_ptr().add(sender.class as usize) };
+    opens_any(gates, sender.stats, settings, sender.length, sender.jiffies)
+}
+
+/// A global function: the verifier follows it once, not once for each way to reach it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_is_gate_open(what: u64, jiffies: u64) -> bool {
+    let Some((settings, asked)) = asked(0, 0, what, jiffies) else {
+        return false;
+    };
+    let index = u32::from(asked.vip) << CLASS_COUNTERS_SHIFT | what as u32 & 7;
+    let (Some(policy), Some(stats)) = (POLICIES.get(asked.policy), CLASS_STATS.get_ptr_mut(index))
+    else {
+        return false;
+    };
+    // SAFETY: `class` is below `CLASSES`.
+    let gates = unsafe { &*policy.gates.as_ptr().add(asked.class) };
+    opens_any(gates, stats, settings, asked.length, jiffies)
+}
+
+#[inline(always)]
+fn opens_any(
+    gates: &[Limiter; abi::GATES],
+    stats: *mut ClassStats,
+    settings: &Settings,
+    length: u32,
+    jiffies: u64,
+) -> bool {
+    let now = gcra::time(jiffies);
+    let cpus = u64::from(settings.cpus);
+    // SAFETY: a field of a per-CPU map value.
+    let packets = unsafe { &raw mut (*stats).gates[0] };
+    // SAFETY: as above.
+    let bytes = unsafe { &raw mut (*stats).gates[1] };
+    let open = gates[0].cost != 0 && opens(packets, now, &gates[0], cpus);
+    let amount = cpus.wrapping_mul(u64::from(length));
+    gates[1].cost != 0 && opens(bytes, now, &gates[1], amount) || open
+}
+
+/// Asks the policy's limiters, and charges those whose limits a packet that passes counts at.
+///
+/// All are asked before any is charged: a packet that one of them drops costs nothing at the others.
+#[inline(always)]
+fn over_policy(sender: &Sender, what: u64) -> u32 {
+    let [high, low] = sender.source;
+    let asked = sluice_over_policy(high, low, what, sender.jiffies);
+    let (over, let_in) = (asked & REASON, u64::from(asked >> OPEN_SHIFT));
+    if over == 0 && let_in != 0 && !explaining() {
+        sluice_charge(high, low, what | let_in << OPEN_IN, sender.jiffies);
+    }
+    over
 }
 
 /// Like [`sluice_over_exact`], for the policy's limits. From bit `OPEN_SHIFT` on the limiters (as bits) that are to be
@@ -130,15 +200,15 @@ pub extern "C" fn sluice_charge(high: u64, low: u64, what: u64, jiffies: u64) ->
     let Some(policy) = POLICIES.get(asked.policy) else {
         return 0;
     };
-    charge_sketch(settings, &asked, policy, (what >> 9) as u32 & 15);
+    charge_sketch(settings, &asked, policy, (what >> OPEN_IN) as u32 & 15);
     0
 }
 
 /// The limiters of the packet's class lie side by side.
 #[inline(always)]
-fn limiters<'a>(policy: &'a Policy, sender: &Asked) -> &'a [Limiter; LIMITERS] {
-    // SAFETY: `class` is below `CLASSES`.
-    unsafe { &*policy.limiters.as_ptr().add(sender.class) }
+fn limiters(policy: &Policy, class: usize) -> &[Limiter; LIMITERS] {
+    // SAFETY: callers give a class below `CLASSES`.
+    unsafe { &*policy.limiters.as_ptr().add(class) }
 }
 
 #[inline(always)]
@@ -424,11 +494,8 @@ impl Cell for Word {
     }
 }
 
-/// Asks each limiter in turn, from near memory to far: the gate of all traffic, that of the source's group, the source's
-/// cells. `open` gets the ones (as bits) that the packet is to be charged at.
-///
-/// While a VIP's whole traffic of a class is below what one source may send, nobody can be over the limit, and the
-/// sketch's cache misses are saved. Each CPU has its share of that.
+/// Asks each limiter in turn, from near memory to far: the gate of the source's group, then the source's cells. `open`
+/// gets the ones (as bits) that the packet is to be charged at.
 #[inline(always)]
 fn check_policy(
     settings: &Settings,
@@ -436,11 +503,7 @@ fn check_policy(
     policy: &Policy,
     open: &mut u32,
 ) -> Result<(), DropReason> {
-    let index = u32::from(sender.vip) * CLASSES as u32 + sender.class as u32;
-    let Some(gates) = GATES.get_ptr_mut(index) else {
-        return Ok(());
-    };
-    let limiters = limiters(policy, sender);
+    let limiters = limiters(policy, sender.class);
     let now = gcra::time(sender.jiffies);
     for at in 0..LIMITERS {
         let at = hide(at) & (LIMITERS - 1);
@@ -449,16 +512,6 @@ fn check_policy(
             continue;
         }
         let amount = amount(sender, at);
-        // SAFETY: a word of a per-CPU map value; `at` is below the number of limiters.
-        let gate = unsafe { gates.cast::<u64>().add(at) };
-        if !opens(
-            gate,
-            now,
-            limiter,
-            amount.wrapping_mul(u64::from(settings.cpus)),
-        ) {
-            continue;
-        }
         let hashes = hashes(settings, sender, policy, at);
         let Some(group) = group(hashes) else {
             return Ok(());
@@ -494,7 +547,7 @@ fn check_policy(
 #[inline(always)]
 fn charge_sketch(settings: &Settings, sender: &Asked, policy: &Policy, open: u32) {
     let now = gcra::time(sender.jiffies);
-    let limiters = limiters(policy, sender);
+    let limiters = limiters(policy, sender.class);
     for at in 0..LIMITERS {
         let at = hide(at) & (LIMITERS - 1);
         if open >> at & 1 == 0 {

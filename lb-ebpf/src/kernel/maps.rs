@@ -10,7 +10,7 @@ use aya_ebpf::{
 
 use crate::{
     abi::{
-        AMPLIFIED_COUNTS, AddressEntry, Backend, Count, FlowStats, HANDSHAKE_WORDS, LIMITERS,
+        AMPLIFIED_COUNTS, AddressEntry, Backend, ClassStats, Count, FlowStats, HANDSHAKE_WORDS,
         Limit, MAX_PROTECTED, Policy, RULE_NUMBERS, RuleCounts, RuleState, SLOTS_PER_WORD, Sample,
         SampleStats, Sampling, Service, Settings, Trace, Vip, VipStats, Watching,
     },
@@ -67,10 +67,6 @@ pub static FLOWS: Array<[u64; WAYS], 131072, MMAPABLE> = Array::new();
 #[btf_map]
 pub static FRAGMENTS: Array<[u64; WAYS], 2048> = Array::new();
 
-/// What a VIP's whole traffic of a class may be before a single source could be over its limit, by VIP and class.
-#[btf_map]
-pub static GATES: PerCpuArray<[u64; LIMITERS], 10240> = PerCpuArray::new();
-
 /// The limiter's sketch: pages of four rows of theoretical arrival times. Cannot fill up: cells are shared.
 #[btf_map]
 pub static SKETCH: Array<u64, 4194304> = Array::new();
@@ -125,9 +121,10 @@ pub static AMPLIFIED: PerCpuArray<Count, { AMPLIFIED_COUNTS as usize }> = PerCpu
 #[btf_map]
 pub static VIP_STATS: PerCpuArray<VipStats, 2048> = PerCpuArray::new();
 
-/// Packets to a VIP by class, whatever becomes of them after it is known: VIP x 8 + class.
+/// Packets to a VIP by class, whatever becomes of them after it is known, and the gates of its limits, which every packet
+/// of a class passes as well: VIP x 8 + class.
 #[btf_map]
-pub static CLASS_STATS: PerCpuArray<Count, 16384> = PerCpuArray::new();
+pub static CLASS_STATS: PerCpuArray<ClassStats, 16384> = PerCpuArray::new();
 
 #[btf_map]
 pub static BACKEND_STATS: PerCpuArray<Count, 32768> = PerCpuArray::new();
@@ -196,13 +193,6 @@ pub static FLOW_IDLE: Global<u16> = Global::new(880);
 /// A quarter of the sketch's cells less one.
 #[unsafe(no_mangle)]
 pub static SKETCH_MASK: Global<u32> = Global::new(1048575);
-/// Entries of one generation in `DISPLACEMENTS`, `ADDRESSES` and `SERVICES`.
-#[unsafe(no_mangle)]
-pub static DISPLACEMENT_ENTRIES: Global<u32> = Global::new(1024);
-#[unsafe(no_mangle)]
-pub static ADDRESS_ENTRIES: Global<u32> = Global::new(2048);
-#[unsafe(no_mangle)]
-pub static SERVICE_ENTRIES: Global<u32> = Global::new(2048);
 /// Buckets of `EXACT_V6` less one.
 #[unsafe(no_mangle)]
 pub static EXACT_V6_MASK: Global<u32> = Global::new(32767);

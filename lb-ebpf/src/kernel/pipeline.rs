@@ -1,11 +1,11 @@
 //! The life of a packet, as a list of questions. A step returns what the next one needs, or ends the packet.
 
+use core::hint::cold_path;
+
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 
 use super::{
-    Verdict, amplification,
-    count::{self, Exit},
-    echo, element,
+    Verdict, amplification, count, echo, element,
     flows::{self, Known, Picked, Pressure},
     forward::{Outgoing, forward},
     fragments::{self, Decided},
@@ -44,6 +44,8 @@ struct Packet<'a> {
     vip_index: u16,
     vip: &'static Vip,
     jiffies: u64,
+    /// Whether its protocol was known when this was compiled.
+    plain: bool,
 }
 
 /// What the XDP program does.
@@ -54,44 +56,71 @@ pub fn run(context: *mut xdp_md) -> u32 {
     let Some(settings) = settings() else {
         return xdp_action::XDP_PASS;
     };
-    let length = frame.len() as u32;
     // Each family's path is compiled for itself: neither pays for the other's addresses.
     match packet::ethernet(&frame) {
-        Some((IPV4_BE, offset)) => match packet::ipv4(&frame, offset) {
-            Some(ip) => meet(context, settings, &ip),
-            None => not_ours(context, settings, Step::NotIp, length),
-        },
-        Some((IPV6_BE, offset)) => match packet::ipv6(&frame, offset) {
-            Some(ip) => meet(context, settings, &ip),
-            None => not_ours(context, settings, Step::NotIp, length),
-        },
-        _ => not_ours(context, settings, Step::NotIp, length),
+        Some((IPV4_BE, offset)) => meet(context, settings, IPV4_BE, offset),
+        Some((IPV6_BE, offset)) => meet(context, settings, IPV6_BE, offset),
+        _ => not_ours(context, settings, Step::NotIp, frame.len() as u32),
     }
 }
 
-/// A packet that may be for one of our addresses.
+/// An IP packet that may be for one of our addresses.
 #[inline(always)]
-fn meet(context: *mut xdp_md, settings: &'static Settings, ip: &Ip) -> u32 {
+fn meet(context: *mut xdp_md, settings: &'static Settings, ethertype: u16, offset: usize) -> u32 {
+    let frame = frame(context);
+    let Some(ip) = packet::ip(&frame, ethertype, offset) else {
+        return not_ours(context, settings, Step::NotIp, frame.len() as u32);
+    };
     let Some(address) = vips::find_address(settings, ip.destination, ip.v6) else {
         return not_ours(context, settings, Step::NotVipAddress, ip.length);
     };
     count::note(Step::Address);
+    balance(context, settings, &ip, &address)
+}
 
-    let mut vip_index = address.entry.icmp_vip;
-    let verdict = match balance(context, settings, ip, &address, &mut vip_index) {
-        Ok((backend, exit, action)) => {
-            let nth = count::left(vip_index, exit, ip.length);
-            count::sent(backend, ip.length);
-            let end = End {
-                vip: vip_index,
-                backend,
-                action,
-                reason: 0,
-            };
-            sample::sample(context, settings, &end);
-            sample::watch(context, settings, &end, nth);
-            return action;
+#[inline(always)]
+fn not_ours(context: *mut xdp_md, settings: &Settings, why: Step, bytes: u32) -> u32 {
+    count::note(why);
+    count::left(NO_VIP, xdp_action::XDP_PASS, bytes);
+    let end = End::without_backend(NO_VIP, xdp_action::XDP_PASS, 0);
+    sample::sample(context, settings, &end);
+    xdp_action::XDP_PASS
+}
+
+/// A packet for one of our addresses: to a backend, or to another end.
+///
+/// TCP and UDP without options or fragments is compiled for itself, as each family is: what is known of a packet need
+/// not be asked again.
+#[inline(always)]
+fn balance(context: *mut xdp_md, settings: &'static Settings, ip: &Ip, address: &Found) -> u32 {
+    if ip.is_whole() && ip.header_length == header_bytes(ip) {
+        match ip.protocol {
+            TCP => return serve(context, settings, ip, Some(TCP), address),
+            UDP => return serve(context, settings, ip, Some(UDP), address),
+            _ => {}
         }
+    }
+    serve(context, settings, ip, None, address)
+}
+
+/// Length of an IP header without options.
+#[inline(always)]
+const fn header_bytes(ip: &Ip) -> u32 {
+    if ip.v6 { 40 } else { 20 }
+}
+
+/// Serves a packet, and counts its end if that is not a backend. `plain` is a protocol that follows the header at once.
+#[inline(always)]
+fn serve(
+    context: *mut xdp_md,
+    settings: &'static Settings,
+    ip: &Ip,
+    plain: Option<u8>,
+    address: &Found,
+) -> u32 {
+    let mut vip_index = address.entry.icmp_vip;
+    let verdict = match try_to_serve(context, settings, ip, plain, address, &mut vip_index) {
+        Ok(action) => return action,
         Err(verdict) => verdict,
     };
     let nth = count::ended(vip_index, verdict, ip.length);
@@ -108,44 +137,39 @@ fn meet(context: *mut xdp_md, settings: &'static Settings, ip: &Ip) -> u32 {
     action
 }
 
+/// From the transport header to a backend. `vip_index` tells whose counters the packet goes to, also when it ends here.
 #[inline(always)]
-fn not_ours(context: *mut xdp_md, settings: &Settings, why: Step, bytes: u32) -> u32 {
-    count::note(why);
-    count::left(NO_VIP, Exit::Pass, bytes);
-    let end = End::without_backend(NO_VIP, xdp_action::XDP_PASS, 0);
-    sample::sample(context, settings, &end);
-    xdp_action::XDP_PASS
-}
-
-/// From an address of ours to a backend. `vip_index` tells whose counters the packet goes to, also when it ends here.
-#[inline(always)]
-fn balance(
+fn try_to_serve(
     context: *mut xdp_md,
     settings: &'static Settings,
     ip: &Ip,
+    plain: Option<u8>,
     address: &Found,
     vip_index: &mut u16,
-) -> Result<(u16, Exit, u32), Verdict> {
-    let frame = frame(context);
-    let l4 = skip_options(context, ip).map_err(malformed)?;
-    if !is_ours(ip, &l4) {
+) -> Result<u32, Verdict> {
+    let l4 = match plain {
+        Some(protocol) => L4 {
+            offset: ip.offset + header_bytes(ip) as usize,
+            protocol,
+            fragment: Fragment::Whole,
+        },
+        None => skip_options(context, ip).map_err(malformed)?,
+    };
+    let l4 = &l4;
+    if !is_ours(ip, l4) {
         *vip_index = NO_VIP;
         count::note(Step::NotVipService);
         return Err(Verdict::Pass);
     }
-    let transport = packet::transport(&frame, ip, &l4).map_err(malformed)?;
-    let wrong = sanity::look(context, ip, &l4, &transport);
+    let frame = frame(context);
+    let transport = packet::transport(&frame, ip, l4).map_err(malformed)?;
+    let wrong = sanity::look(context, ip, l4, &transport);
     let (tuple, found) = match transport {
         Transport::Tcp { ports, .. } | Transport::Udp { ports } => {
             let tuple = tuple(ip, ports, l4.protocol);
             (
                 tuple,
-                vips::find_service(
-                    settings,
-                    address,
-                    l4.protocol,
-                    u16::from_be((ports >> 16) as u16),
-                ),
+                vips::find_service(address, l4.protocol, u16::from_be((ports >> 16) as u16)),
             )
         }
         Transport::NoPorts => {
@@ -160,7 +184,7 @@ fn balance(
             let quoted = steer_icmp(
                 context,
                 ip,
-                &l4,
+                l4,
                 (kind, wrong),
                 address.entry,
                 settings,
@@ -169,7 +193,6 @@ fn balance(
             (
                 quoted,
                 vips::find_service(
-                    settings,
                     address,
                     quoted.protocol,
                     u16::from_be((quoted.ports >> 16) as u16),
@@ -185,6 +208,7 @@ fn balance(
         return Err(Verdict::Pass);
     };
     if index == HOST_VIP {
+        cold_path();
         *vip_index = NO_VIP;
         count::note(Step::Protected);
         return Err(Verdict::Pass);
@@ -213,6 +237,7 @@ fn balance(
         vip_index: index,
         vip,
         jiffies,
+        plain: plain.is_some(),
     };
     let flow = hash::flow(&settings.flow_key, &packet.tuple);
     let backend = pick(&packet, flow)?;
@@ -221,6 +246,7 @@ fn balance(
 
 #[inline(always)]
 fn malformed(reason: DropReason) -> Verdict {
+    cold_path();
     count::note(Step::Malformed);
     Verdict::Drop(reason)
 }
@@ -280,7 +306,7 @@ fn steer_icmp(
             return Err(Verdict::Pass);
         }
         sanity::check(wrong, ip, vip, address.icmp_vip)?;
-        count::class(address.icmp_vip, Class::Icmp, ip.length);
+        let stats = count::class(address.icmp_vip, Class::Icmp, ip.length);
         sanity::check_source(settings, ip, vip, address.icmp_vip)?;
         let jiffies = jiffies();
         let ruled = rules::check(&Meets {
@@ -303,6 +329,8 @@ fn steer_icmp(
             vip: address.icmp_vip,
             length: ip.length,
             jiffies,
+            stats,
+            plain: false,
         };
         if ruled != Ruled::Pass {
             admit(settings, &sender, vip).map_err(Verdict::Drop)?;
@@ -376,40 +404,67 @@ pub extern "C" fn sluice_extensions(context: *mut xdp_md, offset: u32, protocol:
 }
 
 /// The backend for a packet: where its flow is, or else a new choice, if its source is within its limits.
+///
+/// What is dropped for its source never costs a read of the flow table, which is the dearest step, unless its class
+/// depends on it.
 #[inline(always)]
 fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     let whole = matches!(packet.fragment, Fragment::Whole);
-    let tcp = packet.tuple.protocol == TCP;
-    let mut known = Known::NOTHING;
-    let class = match packet.transport {
-        Transport::Tcp { flags, .. } if is_syn(flags) => Class::Syn,
-        Transport::Tcp { .. } => {
-            known = flows::find(flow, tcp, packet.jiffies);
-            if known.is_proven() {
-                Class::Established
-            } else {
-                Class::Other
+    let known = match packet.transport {
+        Transport::Tcp { flags, .. } if is_syn(flags) => {
+            filter(packet, Class::Syn)?;
+            out_of_state::note_syn(packet.vip, flow, packet.jiffies);
+            let slot = slot(&packet.vip.table, slot_hash(packet, flow));
+            if whole && !may_be_elsewhere(packet.vip, slot) {
+                return chosen(packet, slot);
             }
+            flows::find(flow, true, packet.jiffies)
         }
-        Transport::Udp { .. } => Class::Udp,
-        Transport::Icmp { .. } => Class::Icmp,
-        _ => Class::Other,
+        Transport::Tcp { .. } => {
+            let known = flows::find(flow, true, packet.jiffies);
+            if known.is_proven() {
+                filter(packet, Class::Established)?;
+            } else {
+                filter(packet, Class::Other)?;
+            }
+            known.seen(true, packet.vip, packet.jiffies);
+            known
+        }
+        Transport::Udp { .. } => {
+            filter(packet, Class::Udp)?;
+            let known = flows::find(flow, false, packet.jiffies);
+            known.seen(false, packet.vip, packet.jiffies);
+            known
+        }
+        Transport::Icmp { .. } => {
+            filter(packet, Class::Icmp)?;
+            flows::find(flow, packet.tuple.protocol == TCP, packet.jiffies)
+        }
+        _ => {
+            filter(packet, Class::Other)?;
+            Known::NOTHING
+        }
     };
-    count::class(packet.vip_index, class, packet.ip.length);
+    if !whole {
+        return pick_for_fragment(packet, flow, known);
+    }
+    match known.picked() {
+        Some(picked) => Ok(picked),
+        None => choose(packet, flow),
+    }
+}
+
+/// What a packet of a class has to pass before it may have a backend: the filter's stages, then its source's limits.
+#[inline(always)]
+fn filter(packet: &Packet<'_>, class: Class) -> Result<(), Verdict> {
+    let stats = count::class(packet.vip_index, class, packet.ip.length);
     if !matches!(class, Class::Established) {
         sanity::check_source(packet.settings, packet.ip, packet.vip, packet.vip_index)?;
     }
-    let sender = Sender {
-        source: packet.ip.source,
-        v6: packet.ip.v6,
-        class,
-        vip: packet.vip_index,
-        length: packet.ip.length,
-        jiffies: packet.jiffies,
-    };
     if let Transport::Udp { ports } = packet.transport
         && amplification::is_on(packet.vip)
     {
+        cold_path();
         check_amplification(packet, u16::from_be(ports as u16))?;
     }
     let ruled = rules::check(&Meets {
@@ -425,31 +480,20 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         class,
         jiffies: packet.jiffies,
     })?;
-    if ruled != Ruled::Pass {
-        admit(packet.settings, &sender, packet.vip).map_err(Verdict::Drop)?;
+    if ruled == Ruled::Pass {
+        return Ok(());
     }
-    if matches!(class, Class::Syn) {
-        out_of_state::note_syn(packet.vip, flow, packet.jiffies);
-        let slot = slot(&packet.vip.table, slot_hash(packet, flow));
-        if whole && !may_be_elsewhere(packet.vip, slot) {
-            return chosen(packet, slot);
-        }
-    }
-    // What is dropped for its source never costs a read of the flow table, which is the dearest step, unless its
-    // class depends on it.
-    if matches!(class, Class::Syn | Class::Udp | Class::Icmp) {
-        known = flows::find(flow, tcp, packet.jiffies);
-    }
-    if !matches!(class, Class::Syn | Class::Icmp) {
-        known.seen(tcp, packet.vip, packet.jiffies);
-    }
-    if !whole {
-        return pick_for_fragment(packet, flow, known);
-    }
-    match known.picked() {
-        Some(picked) => Ok(picked),
-        None => choose(packet, flow),
-    }
+    let sender = Sender {
+        source: packet.ip.source,
+        v6: packet.ip.v6,
+        class,
+        vip: packet.vip_index,
+        length: packet.ip.length,
+        jiffies: packet.jiffies,
+        stats,
+        plain: packet.plain,
+    };
+    admit(packet.settings, &sender, packet.vip).map_err(Verdict::Drop)
 }
 
 /// Drops an answer that nobody asked for, and lets the other fragments of its datagram follow it.
@@ -583,6 +627,7 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
 #[inline(always)]
 fn chosen(packet: &Packet<'_>, slot: u16) -> Result<Picked, Verdict> {
     let Some(picked) = flows::backend_that_forwards(slot & !SLOT_MOVED) else {
+        cold_path();
         return Err(no_backend(packet));
     };
     count::note(Step::Chosen);
@@ -635,8 +680,9 @@ fn slot(table: &u64, hash: u64) -> u16 {
     }
 }
 
+/// Sends a packet to its backend, and counts it.
 #[inline(always)]
-fn send(packet: &Packet<'_>, hash: u64, picked: Picked) -> Result<(u16, Exit, u32), Verdict> {
+fn send(packet: &Packet<'_>, hash: u64, picked: Picked) -> Result<u32, Verdict> {
     let Picked { index, backend } = picked;
     count::note_backend(index);
     let Packet {
@@ -644,11 +690,12 @@ fn send(packet: &Packet<'_>, hash: u64, picked: Picked) -> Result<(u16, Exit, u3
         settings,
         ip,
         vip,
+        vip_index,
         ..
     } = *packet;
     let is_icmp = matches!(packet.transport, Transport::Icmp { .. });
     let later = matches!(packet.fragment, Fragment::Later(_));
-    let (exit, action) = forward(&Outgoing {
+    let action = forward(&Outgoing {
         context,
         ip,
         settings,
@@ -657,5 +704,15 @@ fn send(packet: &Packet<'_>, hash: u64, picked: Picked) -> Result<(u16, Exit, u3
         hash,
         answerable: !is_icmp && !later,
     })?;
-    Ok((index, exit, action))
+    let nth = count::left(vip_index, action, ip.length);
+    count::sent(index, ip.length);
+    let end = End {
+        vip: vip_index,
+        backend: index,
+        action,
+        reason: 0,
+    };
+    sample::sample(context, settings, &end);
+    sample::watch(context, settings, &end, nth);
+    Ok(action)
 }

@@ -1,6 +1,8 @@
 //! Rules: which of them mean a packet, in their order, and what they do with it. See [`crate::rules`] for how they are
 //! found.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_load_bytes};
 
 use super::{
@@ -60,6 +62,7 @@ pub fn check(packet: &Meets<'_>) -> Result<Ruled, Verdict> {
     if again(packet.settings).rules & needed == 0 || packet.vip.filter & FILTER_RULES_OFF != 0 {
         return Ok(Ruled::On);
     }
+    cold_path();
     let (ports, byte, transport) = match *packet.transport {
         Transport::Tcp { ports, flags, .. } => (ports, flags, TCP),
         Transport::Udp { ports } => (ports, packet::UDP, PORTS),
@@ -172,28 +175,15 @@ fn tables() -> Option<&'static RuleTables> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sluice_rule_obey(what: u64, summary: u32, jiffies: u64) -> u32 {
-    let (Some(tables), Some(search)) = (tables(), RULE_SEARCH.get_ptr_mut(0)) else {
-        return ON;
-    };
-    // SAFETY: a value of a per-CPU map.
-    let search = unsafe { &*search };
     let mut summary = u64::from(summary);
-    let length = u64::from(rules::read(&search.asked.length));
-    let mut about = what & ABOUT | length << LENGTH_SHIFT;
-    // All ones unless the flow is proven.
-    let unproven = (what >> ESTABLISHED_SHIFT & 1).wrapping_sub(1);
+    let mut about = what & ABOUT;
     for _ in 0..WORDS {
         if summary == 0 {
             break;
         }
         let word = lowest(summary) & (WORDS as u64 - 1);
         summary &= summary.wrapping_sub(1);
-        let bits = rules::bits(tables, search, word as u32);
-        let bits = bits & (unproven | rules::pick(&tables.established, word as usize));
-        if bits == 0 {
-            continue;
-        }
-        let done = sluice_rule_word(bits, about, word, jiffies);
+        let done = sluice_rule_word(about, word, jiffies);
         about |= u64::from(done) << DONE_SHIFT;
         if done & VERDICT != 0 {
             break;
@@ -202,24 +192,29 @@ pub extern "C" fn sluice_rule_obey(what: u64, summary: u32, jiffies: u64) -> u32
     (about >> DONE_SHIFT) as u32
 }
 
-/// What of the argument `what` is in `about`, which tells [`sluice_rule_word`] of the packet. Its length stands in the
-/// place of the transport header's offset.
-const ABOUT: u64 = 0xffff | 1 << MONITOR_SHIFT | 1 << SYN_SHIFT;
-const LENGTH_SHIFT: u32 = 16;
+/// What of the argument `what` is in `about`, which tells [`sluice_rule_word`] of the packet.
+const ABOUT: u64 = 0xffff | 1 << ESTABLISHED_SHIFT | 1 << MONITOR_SHIFT | 1 << SYN_SHIFT;
 /// What rules did with it so far.
 const DONE_SHIFT: u32 = 56;
 
 /// Has the rules of one word do what they say, one after the other.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sluice_rule_word(bits: u64, about: u64, word: u64, jiffies: u64) -> u32 {
-    let Some(tables) = tables() else {
+pub extern "C" fn sluice_rule_word(about: u64, word: u64, jiffies: u64) -> u32 {
+    let (Some(tables), Some(search)) = (tables(), RULE_SEARCH.get_ptr_mut(0)) else {
         return ON;
     };
+    // SAFETY: a value of a per-CPU map.
+    let search = unsafe { &*search };
+    let length = rules::read(&search.asked.length);
+    // All ones unless the flow is proven.
+    let unproven = (about >> ESTABLISHED_SHIFT & 1).wrapping_sub(1);
+    let mut bits = rules::bits(tables, search, word as u32)
+        & (unproven | rules::pick(&tables.established, word as usize));
     let entries = (&raw const tables.entries).cast::<[u64; rules::BITS]>();
     // SAFETY: the same memory, an entry a word.
     let entries = unsafe { &*entries };
-    let (mut bits, mut about) = (bits, about);
+    let mut about = about;
     for _ in 0..64 {
         if bits == 0 {
             break;
@@ -227,7 +222,7 @@ pub extern "C" fn sluice_rule_word(bits: u64, about: u64, word: u64, jiffies: u6
         let bit = lowest(bits);
         bits &= bits.wrapping_sub(1);
         let entry = rules::pick(entries, (word << 6 | bit) as usize);
-        let done = sluice_rule(entry, about, jiffies);
+        let done = sluice_rule(entry, about, length, jiffies);
         about |= u64::from(done) << DONE_SHIFT;
         if done & VERDICT != 0 {
             break;
@@ -237,9 +232,11 @@ pub extern "C" fn sluice_rule_word(bits: u64, about: u64, word: u64, jiffies: u6
 }
 
 /// What one rule does with a packet that it means.
+///
+/// Not a part of the loop over them: the verifier would follow it for each of 64.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sluice_rule(entry: u64, about: u64, jiffies: u64) -> u32 {
+pub extern "C" fn sluice_rule(entry: u64, about: u64, length: u32, jiffies: u64) -> u32 {
     const DROPS: u8 = RuleAction::Drop as u8;
     const LIMIT: u8 = RuleAction::Limit as u8;
     const PASSES: u8 = RuleAction::Pass as u8;
@@ -247,7 +244,6 @@ pub extern "C" fn sluice_rule(entry: u64, about: u64, jiffies: u64) -> u32 {
     let number = entry as u32 & 0xffff;
     let action = (entry >> 16) as u8;
     let monitor = (entry >> 24) as u8 != 0 || about >> MONITOR_SHIFT & 1 != 0;
-    let length = (about >> LENGTH_SHIFT) as u32 & 0xffff;
     count::note(Step::RuleMatched);
     count::note_rule(number);
     let drops = match action {

@@ -1,5 +1,7 @@
 //! Samples of packets, for `sluice capture` and for the daemon: taken where a packet ends, with what became of it.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
     btf_maps::RingBuf,
@@ -57,6 +59,7 @@ pub fn sample(context: *mut xdp_md, settings: &Settings, end: &End) {
     if explaining() || again(settings).sampling_until == 0 {
         return;
     }
+    cold_path();
     sluice_sample(context, end.words());
 }
 
@@ -110,6 +113,7 @@ pub fn watch(context: *mut xdp_md, settings: &Settings, end: &End, nth: u64) {
     if explaining() || nth.wrapping_mul(GOLDEN) >= again(settings).watching {
         return;
     }
+    cold_path();
     sluice_watch(context, end.words());
 }
 

@@ -1,5 +1,7 @@
 //! What makes no sense is dropped or counted, as the VIP's policy says of each check.
 
+use core::hint::cold_path;
+
 use aya_ebpf::bindings::xdp_md;
 
 use super::{Verdict, count, maps::settings, pipeline::skip_options, vips};
@@ -14,6 +16,7 @@ use crate::{
 #[inline(always)]
 pub fn look(context: *mut xdp_md, ip: &Ip, l4: &L4, transport: &Transport) -> u32 {
     if sanity::is_suspicious(ip, l4, transport) {
+        cold_path();
         sluice_wrong(context, ip.offset as u32, ip.v6)
     } else {
         0
@@ -57,6 +60,7 @@ pub fn check(found: u32, ip: &Ip, vip: &Vip, vip_index: u16) -> Result<(), Verdi
     if found == 0 {
         return Ok(());
     }
+    cold_path();
     judge(found, ip, vip, vip_index)
 }
 
@@ -73,6 +77,7 @@ pub fn check_source(
     {
         return Ok(());
     }
+    cold_path();
     judge(Check::SourceVip.bit(), ip, vip, vip_index)
 }
 

@@ -118,7 +118,9 @@ pub(crate) fn policy(policy: &Policy, hz: u32) -> abi::Policy {
         out_of_state_monitor: policy.out_of_state.map_or(0, |budget| {
             u64::from(mode(policy, budget.mode) == Mode::Monitor)
         }),
+        gates: [[abi::Limiter::default(); abi::GATES]; abi::CLASSES],
     }
+    .with_gates()
 }
 
 /// A policy that only counts, only counts everything.

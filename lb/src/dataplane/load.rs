@@ -18,10 +18,10 @@ use aya::{
 use nix::time::{ClockId, clock_getres, clock_gettime};
 use sluice_ebpf::{
     abi::{
-        AMPLIFIED_COUNTS, AddressEntry, Backend, CLASS_COUNTERS_SHIFT, CLASSES, Count,
-        DROP_REASONS, FlowStats, GROUP_SHIFT, HANDSHAKE_WORDS, LIMITERS, Limit, MAX_PROTECTED,
-        NO_BACKEND, Policy, RULE_NUMBERS, RuleCounts, RuleState, SKETCH_ROWS, SLOTS_PER_WORD,
-        SampleStats, Sampling, Service, Settings, Vip, VipStats, Watching, maps,
+        AMPLIFIED_COUNTS, AddressEntry, Backend, CLASS_COUNTERS_SHIFT, ClassStats, Count,
+        DROP_REASONS, FlowStats, GROUP_SHIFT, HANDSHAKE_WORDS, Limit, MAX_PROTECTED, NO_BACKEND,
+        Policy, RULE_NUMBERS, RuleCounts, RuleState, SKETCH_ROWS, SLOTS_PER_WORD, SampleStats,
+        Sampling, Service, Settings, Vip, VipStats, Watching, maps,
     },
     decap::Prefix,
     exact, flow,
@@ -178,7 +178,6 @@ impl Sizes {
             array(maps::BACKENDS, size_of::<Backend>(), BACKENDS),
             array(maps::FLOWS, bucket, self.flow_buckets),
             array(maps::FRAGMENTS, bucket, FRAGMENT_BUCKETS),
-            per_cpu(maps::GATES, 8 * LIMITERS, self.vips * CLASSES as u32),
             array(maps::SKETCH, 8, self.sketch_cells * SKETCH_ROWS as u32),
             array(maps::GROUPS, 8, self.sketch_cells >> GROUP_SHIFT),
             array(maps::EXACT_V4_FILTER, 8, exact::V4_FILTER_WORDS / 2),
@@ -211,7 +210,7 @@ impl Sizes {
             per_cpu(maps::WATCH_STATS, size_of::<SampleStats>(), 1),
             per_cpu(
                 maps::CLASS_STATS,
-                size_of::<Count>(),
+                size_of::<ClassStats>(),
                 self.vips << CLASS_COUNTERS_SHIFT,
             ),
             array(maps::RULE_TABLES, size_of::<RuleTables>(), 2),
@@ -257,8 +256,6 @@ pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadE
     let shift = u8::try_from(shift).unwrap_or(0);
     let flow_mask = sizes.flow_buckets - 1;
     let sketch_mask = sizes.sketch_cells - 1;
-    let displacements = sizes.displacements();
-    let entries = sizes.index_entries();
     let exact_v6_mask = sizes.exact_v6_buckets - 1;
 
     let mut loader = EbpfLoader::new();
@@ -267,9 +264,6 @@ pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadE
         .override_global("FLOW_MASK", &flow_mask, true)
         .override_global("FLOW_IDLE", &idle, true)
         .override_global("SKETCH_MASK", &sketch_mask, true)
-        .override_global("DISPLACEMENT_ENTRIES", &displacements, true)
-        .override_global("ADDRESS_ENTRIES", &entries, true)
-        .override_global("SERVICE_ENTRIES", &entries, true)
         .override_global("EXACT_V6_MASK", &exact_v6_mask, true);
     for (name, shape) in sizes.shapes() {
         loader

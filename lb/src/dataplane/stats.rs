@@ -9,8 +9,8 @@ use aya::{
 };
 use sluice_ebpf::{
     abi::{
-        AMPLIFIED_COUNTS, CLASS_COUNTERS_SHIFT, CLASSES, Count, DROP_REASONS, DropReason,
-        FlowStats, LIMITERS, NO_VIP, VipStats, maps,
+        AMPLIFIED_COUNTS, CLASS_COUNTERS_SHIFT, ClassStats, Count, DROP_REASONS, DropReason,
+        FlowStats, NO_VIP, VipStats, maps,
     },
     amplification::Preset,
     flow::{Flow, WAYS},
@@ -30,8 +30,7 @@ pub(crate) struct Counters {
     backends: PerCpu<[u64; 2]>,
     drops: PerCpu<[u64; 2]>,
     flows: PerCpu<[u64; 4]>,
-    gates: PerCpu<[u64; LIMITERS]>,
-    classes: PerCpu<[u64; 2]>,
+    classes: PerCpu<[u64; size_of::<ClassStats>() / 8]>,
     amplified: PerCpu<[u64; 2]>,
     cpus: usize,
 }
@@ -199,7 +198,6 @@ impl Counters {
             backends: PerCpu::new(object, maps::BACKEND_STATS)?,
             drops: PerCpu::new(object, maps::DROPS)?,
             flows: PerCpu::new(object, maps::FLOW_STATS)?,
-            gates: PerCpu::new(object, maps::GATES)?,
             classes: PerCpu::new(object, maps::CLASS_STATS)?,
             amplified: PerCpu::new(object, maps::AMPLIFIED)?,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))?,
@@ -207,7 +205,6 @@ impl Counters {
     }
 
     /// A number that is given anew starts from zero.
-    #[expect(clippy::cast_possible_truncation, reason = "a constant below 2^32")]
     pub(crate) fn reset_vip(&mut self, number: u16) -> Result<(), ReadError> {
         let cpus = self.cpus;
         self.vips.reset(u32::from(number), cpus)?;
@@ -218,9 +215,7 @@ impl Counters {
         }
         let first = u32::from(number) << CLASS_COUNTERS_SHIFT;
         (first..first + (1 << CLASS_COUNTERS_SHIFT))
-            .try_for_each(|class| self.classes.reset(class, cpus))?;
-        let first = u32::from(number) * CLASSES as u32;
-        (first..first + CLASSES as u32).try_for_each(|gate| self.gates.reset(gate, cpus))
+            .try_for_each(|class| self.classes.reset(class, cpus))
     }
 
     pub(crate) fn reset_backend(&mut self, number: u16) -> Result<(), ReadError> {

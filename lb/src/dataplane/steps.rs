@@ -306,18 +306,28 @@ impl Plane {
             entries,
             displacements,
         } = self.room;
+        let generation = Generation {
+            address_base: next * entries,
+            service_base: next * entries,
+            address_displacement_base: next * displacements,
+            service_displacement_base: (next + abi::GENERATIONS) * displacements,
+            ..index.generation
+        };
         let arrays = &self.arrays;
         arrays
             .addresses
-            .write_range(next * entries, index.addresses);
-        arrays.services.write_range(next * entries, index.services);
+            .write_range(generation.address_base, index.addresses);
         arrays
-            .displacements
-            .write_range(next * displacements, index.address_displacements);
-        let services = (next + abi::GENERATIONS) * displacements;
-        arrays
-            .displacements
-            .write_range(services, index.service_displacements);
+            .services
+            .write_range(generation.service_base, index.services);
+        arrays.displacements.write_range(
+            generation.address_displacement_base,
+            index.address_displacements,
+        );
+        arrays.displacements.write_range(
+            generation.service_displacement_base,
+            index.service_displacements,
+        );
         let at = offset_of!(Settings, generations) + next as usize * size_of::<Generation>();
         // Packets of both generations find their VIPs' networks in between.
         let networks = vips.iter().fold(0, |bits, vip| {
@@ -328,7 +338,7 @@ impl Plane {
         let networks_at = offset_of!(Settings, vip_networks);
         let held = self.settings.read(0).vip_networks;
         self.settings.store_u64(0, networks_at, held | networks);
-        let words: [u64; 6] = bytemuck::cast(index.generation);
+        let words: [u64; size_of::<Generation>() / 8] = bytemuck::cast(generation);
         for (n, word) in words.into_iter().enumerate() {
             self.settings.store_u64(0, at + n * 8, word);
         }

@@ -5,8 +5,8 @@ use std::{mem::offset_of, path::Path};
 use aya::maps::{Map, MapData, RingBuf};
 use sluice_ebpf::{
     abi::{
-        CLASS_COUNTERS_SHIFT, CLASSES, Count, DROP_REASONS, DropReason, SAMPLE_BYTES, Sample,
-        Settings, Watching, maps,
+        CLASS_COUNTERS_SHIFT, CLASSES, ClassStats, Count, DROP_REASONS, DropReason, SAMPLE_BYTES,
+        Sample, Settings, Watching, maps,
     },
     gcra,
 };
@@ -110,12 +110,12 @@ impl Watch {
             return Ok(Vec::new());
         };
         let room = u32::from(*last) + 1;
-        let classes = sums(
+        let classes = sums::<ClassStats>(
             &self.classes,
             maps::CLASS_STATS,
             room << CLASS_COUNTERS_SHIFT,
         )?;
-        let drops = sums(&self.drops, maps::DROPS, room * DROP_REASONS * 2)?;
+        let drops = sums::<Count>(&self.drops, maps::DROPS, room * DROP_REASONS * 2)?;
         let of_vip = |vip: &u16| {
             let first = usize::from(*vip) << CLASS_COUNTERS_SHIFT;
             let reasons = DropReason::ALL.iter().filter(|reason| stops(**reason));
@@ -145,7 +145,8 @@ impl Drop for Watch {
 }
 
 /// Values of counters, each summed over all CPUs.
-fn sums(reader: &ArrayReader, map: &'static str, count: u32) -> Result<Vec<Count>, SampleError> {
+/// Counts that values of the type `T` begin with, each summed over all CPUs.
+fn sums<T>(reader: &ArrayReader, map: &'static str, count: u32) -> Result<Vec<Count>, SampleError> {
     let mut sums = Vec::with_capacity(count as usize);
     let mut first = 0;
     while first < count {
@@ -155,7 +156,7 @@ fn sums(reader: &ArrayReader, map: &'static str, count: u32) -> Result<Vec<Count
             .map_err(|error| failed(map, error))?;
         for copies in words.chunks_exact(reader.value_words()) {
             let (mut packets, mut bytes) = (0u64, 0u64);
-            for copy in copies.chunks_exact(2) {
+            for copy in copies.chunks_exact(size_of::<T>() / 8) {
                 packets = packets.wrapping_add(copy[0]);
                 bytes = bytes.wrapping_add(copy[1]);
             }

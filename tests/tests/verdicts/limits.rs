@@ -173,6 +173,7 @@ pub(crate) fn limit_sources(rig: &mut Rig, reason: DropReason) {
             _ => limiters[2] = limiter(BURST),
         }
     }
+    let policy = policy.with_gates();
     rig.put(maps::POLICIES, world::ENFORCED.into(), policy);
     let monitor = 1;
     rig.put(

@@ -145,8 +145,13 @@ impl Balancer {
             .map_max_entries("EXACT_V4_BLOCKS", 1 << 8)
             .load(BALANCER)
             .context("cannot load the balancer (are you root?)")?;
-        write::<_, POLICY_WORDS>(&mut ebpf, "POLICIES", STANDARD.into(), standard()?)?;
-        write::<_, POLICY_WORDS>(&mut ebpf, "POLICIES", STRICT.into(), strict()?)?;
+        write::<_, POLICY_WORDS>(
+            &mut ebpf,
+            "POLICIES",
+            STANDARD.into(),
+            standard()?.with_gates(),
+        )?;
+        write::<_, POLICY_WORDS>(&mut ebpf, "POLICIES", STRICT.into(), strict()?.with_gates())?;
         write_vips(&mut ebpf)?;
         let mut this = Self { ebpf, table };
         this.set_exact(false)?;
