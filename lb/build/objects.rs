@@ -35,7 +35,7 @@ pub(crate) fn compile(
         rustflags.push(format!("--remap-path-prefix={}={name}", path.display()));
     }
 
-    let mut cargo = Command::new(&toolchain.cargo);
+    let mut cargo = at_fixed_addresses(&toolchain.cargo);
     for name in INHERITED {
         cargo.env_remove(name);
     }
@@ -71,6 +71,17 @@ pub(crate) fn compile(
         ));
     }
     Ok(target_dir.join("bpfel-unknown-none/bpf"))
+}
+
+/// A command whose memory is not laid out at random, where the machine allows that: LLVM orders forward types of BTF by
+/// where it happens to have them, so that one build in three would differ from the others.
+fn at_fixed_addresses(program: &Path) -> Command {
+    if output(Command::new("setarch").args(["-R", "true"])).is_none() {
+        return Command::new(program);
+    }
+    let mut setarch = Command::new("setarch");
+    setarch.arg("-R").arg(program);
+    setarch
 }
 
 /// A compiler whose sysroot holds the source of the core library, and whose LLVM `bpf-linker` can read.
