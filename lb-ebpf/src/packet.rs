@@ -309,19 +309,6 @@ pub fn ipv6(frame: &Frame, offset: usize) -> Option<Ip> {
     })
 }
 
-/// Where the packet goes, before anything else of its IP header is looked at; `None` where there is only a part of one.
-#[inline(always)]
-#[must_use]
-pub fn destination(frame: &Frame, ethertype: u16, offset: usize) -> Option<[u64; 2]> {
-    if ethertype == IPV4_BE {
-        let header: Ipv4Header = frame.read(offset)?;
-        Some(mapped(header.destination))
-    } else {
-        let header: Ipv6Header = frame.read(offset)?;
-        Some(words(header.destination))
-    }
-}
-
 #[inline(always)]
 fn words(a: [u32; 4]) -> [u64; 2] {
     [

@@ -62,7 +62,8 @@ pub fn sent(backend: u16, bytes: u32) {
     }
 }
 
-/// Counts a packet that was not dropped by what the program returns, and returns how many left like this, on this CPU.
+/// Counts a packet that was not dropped, by the `action` that the program returns for it. Returns how many left like this,
+/// on this CPU.
 #[inline(always)]
 pub fn left(vip: u16, action: u32, bytes: u32) -> u64 {
     if explaining() {
