@@ -140,11 +140,13 @@ impl Node {
 
     /// Runs the real command line on this load balancer: `sluice("drops --json")`. Blanks part its words.
     pub fn sluice(&self, line: &str) -> Output {
+        self.sluice_words(&line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// The same for words that have blanks in them.
+    pub fn sluice_words(&self, words: &[&str]) -> Output {
         let mut command = Command::new(binary::sluice());
-        command
-            .args(line.split_whitespace())
-            .arg("-c")
-            .arg(self.config_file());
+        command.args(words).arg("-c").arg(self.config_file());
         let output = self.netns.run(|| command.output());
         output
             .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))

@@ -161,7 +161,7 @@ fn rendered(top: Top) -> Talkers {
     clippy::cast_sign_loss,
     reason = "rates are not negative, and casts saturate"
 )]
-fn whole(rate: f64) -> u64 {
+pub(super) fn whole(rate: f64) -> u64 {
     rate.round() as u64
 }
 

@@ -218,7 +218,7 @@ fn wrong_limit(error: LimitError) -> Problem {
 }
 
 /// What `If-Match` or `If-None-Match` ask for.
-fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem> {
+pub(super) fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem> {
     let bad = |name: &str, why: String| {
         Problem::new(StatusCode::BAD_REQUEST, format!("{name}: {why}")).of_field(name)
     };
@@ -249,7 +249,7 @@ pub(super) fn refuse_condition(headers: &HeaderMap, why: &str) -> Result<(), Pro
 }
 
 /// The body, and leave to have it in memory if it is large.
-async fn read(
+pub(super) async fn read(
     request: Request,
     most: usize,
 ) -> Result<(Bytes, Option<SemaphorePermit<'static>>), Problem> {
@@ -285,7 +285,10 @@ fn content_length(request: &Request) -> Option<usize> {
 }
 
 /// One of a few words.
-fn word<T: DeserializeOwned>(params: &mut Params, name: &str) -> Result<Option<T>, Problem> {
+pub(super) fn word<T: DeserializeOwned>(
+    params: &mut Params,
+    name: &str,
+) -> Result<Option<T>, Problem> {
     let Some(text) = params.text(name).0 else {
         return Ok(None);
     };

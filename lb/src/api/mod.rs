@@ -14,6 +14,7 @@ mod plan;
 mod problem;
 mod query;
 mod render;
+mod rules;
 mod server;
 mod show;
 mod socket;
@@ -23,6 +24,8 @@ mod tokens;
 
 #[cfg(test)]
 mod limits_tests;
+#[cfg(test)]
+mod rules_tests;
 #[cfg(test)]
 mod tests;
 
@@ -114,6 +117,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(show::drops))
         .routes(routes!(limits::limits, limits::set))
         .routes(routes!(limits::limit, limits::replace, limits::remove))
+        .routes(routes!(rules::rules, rules::set))
+        .routes(routes!(rules::preview))
+        .routes(routes!(rules::rule, rules::replace, rules::remove))
         .routes(routes!(detection::mitigations))
         .routes(routes!(detection::revert))
         .routes(routes!(detection::allow))

@@ -8,6 +8,7 @@ use crate::{
     config::Mode,
     detect::{mitigation::PhaseWord, signature::Evidence, trigger::Rates},
     limits::ClassWord,
+    rules::{Action, Components, Origin},
 };
 
 /// A part of a list, or all of it.
@@ -204,6 +205,63 @@ pub struct LimitItem {
     pub dropped_packets: u64,
 }
 
+/// A rule as it was asked for, and what it counted.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RuleItem {
+    pub id: u64,
+    /// The whole rule as text.
+    #[schema(example = "proto 17; sport 53 -> drop")]
+    pub rule: String,
+    #[serde(rename = "match")]
+    pub components: Components,
+    /// Absent: any VIP.
+    pub vip: Option<String>,
+    pub action: Action,
+    pub mode: Mode,
+    /// The lowest first.
+    pub priority: u16,
+    pub established: bool,
+    pub ttl_seconds: Option<u64>,
+    pub comment: String,
+    pub origin: Origin,
+    /// Changes with each change of the rule; `If-Match` takes it.
+    pub etag: String,
+    /// RFC 3339 with milliseconds, as `expires`; absent for rules of the config.
+    pub created: Option<String>,
+    /// Absent: it stays until it is removed.
+    pub expires: Option<String>,
+    pub matched_packets: u64,
+    pub matched_bytes: u64,
+    /// With mode `monitor` they were not dropped.
+    pub dropped_packets: u64,
+    pub dropped_bytes: u64,
+}
+
+/// What a rule would have meant lately, by samples.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RulePreview {
+    /// The whole rule as text.
+    pub rule: String,
+    /// How far back the samples reach, at most a minute.
+    pub seconds: u64,
+    pub samples: usize,
+    pub matched_samples: usize,
+    /// Estimated from the samples, among them packets of proven flows.
+    pub matched_packets: u64,
+    pub matched_bytes: u64,
+    /// Those of them that something dropped already.
+    pub dropped_packets: u64,
+}
+
+/// What became of an array of rules.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RulesDone {
+    pub created: usize,
+    pub replaced: usize,
+    /// In the order in which they were given.
+    pub ids: Vec<u64>,
+}
+
 /// What detection raised against an attack.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MitigationItem {
@@ -318,6 +376,23 @@ pub enum EventItem {
     LimitExpired {
         id: u64,
     },
+    RuleSet {
+        id: u64,
+        /// The whole rule as text.
+        rule: String,
+    },
+    /// Many in one request; the ids of the first 1,000.
+    RulesSet {
+        count: usize,
+        ids: Vec<u64>,
+    },
+    RuleRemoved {
+        id: u64,
+    },
+    /// Its time was over.
+    RuleExpired {
+        id: u64,
+    },
     DrainBegun {
         pool: String,
         address: String,
@@ -392,6 +467,10 @@ impl EventItem {
             Self::LimitsSet { .. } => "limits_set",
             Self::LimitRemoved { .. } => "limit_removed",
             Self::LimitExpired { .. } => "limit_expired",
+            Self::RuleSet { .. } => "rule_set",
+            Self::RulesSet { .. } => "rules_set",
+            Self::RuleRemoved { .. } => "rule_removed",
+            Self::RuleExpired { .. } => "rule_expired",
             Self::DrainBegun { .. } => "drain_begun",
             Self::DrainEnded { .. } => "drain_ended",
             Self::Health { .. } => "health",

@@ -10,23 +10,29 @@ use std::{
 
 use serde::Serialize;
 
-use super::model::{
-    AttackItem, BackendItem, DropItem, EventItem, FlowItem, Flows, InterfaceItem, LastReload,
-    LimitItem, LimitSummary, MitigationItem, Status, TaskItem, Told, VipItem,
+use super::{
+    detection::whole,
+    model::{
+        AttackItem, BackendItem, DropItem, EventItem, FlowItem, Flows, InterfaceItem, LastReload,
+        LimitItem, LimitSummary, MitigationItem, RuleItem, RulePreview, Status, TaskItem, Told,
+        VipItem,
+    },
 };
 use crate::{
     config::{Backend, Forward, Mode, Pool},
-    control::{Event, Figures, HealthChange, LimitInForce, TaskStatus, View},
+    control::{Event, Figures, HealthChange, LimitInForce, RuleInForce, TaskStatus, View},
     dataplane::BackendKey,
     desired::way,
     detect::{
         detector::{AttackSeen, Decision},
+        minute::Replay,
         mitigation::Mitigation,
     },
     drains::BackendName,
     health::State,
     limits::LimitRecord,
     net::{NextHop, Resolution},
+    rules::RuleSpec,
     service::capabilities,
 };
 
@@ -180,6 +186,43 @@ pub(super) fn limit(limit: LimitInForce) -> LimitItem {
     }
 }
 
+pub(super) fn rule(rule: RuleInForce) -> RuleItem {
+    let RuleInForce { record, counts } = rule;
+    let spec = &record.spec;
+    RuleItem {
+        id: record.id,
+        rule: spec.to_string(),
+        components: spec.components.clone(),
+        vip: spec.vip.clone(),
+        action: spec.action,
+        mode: spec.mode,
+        priority: spec.priority,
+        established: spec.established,
+        ttl_seconds: spec.ttl_seconds,
+        comment: spec.comment.clone(),
+        origin: spec.origin,
+        etag: record.etag().to_string(),
+        created: (record.created_ms > 0).then(|| date(record.created_ms)),
+        expires: record.expires_ms.map(date),
+        matched_packets: counts.passed.packets + counts.dropped.packets,
+        matched_bytes: counts.passed.bytes + counts.dropped.bytes,
+        dropped_packets: counts.dropped.packets,
+        dropped_bytes: counts.dropped.bytes,
+    }
+}
+
+pub(super) fn preview(spec: &RuleSpec, replay: &Replay) -> RulePreview {
+    RulePreview {
+        rule: spec.to_string(),
+        seconds: replay.ms.div_ceil(1_000),
+        samples: replay.samples,
+        matched_samples: replay.matched_samples,
+        matched_packets: whole(replay.matched_packets),
+        matched_bytes: whole(replay.matched_bytes),
+        dropped_packets: whole(replay.dropped_packets),
+    }
+}
+
 impl From<Event> for EventItem {
     fn from(event: Event) -> Self {
         let parts = |name: BackendName| (name.pool, name.address.to_string());
@@ -193,6 +236,16 @@ impl From<Event> for EventItem {
             },
             Event::LimitRemoved(id) => Self::LimitRemoved { id },
             Event::LimitExpired(id) => Self::LimitExpired { id },
+            Event::RuleSet(record) => Self::RuleSet {
+                id: record.id,
+                rule: record.spec.to_string(),
+            },
+            Event::RulesSet(ids) => Self::RulesSet {
+                count: ids.len(),
+                ids: ids.iter().take(EVENT_IDS).copied().collect(),
+            },
+            Event::RuleRemoved(id) => Self::RuleRemoved { id },
+            Event::RuleExpired(id) => Self::RuleExpired { id },
             Event::DrainBegun(name) => {
                 let (pool, address) = parts(name);
                 Self::DrainBegun { pool, address }

@@ -9,7 +9,7 @@ use super::{
     detection, limits,
     names::{self, Kind},
     output::{Ink, Output},
-    plan,
+    plan, rules,
     table::{or_dash, table},
 };
 use crate::api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, TaskItem, VipItem};
@@ -17,6 +17,7 @@ use crate::api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, Ta
 pub(super) async fn ask(command: Command, client: Client, output: Output) -> Result<(), Failed> {
     match command {
         Command::Limit(command) => limits::change(command, &client, output).await,
+        Command::Rule(command) => rules::change(command, &client, output).await,
         Command::Mitigation(command) => detection::change(&command, &client, output).await,
         Command::Drain(args) => {
             if let Err(error) = client.tell(Method::PUT, &drain_path(&args)).await {
@@ -83,6 +84,7 @@ async fn show_once(noun: &Command, client: &Client, output: Output) -> Result<()
             output.show(&answer, |answer| drops(ink, &answer.items))
         }
         Command::Limits(filters) => limits::show(filters, client, output).await,
+        Command::Rules(filters) => rules::show(filters, client, output).await,
         Command::Mitigations(filters) => detection::mitigations(filters, client, output).await,
         Command::Talkers(args) => detection::talkers(args, client, output).await,
         _ => unreachable!("not the daemon's to answer"),

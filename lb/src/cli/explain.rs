@@ -31,6 +31,8 @@ struct Explanation {
     vip: Option<String>,
     backend: Option<String>,
     forward: Option<Forward>,
+    /// The last rule that means it.
+    rule: Option<u64>,
     steps: Vec<&'static str>,
     /// Hexadecimal, of the frame that would leave.
     out: Option<String>,
@@ -78,6 +80,7 @@ pub(super) fn explain(
             vip: names.vip(explained.trace.vip),
             backend: names.backend(backend),
             forward: names.forward(backend),
+            rule: explained.rule,
             steps: explained.steps().map(|step| step.word()).collect(),
             out: leaves.then(|| hex(&explained.frame)),
         };
@@ -104,11 +107,13 @@ fn reason(trace: &Trace) -> Option<&'static str> {
 }
 
 fn text(number: usize, explanation: &Explanation) -> String {
+    let rule = explanation.rule.map(|id| id.to_string());
     let mut head = format!("{number}: {}", explanation.verdict);
     for (what, value) in [
         ("reason", explanation.reason),
         ("VIP", explanation.vip.as_deref()),
         ("backend", explanation.backend.as_deref()),
+        ("rule", rule.as_deref()),
     ] {
         if let Some(value) = value {
             head.push_str(&format!(", {what} {value}"));

@@ -15,6 +15,7 @@ mod numbers;
 mod output;
 mod plan;
 mod remote;
+mod rules;
 mod table;
 mod token;
 mod unload;
@@ -111,6 +112,11 @@ enum Command {
     /// Set or remove a limit for a source prefix
     #[command(subcommand)]
     Limit(LimitCommand),
+    /// Show rules, of the config and set at run time
+    Rules(RuleFilters),
+    /// Add or remove a rule
+    #[command(subcommand)]
+    Rule(RuleCommand),
     /// Give a backend no new flows; it keeps those that it has
     Drain(DrainArgs),
     /// End a drain
@@ -167,6 +173,7 @@ impl Command {
             | Self::Drops(watch)
             | Self::Mitigations(detection::MitigationFilters { watch, .. })
             | Self::Talkers(detection::TalkerArgs { watch, .. })
+            | Self::Rules(RuleFilters { watch, .. })
             | Self::Limits(LimitFilters { watch, .. }) => Some(watch),
             _ => None,
         }
@@ -273,6 +280,53 @@ struct LimitFilters {
     comment: Option<String>,
     #[command(flatten)]
     watch: Watch,
+}
+
+#[derive(Debug, Subcommand)]
+enum RuleCommand {
+    /// Add a rule; replaces the one that means the same packets
+    Add {
+        /// Like `dst 192.0.2.0/24; proto udp; sport 53,123; length > 1000 -> drop; expire 10m`
+        text: String,
+    },
+    /// Tell what a rule would have meant in the last minute, and set nothing
+    Preview {
+        /// As for `add`
+        text: String,
+    },
+    /// Add many rules from a file, all or none
+    Import {
+        /// A rule on each line; `#` begins a comment; `-` for standard input
+        file: PathBuf,
+        /// Skip lines that are no rules, and say why
+        #[arg(long)]
+        skip_bad: bool,
+    },
+    /// Remove a rule
+    Remove { id: u64 },
+}
+
+/// Which rules to show: those that match all of these.
+#[derive(Debug, Args)]
+struct RuleFilters {
+    /// For this VIP
+    #[arg(long, value_name = "NAME")]
+    vip: Option<String>,
+    /// Set by this
+    #[arg(long, value_enum)]
+    origin: Option<OriginArg>,
+    /// With this in its comment
+    #[arg(long, value_name = "TEXT")]
+    comment: Option<String>,
+    #[command(flatten)]
+    watch: Watch,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OriginArg {
+    Operator,
+    Config,
+    Detection,
 }
 
 #[derive(Debug, Args)]

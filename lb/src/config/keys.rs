@@ -20,6 +20,7 @@ pub(super) const FILE: Keys = Keys {
         "pool",
         "vip",
         "policy",
+        "rule",
     ],
     later: &["bgp"],
 };
@@ -122,8 +123,15 @@ pub(super) const POLICY: Keys = Keys {
         "sanity",
         "amplification",
         "out_of_state",
+        "rules",
     ],
-    later: &["syn", "fragments", "bogons", "rules"],
+    later: &["syn", "fragments", "bogons"],
+};
+
+pub(super) const RULE: Keys = Keys {
+    place: "[[rule]]",
+    known: &["text"],
+    later: &[],
 };
 
 pub(super) const HOST: Keys = Keys {
@@ -196,7 +204,7 @@ pub(super) const LIMIT: Keys = Keys {
 mod tests {
     use super::{
         AMPLIFICATION, API, BACKEND, DATAPLANE, FILE, HEALTH, HOST, LIMIT, OUT_OF_STATE, POLICY,
-        POOL, POP, SANITY, TLS, VIP,
+        POOL, POP, RULE, SANITY, TLS, VIP,
     };
 
     #[test]
@@ -222,6 +230,7 @@ mod tests {
             ("[policy.amplification]", &AMPLIFICATION),
             ("[policy.out_of_state]", &OUT_OF_STATE),
             ("[host]", &HOST),
+            ("[[rule]]", &RULE),
             ("[[policy.limits]]", &LIMIT),
         ];
         for key in FILE.known {

@@ -16,6 +16,7 @@ mod read_health;
 mod read_host;
 mod read_policy;
 mod read_pool;
+mod read_rule;
 mod read_sanity;
 mod read_site;
 mod read_vip;
@@ -176,7 +177,11 @@ fn tables(
     cross::count(&policy_tables, "policies", cross::POLICIES);
     let pool_names = cross::names(&pool_tables, "pool", lines);
     let policy_names = cross::names(&policy_tables, "policy", lines);
-    cross::names(&vip_tables, "VIP", lines);
+    let vip_names = cross::names(&vip_tables, "VIP", lines);
+    let rules: Vec<_> = list("rule", &keys::RULE)
+        .iter()
+        .filter_map(|table| read_rule::rule(table, &vip_names))
+        .collect();
 
     let pop = read_site::pop(&file, outside);
     let dataplane = read_site::dataplane(&file);
@@ -214,6 +219,7 @@ fn tables(
         pools: pools.into_iter().map(|placed| placed.pool).collect(),
         vips: vips.into_iter().map(|placed| placed.vip).collect(),
         policies,
+        rules,
         host,
         origin: Origin {
             file: file_name.to_owned(),

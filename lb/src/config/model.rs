@@ -12,6 +12,7 @@ use sluice_ebpf::{abi::Check, amplification::Preset, sanity};
 use utoipa::ToSchema;
 
 use super::{error::Position, health::Health};
+use crate::rules::RuleSpec;
 
 /// A whole config file, checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -23,6 +24,7 @@ pub struct Config {
     pub pools: Vec<Pool>,
     pub vips: Vec<Vip>,
     pub policies: Vec<Policy>,
+    pub rules: Vec<RuleSpec>,
     pub host: Host,
     #[serde(skip)]
     pub origin: Origin,
@@ -276,6 +278,8 @@ pub struct Policy {
     pub amplification: Vec<Amplified>,
     /// What may come to one VIP of TCP that is neither a SYN nor of a known flow. Absent: anything.
     pub out_of_state: Option<OutOfState>,
+    /// What becomes of packets that a rule would drop.
+    pub rules: Stage,
 }
 
 /// One of a policy's `amplification`.
@@ -344,6 +348,7 @@ impl Policy {
             sanity: Sanity::default(),
             amplification: Vec::new(),
             out_of_state: None,
+            rules: Stage::Enforce,
             limits: Vec::new(),
             detect: None,
         }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     keys,
-    model::{Class, Mode, OutOfState, Policy, PrefixLengths, Sanity, Scope, SourceLimit},
+    model::{Class, Mode, OutOfState, Policy, PrefixLengths, Sanity, Scope, SourceLimit, Stage},
     read_amplification, read_detect, read_sanity,
     section::{Field, Section},
 };
@@ -36,6 +36,9 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
     let amplification = section.or("amplification", Vec::new(), |field| {
         read_amplification::amplification(&field)
     });
+    let rules = section.or("rules", Stage::Enforce, |field| {
+        field.word(read_sanity::STAGES, &[])
+    });
     let out_of_state = section.optional("out_of_state", |field| out_of_state(&field));
 
     let detect = section.optional("detect", |field| read_detect::stance(&field));
@@ -55,6 +58,7 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
         sanity: sanity?,
         amplification: amplification?,
         out_of_state: out_of_state?,
+        rules: rules?,
     })
 }
 

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     drains::BackendName,
     limits::{Draft, LimitError, LimitSpec, Step},
+    rules::RuleBook,
     store::{Change, StoreError, Writer},
 };
 
@@ -36,7 +37,10 @@ struct Flight {
     planned: VecDeque<Planned>,
     /// Limits whose rows it corrects.
     corrected: Vec<u64>,
+    corrected_rules: Vec<u64>,
     next_limit_id: u64,
+    /// All rules as they are to be.
+    rules: RuleBook,
     outcome: oneshot::Receiver<Result<(), StoreError>>,
 }
 
@@ -52,6 +56,7 @@ struct Making {
 /// What the requests so far lead to.
 struct Plan<'a> {
     limits: Draft<'a>,
+    rules: RuleBook,
     /// Backends that begin to drain, or cease to.
     drains: BTreeMap<BackendName, Draining>,
 }
@@ -106,7 +111,8 @@ impl<P: Dataplane> Control<P> {
     /// Has written what waits, unless a write is under way.
     pub(super) fn begin(&mut self) {
         let in_trouble = self.trouble.borrow().is_some();
-        let corrections = self.limits.has_corrections() && !in_trouble;
+        let differ = self.limits.has_corrections() || self.rules.has_corrections();
+        let corrections = differ && !in_trouble;
         let idle = matches!(self.changes.stage, Stage::Idle);
         if !idle || (self.changes.waiting.is_empty() && !corrections) {
             return;
@@ -118,9 +124,12 @@ impl<P: Dataplane> Control<P> {
             corrected.push(id);
             changes.push(change);
         }
+        let corrected_rules = self.rules.corrections();
+        changes.extend(corrected_rules.iter().map(|id| Change::RemoveRule(*id)));
         let requests = std::mem::take(&mut self.changes.waiting);
         let mut plan = Plan {
             limits: Draft::new(self.limits.book(), now_ms()),
+            rules: self.rules.book().clone(),
             drains: BTreeMap::new(),
         };
         let planned: VecDeque<Planned> = requests
@@ -134,6 +143,10 @@ impl<P: Dataplane> Control<P> {
         if next_limit_id > self.limits.book().next_id() {
             changes.push(Change::NextLimitId(next_limit_id));
         }
+        if plan.rules.next_id() > self.rules.book().next_id() {
+            changes.push(Change::NextRuleId(plan.rules.next_id()));
+        }
+        let rules = plan.rules;
         let outcome = if changes.is_empty() {
             let (done, outcome) = oneshot::channel();
             _ = done.send(Ok(()));
@@ -144,7 +157,9 @@ impl<P: Dataplane> Control<P> {
         self.changes.stage = Stage::Writing(Flight {
             planned,
             corrected,
+            corrected_rules,
             next_limit_id,
+            rules,
             outcome,
         });
     }
@@ -155,6 +170,10 @@ impl<P: Dataplane> Control<P> {
         match (turn, stage) {
             (Turn::Written(Ok(())), Stage::Writing(flight)) => {
                 self.limits.use_ids_below(flight.next_limit_id);
+                if flight.rules != *self.rules.book() {
+                    self.rules.hold(flight.rules);
+                    self.rules.apply(&mut self.plane, |_| true);
+                }
                 self.make(Making {
                     planned: flight.planned,
                     taken: Vec::new(),
@@ -166,6 +185,7 @@ impl<P: Dataplane> Control<P> {
                 for id in flight.corrected {
                     self.limits.differs(id);
                 }
+                self.rules.differ(flight.corrected_rules);
                 for planned in flight.planned {
                     planned.answer.refuse(Refused::Disk(why.clone()));
                 }
@@ -179,6 +199,19 @@ impl<P: Dataplane> Control<P> {
     fn plan(&self, plan: &mut Plan<'_>, request: Request) -> Option<Planned> {
         let limits = &mut plan.limits;
         match request {
+            Request::Rules(change, reply) => {
+                let mut rules = plan.rules.clone();
+                let steps = self
+                    .check_rules(&change)
+                    .map_err(Refused::from)
+                    .and_then(|()| Ok(rules.change(change, now_ms())?))
+                    .and_then(|steps| self.rules.fit(&rules).map(|()| steps));
+                let (steps, reply) = or_refuse(steps, reply)?;
+                plan.rules = rules;
+                let mut planned = Planned::new(Vec::new(), Answer::Rules(reply));
+                planned.rules = steps;
+                Some(planned)
+            }
             Request::SetLimit(spec, precondition, reply) => {
                 let step = self
                     .check_vip(&spec)
@@ -305,6 +338,11 @@ impl<P: Dataplane> Control<P> {
                 return;
             };
             drained.push((name, draining, reply));
+            return;
+        }
+        if let Answer::Rules(reply) = planned.answer {
+            self.tell_rules(&planned.rules);
+            drop(reply.send(Ok(self.rules_changed(&planned.rules))));
             return;
         }
         self.tell_limits(&planned.steps);

@@ -22,6 +22,7 @@ use crate::{
         changes::Changes,
         events::Events,
         limits::{Limits, now_ms},
+        rules::Rules,
         scrape::LimitSeries,
     },
     dataplane::{BackendKey, Desired},
@@ -31,6 +32,7 @@ use crate::{
     health::{self, State},
     limits::LimitBook,
     net::{Reason, Resolution},
+    rules::RuleBook,
     store::{Contents, Writer},
 };
 
@@ -55,6 +57,8 @@ pub struct Control<P> {
     pub(super) drains: Drains,
     pub(super) limits: Limits,
     pub(super) limit_series: LimitSeries,
+    pub(super) rules: Rules,
+    pub(super) rule_series: LimitSeries,
     /// Limits of detection beside those of policies.
     pub(super) tightened: Tightened,
     pub(super) changes: Changes,
@@ -136,6 +140,8 @@ impl<P: Dataplane> Control<P> {
         let Contents {
             limits,
             next_limit_id,
+            rules,
+            next_rule_id,
             drains,
             kept: _,
         } = start.contents;
@@ -143,6 +149,9 @@ impl<P: Dataplane> Control<P> {
         let (limits, warnings) = Limits::adopt(book, &mut start.plane, events.clone());
         start.warnings.extend(warnings);
         let config = Arc::new(start.config);
+        let book = RuleBook::new(rules, next_rule_id);
+        let mut rules = Rules::new(book, &config, events.clone());
+        rules.apply(&mut start.plane, |_| true);
         let (sender, commands) = mpsc::channel(COMMANDS);
         handle.commands.store(Arc::new(sender));
         let control = Self {
@@ -153,6 +162,8 @@ impl<P: Dataplane> Control<P> {
             drains,
             limits,
             limit_series: LimitSeries::default(),
+            rules,
+            rule_series: LimitSeries::default(),
             tightened: Tightened::default(),
             trouble: start.writer.trouble(),
             changes: Changes::new(start.writer),
@@ -189,16 +200,19 @@ impl<P: Dataplane> Control<P> {
             heart.beat();
             // Here, not where its sleep ends: whoever asks often would put that off for ever.
             let more_expired = self.limits.expire(&mut self.plane);
+            self.rules.expire(&mut self.plane);
             self.begin();
             let gathered = self.gathered;
             let step = self.next_step();
+            let expiries = [self.limits.next_expiry_ms(), self.rules.next_expiry_ms()];
+            let expiry = expiries.into_iter().flatten().min();
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey_all(command),
                     None => return Ended::Unwanted,
                 },
                 turn = self.changes.next() => self.go_on(turn),
-                () = until_expiry(self.limits.next_expiry_ms()), if !more_expired => {}
+                () = until_expiry(expiry), if !more_expired => {}
                 () = yield_now(), if more_expired => {}
                 () = &mut settle, if !self.settled => {
                     self.settled = true;
@@ -236,6 +250,9 @@ impl<P: Dataplane> Control<P> {
             Vec::new()
         };
         self.reconcile();
+        if !what.is_empty() || self.rules.error().is_some() {
+            self.rules.apply(&mut self.plane, |_| true);
+        }
         if !what.is_empty() && self.apply_error.is_none() {
             tracing::warn!(
                 what = what.join(", "),
@@ -268,6 +285,11 @@ impl<P: Dataplane> Control<P> {
                 drop(reply.send(Ok(self.limits.page(&query, &self.plane))));
             }
             Command::Limit(id, reply) => drop(reply.send(self.limits.get(id, &self.plane))),
+            Command::RulePage(query, reply) => {
+                drop(reply.send(Ok(self.rules.page(&query, &self.plane))));
+            }
+            Command::Rule(id, reply) => drop(reply.send(self.rules.get(id, &self.plane))),
+            Command::RuleCounts(reply) => drop(reply.send(Ok(self.plane.rule_counts()))),
             Command::Tighten(tightened, reply) => {
                 self.tightened = tightened;
                 self.reconcile();
@@ -311,17 +333,21 @@ impl<P: Dataplane> Control<P> {
     fn try_reload(&mut self) -> Result<(), Refused> {
         let new = self.read_config()?;
         let old = std::mem::replace(&mut self.config, Arc::new(new));
+        self.rules.follow(&self.config);
         let attached = self.attach_as(&old);
         self.watch();
         self.reconcile();
+        self.rules.apply(&mut self.plane, |_| true);
         let result = attached.and_then(|()| self.applied());
         if result.is_err() {
             let refused = std::mem::replace(&mut self.config, old);
+            self.rules.follow(&self.config);
             if let Err(error) = self.attach_as(&refused) {
                 tracing::error!(%error, "cannot go back to the interfaces of the config before; correct `interfaces`, and reload");
             }
             self.watch();
             self.reconcile();
+            self.rules.apply(&mut self.plane, |_| true);
         }
         result
     }
@@ -330,13 +356,14 @@ impl<P: Dataplane> Control<P> {
     pub(super) fn read_config(&self) -> Result<Config, Refused> {
         let new = config::load(&self.config_file)?;
         config::check_interfaces(&new, |name| crate::net::if_index(name).is_ok())?;
-        match needs_restart(&self.config, &new) {
-            None => Ok(new),
-            Some(message) => Err(Refused::Invalid {
+        if let Some(message) = needs_restart(&self.config, &new) {
+            return Err(Refused::Invalid {
                 field: None,
                 message,
-            }),
+            });
         }
+        self.rules.fit_with(&new)?;
+        Ok(new)
     }
 
     /// Attaches to the interfaces of the config, if they are others than before.
@@ -438,6 +465,7 @@ impl<P: Dataplane> Control<P> {
         let start = self.start_warnings.iter().cloned();
         start
             .chain(self.apply_error.clone())
+            .chain(self.rules.error())
             .chain(refused)
             .collect()
     }
@@ -473,6 +501,7 @@ impl<P: Dataplane> Control<P> {
         if !same_vips {
             let stays = |vip: &str| desired.vips.contains_key(vip);
             self.limits.before_vips_change(&mut self.plane, stays);
+            self.rules.apply(&mut self.plane, stays);
         }
         self.apply_tables(desired);
         if self.apply_error.is_some() {
@@ -481,6 +510,9 @@ impl<P: Dataplane> Control<P> {
             self.applied_vips = Some(desired.vips.keys().cloned().collect());
         }
         self.limits.after_vips_change(&mut self.plane);
+        if !same_vips {
+            self.rules.apply(&mut self.plane, |_| true);
+        }
     }
 
     fn apply_tables(&mut self, desired: &Desired) {

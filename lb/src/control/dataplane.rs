@@ -6,7 +6,7 @@ use std::{
 };
 
 use sluice_ebpf::{
-    abi::{Count, DropReason, FlowStats, VipStats},
+    abi::{Count, DropReason, FlowStats, RuleCounts, VipStats},
     amplification::Preset,
 };
 
@@ -14,6 +14,7 @@ use crate::{
     config::Mode,
     dataplane::{BackendKey, CrowdingByClass, Desired, ExactCounters, Preview},
     limits::LimitSpec,
+    rules::RuleSpec,
 };
 
 /// Why the data plane did not do what it was asked for.
@@ -72,6 +73,12 @@ pub trait Dataplane {
     fn remove_limit(&mut self, number: u32) -> Result<(), Failure>;
 
     fn limit_counters(&self, number: u32) -> Option<ExactCounters>;
+
+    /// Makes packets meet exactly these rules, in this order, each with its id. On an error they meet those from before.
+    fn set_rules(&mut self, rules: &[(u64, &RuleSpec)]) -> Result<(), Failure>;
+
+    /// What each rule counted, by id.
+    fn rule_counts(&self) -> BTreeMap<u64, RuleCounts>;
 }
 
 /// An interface whose packets the program sees.

@@ -22,10 +22,11 @@ use super::{
     webhook::{self, Message},
 };
 use crate::{
-    dataplane::{Action, Watch},
+    dataplane::{Action, Watch, Watched},
     detect::{
         detector::{Decision, Reading, VipReading},
         header::{Header, InTunnel},
+        minute::{self, MOST_A_TICK, Seen},
         recent::VipIndex,
         shared::{Shared, mitigation_key},
         talkers::Talk,
@@ -88,7 +89,8 @@ impl Task {
         let view = self.handle.view();
         self.follow(&view);
         let now_ms = now_ms();
-        let reading = self.read(BTreeMap::new())?;
+        let fitted = self.measures.fitted(&self.handle).await;
+        let reading = self.read(fitted)?;
         self.take_samples(now_ms, &reading);
         let decisions = self.shared.lock().detector.tick(now_ms, reading);
         self.measures.apply(&self.handle, &self.shared).await;
@@ -155,11 +157,12 @@ impl Task {
         }
         #[expect(clippy::cast_possible_truncation, reason = "an estimate")]
         let weight = (came as f64 / taken.len().max(1) as f64).max(1.0) as f32;
+        let every = taken.len().div_ceil(MOST_A_TICK).max(1);
+        let seen = taken.iter().step_by(every).filter_map(seen).collect();
         let mut state = self.shared.lock();
+        state.minute.push(now_ms, came, seen);
         for sample in taken {
-            let sent = matches!(sample.action, Action::Tx | Action::Redirect);
-            let tunnel = if sent { InTunnel::Maybe } else { InTunnel::No };
-            let Some(header) = Header::read(&sample.frame, tunnel) else {
+            let Some(header) = Header::read(&sample.frame, tunnel(&sample)) else {
                 continue;
             };
             state.talkers.push(Talk {
@@ -206,6 +209,23 @@ impl Task {
         }
         self.handle.tell(event);
         row
+    }
+}
+
+/// A sample as rules look at it.
+fn seen(sample: &Watched) -> Option<Seen> {
+    Some(Seen {
+        vip: sample.vip,
+        header: minute::read(&sample.frame, tunnel(sample))?,
+        dropped: sample.reason.is_some(),
+    })
+}
+
+fn tunnel(sample: &Watched) -> InTunnel {
+    if matches!(sample.action, Action::Tx | Action::Redirect) {
+        InTunnel::Maybe
+    } else {
+        InTunnel::No
     }
 }
 

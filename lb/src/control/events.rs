@@ -4,7 +4,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use tokio::sync::broadcast;
 
-use crate::{detect::detector::Decision, drains::BackendName, health::State, limits::LimitRecord};
+use crate::{
+    detect::detector::Decision, drains::BackendName, health::State, limits::LimitRecord,
+    rules::RuleRecord,
+};
 
 /// One change of the state.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +19,11 @@ pub enum Event {
     LimitRemoved(u64),
     /// A limit's time was over.
     LimitExpired(u64),
+    RuleSet(Arc<RuleRecord>),
+    /// Many rules were set in one request: their ids.
+    RulesSet(Arc<[u64]>),
+    RuleRemoved(u64),
+    RuleExpired(u64),
     DrainBegun(BackendName),
     DrainEnded(BackendName),
     Health(HealthChange),
@@ -56,6 +64,10 @@ impl Event {
             Self::LimitsSet(_) => "limits_set",
             Self::LimitRemoved(_) => "limit_removed",
             Self::LimitExpired(_) => "limit_expired",
+            Self::RuleSet(_) => "rule_set",
+            Self::RulesSet(_) => "rules_set",
+            Self::RuleRemoved(_) => "rule_removed",
+            Self::RuleExpired(_) => "rule_expired",
             Self::DrainBegun(_) => "drain_begun",
             Self::DrainEnded(_) => "drain_ended",
             Self::Health(_) => "health",

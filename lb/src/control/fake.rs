@@ -6,7 +6,7 @@ use std::{
 };
 
 use sluice_ebpf::{
-    abi::{Count, DropReason, VipStats},
+    abi::{Count, DropReason, RuleCounts, VipStats},
     amplification::Preset,
 };
 
@@ -15,6 +15,7 @@ use crate::{
     config::Mode,
     dataplane::{BackendKey, Crowding, CrowdingByClass, Desired, ExactCounters, Preview},
     limits::LimitSpec,
+    rules::RuleSpec,
 };
 
 /// Shares what it holds with the test.
@@ -29,6 +30,7 @@ struct Held {
     panics: bool,
     limits: BTreeMap<u32, LimitSpec>,
     last_limit: u32,
+    rules: Vec<(u64, RuleSpec)>,
     /// For so many limits.
     room: Option<usize>,
 }
@@ -40,6 +42,15 @@ impl Fake {
 
     pub(crate) fn limits(&self) -> Vec<LimitSpec> {
         self.0.lock().unwrap().limits.values().cloned().collect()
+    }
+
+    /// As packets meet them, by their text.
+    pub(crate) fn rules(&self) -> Vec<String> {
+        let held = self.0.lock().unwrap();
+        held.rules
+            .iter()
+            .map(|(_, rule)| rule.to_string())
+            .collect()
     }
 
     pub(crate) fn make_room_for(&self, limits: Option<usize>) {
@@ -207,6 +218,25 @@ impl Dataplane for Fake {
     fn remove_limit(&mut self, number: u32) -> Result<(), Failure> {
         self.0.lock().unwrap().limits.remove(&number).unwrap();
         Ok(())
+    }
+
+    fn set_rules(&mut self, rules: &[(u64, &RuleSpec)]) -> Result<(), Failure> {
+        let rules = rules.iter().map(|(id, spec)| (*id, RuleSpec::clone(spec)));
+        self.0.lock().unwrap().rules = rules.collect();
+        Ok(())
+    }
+
+    fn rule_counts(&self) -> BTreeMap<u64, RuleCounts> {
+        let count = |packets| Count {
+            packets,
+            bytes: packets * 100,
+        };
+        let counts = RuleCounts {
+            passed: count(10),
+            dropped: count(3),
+        };
+        let held = self.0.lock().unwrap();
+        held.rules.iter().map(|(id, _)| (*id, counts)).collect()
     }
 
     fn limit_counters(&self, number: u32) -> Option<ExactCounters> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sluice_ebpf::{
-    abi::{ANY_VIP, Settings, maps},
+    abi::{ANY_VIP, RuleCounts, Settings, maps},
     exact::V6_WAYS,
 };
 
@@ -16,10 +16,12 @@ use crate::{
     config::{self, Config},
     dataplane::{
         Attached, BackendKey, Cells, Census, Desired, ExactCounters, ExactLimit, ExactLimits,
-        ExactTables, LoadError, Mode, Need, Opened, Plane, Preview, RunStats, TableKey,
+        ExactTables, LoadError, Mode, Need, Opened, Plane, Preview, RuleInForce, RuleMaps,
+        RunStats, TableKey,
     },
     limits::LimitSpec,
     net,
+    rules::RuleSpec,
     sys::Mapped,
 };
 
@@ -31,6 +33,7 @@ pub(super) struct Kernel {
     /// Interfaces of the config that are not there.
     gone: Vec<String>,
     program_id: Option<u32>,
+    rules: RuleMaps,
     /// `None` until limits are adopted.
     exact: Option<ExactLimits>,
     /// Lookup tables by VIP.
@@ -81,9 +84,11 @@ impl Kernel {
         secret: Option<[u8; 32]>,
     ) -> Result<(Self, Opened), LoadError> {
         let (mut plane, opened) = Plane::open(&config.dataplane, need(config), secret)?;
+        let rules = plane.rules()?;
         let program_id = plane.run_stats().ok().map(|stats| stats.program_id);
         let kernel = Self {
             plane,
+            rules,
             config: config.dataplane.clone(),
             attached: opened.interfaces.clone(),
             gone: Vec::new(),
@@ -230,6 +235,9 @@ impl Dataplane for Kernel {
     fn audit(&mut self) -> Vec<String> {
         let mut found = self.plane.audit();
         self.audit_limits(&mut found);
+        if !self.rules.audit() {
+            found.push("rules".to_owned());
+        }
         self.audit_interfaces(&mut found);
         found
     }
@@ -346,6 +354,31 @@ impl Dataplane for Kernel {
 
     fn limit_counters(&self, number: u32) -> Option<ExactCounters> {
         self.exact.as_ref()?.read(number)
+    }
+
+    fn set_rules(&mut self, rules: &[(u64, &RuleSpec)]) -> Result<(), Failure> {
+        let rules: Vec<RuleInForce<'_>> = rules
+            .iter()
+            .map(|(id, spec)| RuleInForce {
+                id: *id,
+                spec,
+                vip: spec
+                    .vip
+                    .as_deref()
+                    .and_then(|vip| self.plane.vip_number(vip)),
+            })
+            .collect();
+        Ok(self.rules.set(&rules)?)
+    }
+
+    fn rule_counts(&self) -> BTreeMap<u64, RuleCounts> {
+        self.rules.counts().unwrap_or_else(|error| {
+            tracing::error!(
+                error = super::chain(&error),
+                "counters of rules are not shown"
+            );
+            BTreeMap::new()
+        })
     }
 }
 

@@ -3,16 +3,20 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use sluice_ebpf::abi::Count;
 
-use super::{Handle, Refused};
+use super::{Handle, Refused, limits::now_ms};
 use crate::{
     config::{Class, Mode, Scope, SourceLimit},
     desired::Tightened,
     detect::{
-        mitigation::{Measure, Mitigation},
+        as_rule,
+        mitigation::{Measure, Mitigation, Phase},
         shared::Shared,
+        signature::Signature,
     },
     limits::{ClassWord, LimitSpec, Precondition},
+    rules::{self, Origin, RuleSpec},
 };
 
 /// What was done so far.
@@ -21,18 +25,118 @@ pub(super) struct Measures {
     tightened: Tightened,
     /// Ids of the limits of each cap.
     caps: BTreeMap<u64, Vec<u64>>,
+    /// Rules by mitigation.
+    rules: BTreeMap<u64, Held>,
+}
+
+/// Rules of a mitigation.
+#[derive(Debug)]
+struct Held {
+    /// None if they could not be set.
+    ids: Vec<u64>,
+    mode: Mode,
+    /// When they are to be set again: they end by themselves if nobody looks after them.
+    renew_ms: u64,
 }
 
 impl Measures {
     pub(super) async fn apply(&mut self, handle: &Handle, shared: &Shared) {
-        let wanted: Vec<(Mitigation, bool)> = {
+        let (wanted, hold_ms): (Vec<(Mitigation, bool)>, u64) = {
             let state = shared.lock();
             let all = state.detector.mitigations();
-            all.map(|mitigation| (mitigation.clone(), state.detector.enforces(mitigation)))
-                .collect()
+            let wanted =
+                all.map(|mitigation| (mitigation.clone(), state.detector.enforces(mitigation)));
+            (wanted.collect(), state.detector.settings().times.hold_ms)
         };
+        self.rule(handle, &wanted, hold_ms).await;
         self.tighten(handle, &wanted).await;
         self.cap(handle, &wanted).await;
+    }
+
+    /// Packets that fitted the rules of each mitigation so far.
+    pub(super) async fn fitted(&self, handle: &Handle) -> BTreeMap<u64, Count> {
+        if self.rules.values().all(|held| held.ids.is_empty()) {
+            return BTreeMap::new();
+        }
+        let counts = match handle.rule_counts().await {
+            Ok(counts) => counts,
+            Err(error) => {
+                tracing::error!(%error, "what fits mitigations is not known");
+                return BTreeMap::new();
+            }
+        };
+        let fitted = |held: &Held| {
+            let counts = held.ids.iter().filter_map(|id| counts.get(id));
+            let parts = counts.flat_map(|counts| [counts.passed, counts.dropped]);
+            parts.fold(Count::default(), |sum, part| Count {
+                packets: sum.packets + part.packets,
+                bytes: sum.bytes + part.bytes,
+            })
+        };
+        let rules = self.rules.iter();
+        rules.map(|(id, held)| (*id, fitted(held))).collect()
+    }
+
+    /// Signatures are rules: of those in force they drop, of shadows and of advice they count.
+    async fn rule(&mut self, handle: &Handle, wanted: &[(Mitigation, bool)], hold_ms: u64) {
+        let now_ms = now_ms();
+        let ttl_ms = hold_ms + GRACE_MS;
+        let wanted: BTreeMap<u64, (&Mitigation, &Signature, Mode)> = wanted
+            .iter()
+            .filter(|(mitigation, _)| !matches!(mitigation.phase, Phase::Reverted { .. }))
+            .filter_map(|(mitigation, enforces)| {
+                let Measure::Rule(signature) = &mitigation.measure else {
+                    return None;
+                };
+                let mode = if *enforces {
+                    Mode::Enforce
+                } else {
+                    Mode::Monitor
+                };
+                Some((mitigation.id, (mitigation, signature, mode)))
+            })
+            .collect();
+        let over: Vec<u64> = self
+            .rules
+            .keys()
+            .copied()
+            .filter(|id| !wanted.contains_key(id))
+            .collect();
+        for id in over {
+            let held = self.rules.remove(&id);
+            for rule in held.into_iter().flat_map(|held| held.ids) {
+                // Its time may be over already.
+                if let Err(error @ Refused::Disk(_)) =
+                    handle.remove_rule(rule, Precondition::None).await
+                {
+                    tracing::error!(%error, rule, "a rule of a mitigation cannot be taken away; it ends within minutes");
+                }
+            }
+        }
+        for (id, (mitigation, signature, mode)) in wanted {
+            let held = self.rules.get(&id);
+            if held.is_some_and(|held| held.mode == mode && now_ms < held.renew_ms) {
+                continue;
+            }
+            let specs = rule_specs(mitigation, signature, mode, ttl_ms);
+            let (ids, renew_ms) = match handle.set_rules(specs).await {
+                Ok(set) => {
+                    let ids = set.iter().map(|(rule, _)| rule.record.id).collect();
+                    (ids, now_ms + ttl_ms / 2)
+                }
+                Err(error) => {
+                    tracing::error!(%error, mitigation = id, "a rule of a mitigation cannot be set");
+                    let before = held.map(|held| held.ids.clone());
+                    (before.unwrap_or_default(), now_ms + RETRY_MS)
+                }
+            };
+            let held = Held {
+                ids,
+                mode,
+                renew_ms,
+            };
+            self.rules.insert(id, held);
+        }
     }
 
     /// Limits for source networks stand in the policies of VIPs.
@@ -107,6 +211,32 @@ fn comment(id: u64) -> String {
 }
 
 const COMMENT: &str = "mitigation ";
+/// Rules of mitigations end so long after `hold` unless they are set again, which they are after half of both.
+const GRACE_MS: u64 = 30_000;
+/// What the data plane refused is tried again after this time.
+const RETRY_MS: u64 = 5_000;
+/// Behind those of the operator: what these let pass stays so.
+const RULE_PRIORITY: u16 = 1_000;
+
+fn rule_specs(
+    mitigation: &Mitigation,
+    signature: &Signature,
+    mode: Mode,
+    ttl_ms: u64,
+) -> Vec<RuleSpec> {
+    let all = as_rule::rules(signature, mitigation.class).into_iter();
+    all.map(|components| RuleSpec {
+        vip: mitigation.vip.clone(),
+        mode,
+        priority: RULE_PRIORITY,
+        established: mitigation.class == Class::Established,
+        ttl_seconds: Some(ttl_ms.div_ceil(1_000)),
+        comment: comment(mitigation.id),
+        origin: Origin::Detection,
+        ..RuleSpec::new(components, rules::Action::Drop)
+    })
+    .collect()
+}
 
 fn network_limit(class: Class, pps: u64) -> SourceLimit {
     SourceLimit {

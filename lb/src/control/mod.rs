@@ -13,6 +13,7 @@ mod limits;
 mod measures;
 mod plan;
 mod request;
+mod rules;
 mod scrape;
 mod sources;
 mod supervise;
@@ -23,9 +24,10 @@ mod webhook;
 #[cfg(test)]
 pub(crate) mod fake;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use arc_swap::ArcSwap;
+use sluice_ebpf::abi::RuleCounts;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
@@ -37,6 +39,7 @@ use crate::{
     },
     drains::BackendName,
     limits::{LimitError, LimitQuery, LimitSpec, Precondition},
+    rules::{RuleChange, RuleSpec},
     service::Manager,
 };
 
@@ -53,6 +56,8 @@ pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFig
 pub use events::{Event, HealthChange};
 pub use limits::{LimitInForce, LimitPage, Novelty};
 pub use plan::{Plan, VipPlan};
+pub(crate) use rules::available;
+pub use rules::{RuleInForce, RulePage, RuleQuery};
 pub use scrape::{LimitCounts, LimitLabel, MOST_LIMIT_SERIES, Scrape};
 pub use sources::Sources;
 pub use supervise::{Heart, Supervisor, TaskStatus};
@@ -148,6 +153,9 @@ enum Command {
     Scrape(Reply<Scrape>),
     LimitPage(LimitQuery, Reply<LimitPage>),
     Limit(u64, Reply<LimitInForce>),
+    RulePage(RuleQuery, Reply<RulePage>),
+    Rule(u64, Reply<RuleInForce>),
+    RuleCounts(Reply<BTreeMap<u64, RuleCounts>>),
     /// Limits of detection beside those of policies.
     Tighten(Tightened, Reply<()>),
     /// Nothing: whoever asks wants to know whether anybody is there.
@@ -300,6 +308,64 @@ impl Handle {
     pub async fn remove_limit(&self, id: u64, precondition: Precondition) -> Result<(), Refused> {
         self.change(|reply| Request::RemoveLimit(id, precondition, reply))
             .await
+    }
+
+    /// Some of them, by id.
+    pub async fn rule_page(&self, query: RuleQuery) -> Result<RulePage, Refused> {
+        self.ask(|reply| Command::RulePage(query, reply)).await
+    }
+
+    pub async fn rule(&self, id: u64) -> Result<RuleInForce, Refused> {
+        self.ask(|reply| Command::Rule(id, reply)).await
+    }
+
+    /// What each rule counted, by id.
+    async fn rule_counts(&self) -> Result<BTreeMap<u64, RuleCounts>, Refused> {
+        self.ask(Command::RuleCounts).await
+    }
+
+    /// Sets a rule; one that means the same packets, and was set by the same, is replaced. Packets meet it when this
+    /// returns.
+    pub async fn set_rule(
+        &self,
+        spec: RuleSpec,
+        precondition: Precondition,
+    ) -> Result<(RuleInForce, Novelty), Refused> {
+        let change = RuleChange::Set(Box::new(spec), precondition);
+        self.one_rule(change).await
+    }
+
+    /// Sets many rules, or none of them.
+    pub async fn set_rules(
+        &self,
+        specs: Vec<RuleSpec>,
+    ) -> Result<Vec<(RuleInForce, Novelty)>, Refused> {
+        self.change(|reply| Request::Rules(RuleChange::SetAll(specs), reply))
+            .await
+    }
+
+    /// Makes a rule be another; it keeps its id.
+    pub async fn replace_rule(
+        &self,
+        id: u64,
+        spec: RuleSpec,
+        precondition: Precondition,
+    ) -> Result<RuleInForce, Refused> {
+        let change = RuleChange::Replace(id, Box::new(spec), precondition);
+        self.one_rule(change).await.map(|(rule, _)| rule)
+    }
+
+    /// No packet meets it any more when this returns.
+    pub async fn remove_rule(&self, id: u64, precondition: Precondition) -> Result<(), Refused> {
+        let change = RuleChange::Remove(id, precondition);
+        self.change(|reply| Request::Rules(change, reply))
+            .await
+            .map(drop)
+    }
+
+    async fn one_rule(&self, change: RuleChange) -> Result<(RuleInForce, Novelty), Refused> {
+        let mut changed = self.change(|reply| Request::Rules(change, reply)).await?;
+        changed.pop().ok_or(Refused::Ended)
     }
 
     async fn change<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Refused> {

@@ -133,6 +133,7 @@ impl Draft {
     pub(super) fn finish(self) -> Plan {
         let mut steps = interface_steps(&self.before, &self.after);
         steps.extend(self.preview.steps().iter().map(ToString::to_string));
+        steps.extend(rule_steps(&self.before, &self.after));
         let before = Vips::of(&self.before);
         let after = Vips::of(&self.after);
         let mut changes = self.preview.vips();
@@ -192,6 +193,19 @@ fn interface_steps(before: &Config, after: &Config) -> Vec<String> {
         .map(|name| format!("attach to interface {name}"))
         .chain(detach.map(|name| format!("detach from interface {name}")))
         .collect()
+}
+
+fn rule_steps(before: &Config, after: &Config) -> impl Iterator<Item = String> {
+    let put = after
+        .rules
+        .iter()
+        .filter(|rule| !before.rules.contains(rule));
+    let remove = before
+        .rules
+        .iter()
+        .filter(|rule| !after.rules.contains(rule));
+    put.map(|rule| format!("put rule {rule}"))
+        .chain(remove.map(|rule| format!("remove rule {rule}")))
 }
 
 /// VIPs of a config, and who serves them.

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Draining, LimitInForce, Novelty, Refused, Reply};
+use super::{Draining, LimitInForce, Novelty, Refused, Reply, RuleInForce, rules::written};
 use crate::{
     drains::BackendName,
     limits::{LimitRecord, LimitSpec, Precondition, Step},
+    rules::{RuleChange, RuleStep},
     store::Change,
 };
 
@@ -16,6 +17,7 @@ pub(super) enum Request {
     SetLimits(Vec<LimitSpec>, Reply<LimitsSet>),
     ReplaceLimit(u64, LimitSpec, Precondition, Reply<(LimitInForce, Novelty)>),
     RemoveLimit(u64, Precondition, Reply<()>),
+    Rules(RuleChange, Reply<Vec<(RuleInForce, Novelty)>>),
     Drain(BackendName, Draining, Reply<()>),
     /// Rows of detection; without a value: to be removed.
     Keep(Vec<(String, Option<Vec<u8>>)>, Reply<()>),
@@ -32,6 +34,7 @@ pub struct LimitsSet {
 /// A request that can be carried out.
 pub(super) struct Planned {
     pub(super) steps: Vec<Step>,
+    pub(super) rules: Vec<RuleStep>,
     pub(super) drain: Option<(BackendName, Draining)>,
     pub(super) kept: Vec<Change>,
     pub(super) answer: Answer,
@@ -40,6 +43,7 @@ pub(super) struct Planned {
 pub(super) enum Answer {
     Limit(Reply<(LimitInForce, Novelty)>),
     Limits(Reply<LimitsSet>),
+    Rules(Reply<Vec<(RuleInForce, Novelty)>>),
     Done(Reply<()>),
 }
 
@@ -50,6 +54,7 @@ impl Request {
                 Answer::Limit(reply)
             }
             Self::SetLimits(_, reply) => Answer::Limits(reply),
+            Self::Rules(_, reply) => Answer::Rules(reply),
             Self::RemoveLimit(_, _, reply) | Self::Drain(_, _, reply) | Self::Keep(_, reply) => {
                 Answer::Done(reply)
             }
@@ -61,6 +66,7 @@ impl Planned {
     pub(super) fn new(steps: Vec<Step>, answer: Answer) -> Self {
         Self {
             steps,
+            rules: Vec::new(),
             drain: None,
             kept: Vec::new(),
             answer,
@@ -81,6 +87,7 @@ impl Planned {
             Step::Removed(id) => Some(Change::RemoveLimit(*id)),
             Step::Same(_) => None,
         }));
+        changes.extend(self.rules.iter().map(written));
         changes.extend(self.kept.iter().cloned());
         changes.extend(self.drain.iter().map(|(name, draining)| match draining {
             Draining::Begin => Change::Drain(name.clone()),
@@ -95,6 +102,7 @@ impl Answer {
         match self {
             Self::Limit(reply) => drop(reply.send(Err(refused))),
             Self::Limits(reply) => drop(reply.send(Err(refused))),
+            Self::Rules(reply) => drop(reply.send(Err(refused))),
             Self::Done(reply) => drop(reply.send(Err(refused))),
         }
     }
@@ -108,7 +116,7 @@ impl Answer {
                 drop(reply.send(Ok((in_force(record), Novelty::Replaced))));
             }
             // No other step sets one limit, and dropping the reply says so.
-            (Self::Limit(_), _) => {}
+            (Self::Limit(_) | Self::Rules(_), _) => {}
             (Self::Limits(reply), steps) => {
                 let set = LimitsSet {
                     ids: steps.iter().map(Step::id).collect(),

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use super::{Control, Dataplane, Figures, Refused, chain, dataplane::Measured};
+use super::{Control, Dataplane, Figures, Refused, chain, dataplane::Measured, rules::Rules};
 use crate::dataplane::CrowdingByClass;
 
 /// What a scrape of the metrics shows, but for what stands in the view.
@@ -18,6 +18,8 @@ pub struct Scrape {
     pub xdp_ns_per_packet: Option<f64>,
     /// Limits set at run time: [`MOST_LIMIT_SERIES`] by id, and the sum of the others.
     pub limits: Vec<(LimitLabel, LimitCounts)>,
+    /// The same of rules.
+    pub rules: Vec<(LimitLabel, LimitCounts)>,
 }
 
 /// Which limits a series is about.
@@ -48,11 +50,13 @@ impl<P: Dataplane> Control<P> {
             Refused::Failed(format!("cannot read the maps: {}", chain(&*error)))
         })?;
         let counts = self.limits.counts(&self.plane);
+        let rules = Rules::counts(&self.plane);
         Ok(Scrape {
             figures,
             crowding,
             xdp_ns_per_packet,
             limits: self.limit_series.choose(counts),
+            rules: self.rule_series.choose(rules),
         })
     }
 }

@@ -271,7 +271,7 @@ fn sum(slots: impl Iterator<Item = u16>) -> u64 {
 }
 
 /// Its keys do not matter: no sum leaves this process.
-fn hasher() -> AHasher {
+pub(super) fn hasher() -> AHasher {
     use std::hash::BuildHasher;
     RandomState::with_seeds(1, 2, 3, 4).build_hasher()
 }

@@ -212,6 +212,11 @@ impl Stages {
             if !policy.amplification.is_empty() {
                 stages.filter |= abi::FILTER_AMPLIFICATION;
             }
+            match (policy.rules, policy.mode) {
+                (Stage::Off, _) => stages.filter |= abi::FILTER_RULES_OFF,
+                (Stage::Enforce, Mode::Enforce) => {}
+                (Stage::Enforce | Stage::Monitor, _) => stages.filter |= abi::FILTER_RULES_MONITOR,
+            }
             if policy.out_of_state.is_some() {
                 stages.filter |= abi::FILTER_OUT_OF_STATE;
             }
@@ -293,6 +298,7 @@ mod tests {
                 burst: 10,
             }],
             detect: None,
+            rules: Stage::Enforce,
             sanity: Sanity::default(),
             amplification: vec![
                 Amplified {
@@ -401,7 +407,9 @@ mod tests {
         assert_eq!(asked_of("2001:db8:7::1"), ntp);
         assert_eq!(asked_of("2001:db9::1"), 0);
         let filter = Stages::of(Some(&wanted)).filter;
-        assert_eq!(filter, abi::FILTER_AMPLIFICATION | abi::FILTER_OUT_OF_STATE);
+        let expected =
+            abi::FILTER_AMPLIFICATION | abi::FILTER_OUT_OF_STATE | abi::FILTER_RULES_MONITOR;
+        assert_eq!(filter, expected);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use super::{
     plan::{Image, Step, plan},
     preview::Preview,
     registry::Registry,
+    rules::RuleMaps,
     sketch::Sketch,
     slots::Slots,
     stats::Counters,
@@ -140,6 +141,11 @@ impl Plane {
                 Err(error)
             }
         }
+    }
+
+    /// Where rules are put. To be called once.
+    pub fn rules(&mut self) -> Result<RuleMaps, LoadError> {
+        RuleMaps::new(&mut self.object, self.hz)
     }
 
     /// Attaches to exactly the config's interfaces. The ones that stay lose no packet. The second value warns.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::Hasher,
     mem::offset_of,
 };
 
@@ -19,7 +20,7 @@ use sluice_ebpf::{
     rules::RuleTables,
 };
 
-use super::{error::LoadError, plane::mapped};
+use super::{audit::hasher, error::LoadError, plane::mapped};
 use crate::{
     rules::{Action, Placed, RuleSpec, TooMany, compile},
     sys::Mapped,
@@ -36,6 +37,17 @@ pub struct RuleMaps {
     numbers: BTreeMap<u64, u16>,
     /// Where the search for a free number goes on: one that was given back is used again as late as can be.
     next: u16,
+    /// What was put there last.
+    known: Option<Known>,
+}
+
+/// What packets do not change of all this.
+struct Known {
+    word: u32,
+    /// Of the tables in use.
+    sum: u64,
+    /// By number.
+    states: Vec<(u16, RuleState)>,
 }
 
 /// A rule that packets shall meet.
@@ -79,6 +91,7 @@ impl RuleMaps {
             hz,
             numbers: BTreeMap::new(),
             next: 0,
+            known: None,
         };
         for number in 0..RULE_NUMBERS {
             let id = this.states.read(number.into()).id;
@@ -115,9 +128,10 @@ impl RuleMaps {
         for number in new {
             self.forget(number)?;
         }
-        for (rule, placed) in rules.iter().zip(&placed) {
-            self.write_state(rule, placed.number);
-        }
+        let written = rules.iter().zip(&placed);
+        let states = written
+            .map(|(rule, placed)| (placed.number, self.write_state(rule, placed.number)))
+            .collect();
         let generation = (self.settings.read(0).rules & RULES_GENERATION) ^ 1;
         let bytes = compiled.bytes();
         for part in compiled.parts() {
@@ -136,6 +150,11 @@ impl RuleMaps {
         let word = bits.fold(generation, |word, (_, bit)| word | bit);
         self.settings
             .store_u32(0, offset_of!(Settings, rules), word);
+        self.known = Some(Known {
+            word,
+            sum: self.sum(word),
+            states,
+        });
         self.numbers = numbers;
         let gone: Vec<u64> = self
             .numbers
@@ -150,6 +169,36 @@ impl RuleMaps {
             }
         }
         Ok(())
+    }
+
+    /// Whether the maps hold what was put there last. If not, [`RuleMaps::set`] mends it.
+    #[must_use]
+    pub fn audit(&self) -> bool {
+        let Some(known) = &self.known else {
+            return true;
+        };
+        let holds = |(number, state): &(u16, RuleState)| {
+            let held = self.states.read((*number).into());
+            *state
+                == RuleState {
+                    packets_tat: 0,
+                    bytes_tat: 0,
+                    ..held
+                }
+        };
+        self.settings.read(0).rules == known.word
+            && known.states.iter().all(holds)
+            && self.sum(known.word) == known.sum
+    }
+
+    /// Of the tables that packets are led to by this word; without rules they are led to none.
+    fn sum(&self, word: u32) -> u64 {
+        let mut hasher = hasher();
+        if word & RULES_ANY != 0 {
+            let generation = word & RULES_GENERATION;
+            self.tables.hash(generation..generation + 1, &mut hasher);
+        }
+        hasher.finish()
     }
 
     /// What each rule counted, by id.
@@ -196,7 +245,7 @@ impl RuleMaps {
     }
 
     /// Arrival times stay: a limit that is written again does not begin anew.
-    fn write_state(&self, rule: &RuleInForce<'_>, number: u16) {
+    fn write_state(&self, rule: &RuleInForce<'_>, number: u16) -> RuleState {
         let (packets, bytes) = match rule.spec.action {
             Action::Limit(limit) => {
                 let burst = u64::from(limit.burst_packets());
@@ -218,6 +267,12 @@ impl RuleMaps {
         ] {
             store(at + offset_of!(Limiter, allowance), limiter.allowance);
             store(at + offset_of!(Limiter, cost), limiter.cost);
+        }
+        RuleState {
+            id: rule.id,
+            packets,
+            bytes,
+            ..RuleState::default()
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     baseline::{Baseline, Kept},
     detector::{ALL_CLASSES, Able, Detector, Settings, VipSettings},
+    minute::Minute,
     mitigation::Mitigation,
     recent::VipIndex,
     talkers::Talkers,
@@ -24,6 +25,7 @@ pub struct Shared(Arc<Mutex<State>>);
 pub struct State {
     pub detector: Detector,
     pub talkers: Talkers,
+    pub minute: Minute,
     pub vips: BTreeMap<String, VipIndex>,
     /// What was learned of VIPs that the config did not name yet when it was read.
     learned: BTreeMap<(Option<String>, u8), Learned>,
@@ -69,6 +71,7 @@ impl Shared {
         let state = State {
             detector,
             talkers: Talkers::default(),
+            minute: Minute::default(),
             vips: BTreeMap::new(),
             learned,
         };
@@ -132,7 +135,7 @@ impl State {
 
 /// What this version's data plane can be told to do.
 const ABLE: Able = Able {
-    rules: false,
+    rules: true,
     challenge: false,
 };
 

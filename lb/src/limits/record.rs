@@ -22,7 +22,7 @@ pub struct LimitRecord {
 impl LimitRecord {
     /// Names what this limit is now; any change gives it another.
     pub fn etag(&self) -> Etag {
-        Etag(format!("\"{}-{}\"", self.id, self.revision))
+        Etag::new(self.id, self.revision)
     }
 }
 
@@ -33,6 +33,12 @@ pub struct Etag(String);
 impl fmt::Display for Etag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl Etag {
+    pub(crate) fn new(id: u64, revision: u64) -> Self {
+        Self(format!("\"{id}-{revision}\""))
     }
 }
 
@@ -56,10 +62,15 @@ pub const IF_NONE_MATCH: &str = "If-None-Match";
 
 impl Precondition {
     pub(super) fn holds(&self, now: Option<&LimitRecord>) -> bool {
+        self.holds_for(now.map(LimitRecord::etag).as_ref())
+    }
+
+    /// Whether it holds for what has this tag now; without one it does not exist.
+    pub(crate) fn holds_for(&self, now: Option<&Etag>) -> bool {
         match (self, now) {
             (Self::None, _) | (Self::Exists, Some(_)) | (Self::Absent, None) => true,
             (Self::Exists, None) | (Self::Absent, Some(_)) | (Self::Is(_), None) => false,
-            (Self::Is(tags), Some(record)) => tags.contains(&record.etag()),
+            (Self::Is(tags), Some(etag)) => tags.contains(etag),
         }
     }
 }

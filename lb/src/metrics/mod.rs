@@ -190,6 +190,22 @@ fn limits(page: &mut Page, scrape: &Scrape) {
             crowding.collateral_probability,
         );
     }
+    for (label, counts) in &scrape.rules {
+        let rule = match label {
+            LimitLabel::Id(id) => id.to_string(),
+            LimitLabel::Other => "other".to_owned(),
+        };
+        page.add(
+            names::RULE_MATCHED_PACKETS,
+            &[&rule],
+            counts.matched_packets,
+        );
+        page.add(
+            names::RULE_DROPPED_PACKETS,
+            &[&rule],
+            counts.dropped_packets,
+        );
+    }
     for (label, counts) in &scrape.limits {
         let limit = match label {
             LimitLabel::Id(id) => id.to_string(),

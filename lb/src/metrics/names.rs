@@ -79,6 +79,10 @@ metrics! {
         "Packets that met a limit set at run time. The 100 limits that drop most by id, and other for the sum of the rest.";
     LIMIT_DROPPED_PACKETS = Counter "sluice_limit_dropped_packets_total" ["limit"]
         "Packets over that limit. With mode monitor they were not dropped.";
+    RULE_MATCHED_PACKETS = Counter "sluice_rule_matched_packets_total" ["rule"]
+        "Packets that a rule means. The 100 rules that drop most by id, and other for the sum of the rest.";
+    RULE_DROPPED_PACKETS = Counter "sluice_rule_dropped_packets_total" ["rule"]
+        "Packets that the rule dropped. With mode monitor they were not dropped.";
     LIMITER_FILL_RATIO = Gauge "sluice_limiter_fill_ratio" ["class"]
         "Part of the sketch's cells that are full for the strictest limit of a class, by a sample of its pages.";
     LIMITER_COLLATERAL_PROBABILITY = Gauge "sluice_limiter_collateral_probability" ["class"]

@@ -5,6 +5,7 @@
 //! everything faster is compared with.
 
 mod bits;
+mod book;
 mod compile;
 mod header;
 mod json;
@@ -20,6 +21,7 @@ pub(crate) mod arbitrary;
 mod tests;
 
 pub use bits::{BitKind, Bits, FragmentBits, TcpFlags, Term};
+pub use book::{FIRST_CONFIG_ID, RuleBook, RuleChange, RuleRecord, RuleRefusal, RuleStep};
 pub use compile::{Compiled, Placed, TooMany, compile};
 pub use header::Header;
 pub use numbers::{Byte, Dscp, Length, NumberKind, Numbers, Port, Protocol};

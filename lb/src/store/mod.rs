@@ -27,6 +27,7 @@ use redb::{Builder, Database, StorageBackend, WriteTransaction};
 use crate::{
     drains::{BackendName, Drains},
     limits::LimitRecord,
+    rules::RuleRecord,
 };
 
 pub use disk::{Allocated, Directory};
@@ -42,6 +43,10 @@ pub enum Change {
     RemoveLimit(u64),
     /// All ids below this one were used.
     NextLimitId(u64),
+    SetRule(Arc<RuleRecord>),
+    RemoveRule(u64),
+    /// As [`Change::NextLimitId`].
+    NextRuleId(u64),
     Drain(BackendName),
     Undrain(BackendName),
     /// What detection knows, by a key of its own; `None`: not any more.
@@ -54,6 +59,9 @@ pub struct Contents {
     /// By id.
     pub limits: Vec<LimitRecord>,
     pub next_limit_id: u64,
+    /// By id.
+    pub rules: Vec<RuleRecord>,
+    pub next_rule_id: u64,
     pub drains: Drains,
     /// What detection knew.
     pub kept: BTreeMap<String, Vec<u8>>,
@@ -255,6 +263,8 @@ impl Default for Contents {
         Self {
             limits: Vec::new(),
             next_limit_id: 1,
+            rules: Vec::new(),
+            next_rule_id: 1,
             drains: Drains::new(),
             kept: BTreeMap::new(),
         }

@@ -10,7 +10,7 @@ use redb::{
 };
 
 use super::{Change, Contents, Failure};
-use crate::limits::LimitRecord;
+use crate::{limits::LimitRecord, rules::RuleRecord};
 
 /// Single numbers by name.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -19,12 +19,15 @@ const LIMITS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("limits");
 /// Names of backends that drain.
 const DRAINS: TableDefinition<'_, &str, ()> = TableDefinition::new("drains");
 
+/// [`RuleRecord`] as JSON, by id.
+const RULES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rules");
 /// What detection knows, as it writes it.
 const DETECTION: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("detection");
 
 /// Rows of [`META`].
 const FORMAT_ROW: &str = "format";
 const NEXT_LIMIT_ID: &str = "next_limit_id";
+const NEXT_RULE_ID: &str = "next_rule_id";
 
 /// What this daemon writes, and the highest that it reads.
 const FORMAT: u64 = 1;
@@ -34,6 +37,7 @@ const FORMAT: u64 = 1;
 pub(super) enum Row {
     Meta(&'static str, Option<u64>),
     Limit(u64, Option<Vec<u8>>),
+    Rule(u64, Option<Vec<u8>>),
     Drain(String, Option<()>),
     Kept(String, Option<Vec<u8>>),
 }
@@ -42,6 +46,7 @@ pub(super) enum Row {
 #[derive(Clone, Debug)]
 pub(super) enum Unreadable {
     Limit(u64),
+    Rule(u64),
     Drain(String),
 }
 
@@ -49,6 +54,7 @@ impl Unreadable {
     pub(super) fn without_value(&self) -> Row {
         match self {
             Self::Limit(id) => Row::Limit(*id, None),
+            Self::Rule(id) => Row::Rule(*id, None),
             Self::Drain(name) => Row::Drain(name.clone(), None),
         }
     }
@@ -58,6 +64,7 @@ impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Limit(id) => write!(f, "limit {id}"),
+            Self::Rule(id) => write!(f, "rule {id}"),
             Self::Drain(name) => write!(f, "drain {name:?}"),
         }
     }
@@ -86,6 +93,8 @@ pub(super) fn read(database: &Database) -> Result<Read, Failure> {
     let meta = transaction.open_table(META).map_err(redb::Error::from)?;
     let next = meta.get(NEXT_LIMIT_ID).map_err(redb::Error::from)?;
     read.contents.next_limit_id = next.map_or(1, |next| next.value().max(1));
+    let next = meta.get(NEXT_RULE_ID).map_err(redb::Error::from)?;
+    read.contents.next_rule_id = next.map_or(1, |next| next.value().max(1));
     let limits = transaction.open_table(LIMITS).map_err(redb::Error::from)?;
     for row in limits.iter().map_err(redb::Error::from)? {
         let (id, record) = row.map_err(redb::Error::from)?;
@@ -103,6 +112,20 @@ pub(super) fn read(database: &Database) -> Result<Read, Failure> {
                 .unreadable
                 .push(Unreadable::Drain(name.value().to_owned())),
         }
+    }
+    match transaction.open_table(RULES) {
+        Ok(rules) => {
+            for row in rules.iter().map_err(redb::Error::from)? {
+                let (id, record) = row.map_err(redb::Error::from)?;
+                match serde_json::from_slice::<RuleRecord>(record.value()) {
+                    Ok(record) if record.id == id.value() => read.contents.rules.push(record),
+                    _ => read.unreadable.push(Unreadable::Rule(id.value())),
+                }
+            }
+        }
+        // None was ever set.
+        Err(TableError::TableDoesNotExist(_)) => {}
+        Err(error) => return Err(redb::Error::from(error).into()),
     }
     match transaction.open_table(DETECTION) {
         Ok(kept) => {
@@ -127,6 +150,7 @@ pub(super) fn apply(
     let mut meta = transaction.open_table(META)?;
     let mut limits = transaction.open_table(LIMITS)?;
     let mut drains = transaction.open_table(DRAINS)?;
+    let mut rules = transaction.open_table(RULES)?;
     let mut kept = transaction.open_table(DETECTION)?;
     let mut before = Vec::with_capacity(changes.len());
     let owned = |value: Option<redb::AccessGuard<'_, &[u8]>>| value.map(|v| v.value().to_vec());
@@ -152,6 +176,16 @@ pub(super) fn apply(
                 let value = drains.remove(&*name)?.map(|_| ());
                 Row::Drain(name, value)
             }
+            Change::SetRule(record) => {
+                let value = serde_json::to_vec(&**record)
+                    .map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+                Row::Rule(record.id, owned(rules.insert(record.id, &*value)?))
+            }
+            Change::RemoveRule(id) => Row::Rule(*id, owned(rules.remove(id)?)),
+            Change::NextRuleId(next) => {
+                let value = meta.insert(NEXT_RULE_ID, next)?;
+                Row::Meta(NEXT_RULE_ID, value.map(|value| value.value()))
+            }
             Change::Keep(key, value) => {
                 let before = match value {
                     Some(value) => owned(kept.insert(&**key, &**value)?),
@@ -172,6 +206,7 @@ pub(super) fn restore(
     let mut meta = transaction.open_table(META)?;
     let mut limits = transaction.open_table(LIMITS)?;
     let mut drains = transaction.open_table(DRAINS)?;
+    let mut rules = transaction.open_table(RULES)?;
     let mut kept = transaction.open_table(DETECTION)?;
     // A row that changed twice was first what its first change found.
     for row in rows.iter().rev() {
@@ -182,6 +217,8 @@ pub(super) fn restore(
             Row::Limit(id, None) => drop(limits.remove(id)?),
             Row::Drain(name, Some(())) => drop(drains.insert(&**name, ())?),
             Row::Drain(name, None) => drop(drains.remove(&**name)?),
+            Row::Rule(id, Some(value)) => drop(rules.insert(id, &**value)?),
+            Row::Rule(id, None) => drop(rules.remove(id)?),
             Row::Kept(key, Some(value)) => drop(kept.insert(&**key, &**value)?),
             Row::Kept(key, None) => drop(kept.remove(&**key)?),
         }

@@ -8,7 +8,7 @@ use super::{
     shaky::{Luck, Shaky},
     *,
 };
-use crate::limits::LimitSpec;
+use crate::{limits::LimitSpec, rules::RuleRecord};
 
 fn record(id: u64, pps: u64) -> LimitRecord {
     let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 + u32::try_from(id).unwrap());
@@ -45,6 +45,12 @@ fn apply(contents: &mut Contents, changes: &[Change]) {
             Change::NextLimitId(next) => contents.next_limit_id = *next,
             Change::Drain(name) => drop(contents.drains.insert(name.clone())),
             Change::Undrain(name) => drop(contents.drains.remove(name)),
+            Change::SetRule(record) => {
+                contents.rules.retain(|rule| rule.id != record.id);
+                contents.rules.push((**record).clone());
+            }
+            Change::RemoveRule(id) => contents.rules.retain(|rule| rule.id != *id),
+            Change::NextRuleId(next) => contents.next_rule_id = *next,
             Change::Keep(key, Some(value)) => {
                 contents.kept.insert(key.clone(), value.to_vec());
             }
@@ -52,6 +58,7 @@ fn apply(contents: &mut Contents, changes: &[Change]) {
         }
     }
     contents.limits.sort_by_key(|limit| limit.id);
+    contents.rules.sort_by_key(|rule| rule.id);
 }
 
 /// Opens a store of which nothing may be said.
@@ -66,6 +73,15 @@ fn change() -> impl Strategy<Value = Change> {
         4 => (1..40_u64, 1..1_000_u64).prop_map(|(id, pps)| set(id, pps)),
         2 => (1..40_u64).prop_map(Change::RemoveLimit),
         1 => (1..100_u64).prop_map(Change::NextLimitId),
+        2 => (1..20_u64, 1..255_u8).prop_map(|(id, ttl)| Change::SetRule(Arc::new(RuleRecord {
+            id,
+            revision: 1,
+            spec: format!("ttl {ttl} -> drop").parse().unwrap(),
+            created_ms: 1,
+            expires_ms: None,
+        }))),
+        1 => (1..20_u64).prop_map(Change::RemoveRule),
+        1 => (1..100_u64).prop_map(Change::NextRuleId),
         1 => ("[a-c]", prop::option::of(prop::collection::vec(any::<u8>(), 0..40)))
             .prop_map(|(key, value)| Change::Keep(key, value.map(Into::into))),
         1 => (1..5_u8).prop_map(|n| Change::Drain(drain(n))),

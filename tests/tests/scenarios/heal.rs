@@ -76,6 +76,12 @@ fn what_somebody_else_changed_is_mended_and_told() {
     client.http_get(WEB_V4, "/").unwrap();
     lab.sluice("limit set --prefix 203.0.113.0/24 --class udp --pps 10")
         .succeeds();
+    let rule = [
+        "rule",
+        "add",
+        "src 203.0.113.0/24; proto udp -> limit 10 pps",
+    ];
+    lab.node().sluice_words(&rule).succeeds();
     assert_eq!(healed(&lab), Vec::<String>::new());
 
     wipe(&lab, "BACKENDS");
@@ -88,6 +94,8 @@ fn what_somebody_else_changed_is_mended_and_told() {
     heals(&lab, "VIP web4");
     wipe(&lab, "ADDRESSES");
     heals(&lab, "the VIP index");
+    wipe(&lab, "RULES");
+    heals(&lab, "rules");
 
     let map = Map::Array(MapData::from_pin(pin(&lab, "LIMITS")).unwrap());
     let mut limits: Array<_, [u64; 16]> = map.try_into().unwrap();

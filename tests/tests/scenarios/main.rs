@@ -27,6 +27,7 @@ mod observability;
 mod quick_start;
 mod reload;
 mod remote;
+mod rules;
 mod scale;
 mod service;
 mod several_interfaces;

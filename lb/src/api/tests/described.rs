@@ -108,6 +108,12 @@ fn check(value: &Value, schema: &Value, place: &str) {
 const DRAIN: &str = "/v1/drains/{kind}/{name}";
 const BACKEND: &str = "/v1/drains/backend/web/10.0.0.1";
 const ONE: &str = "/v1/limits/{id}";
+const ONE_RULE: &str = "/v1/rules/{id}";
+const PREVIEW: &str = "/v1/rules/preview";
+const RULE: &str = r#""ttl 7 -> drop""#;
+const OTHER_RULE: &str = r#""ttl 8 -> drop""#;
+/// Of the config, if there is one.
+const CONFIG_RULE: &str = "/v1/rules/1000000001";
 
 const REVERT: &str = "/v1/mitigations/{id}/revert";
 const ALLOW: &str = "/v1/mitigations/{id}/allow";
@@ -129,6 +135,11 @@ async fn every_described_answer_is_given_through_tls() {
     let post_limit = |body: &str| (Method::POST, "/v1/limits", "/v1/limits", body.to_owned());
     let put_limit = |path, body: &str| (Method::PUT, ONE, path, body.to_owned());
     let other = LIMIT.replace("udp", "syn");
+    let post_rule = |body: &str| (Method::POST, "/v1/rules", "/v1/rules", body.to_owned());
+    let put_rule = |path, body: &str| (Method::PUT, ONE_RULE, path, body.to_owned());
+    let preview_rule = |body: &str| (Method::POST, PREVIEW, PREVIEW, body.to_owned());
+    let pieces = (0..9).map(|n| format!("payload {n} = 0x01 -> drop"));
+    let pieces = json!(pieces.collect::<Vec<_>>()).to_string();
     let get = |path| (Method::GET, path, path, String::new());
     let drain = |method: &Method, path| (method.clone(), DRAIN, path, String::new());
     let reload = || (Method::POST, "/v1/reload", "/v1/reload", String::new());
@@ -150,6 +161,26 @@ async fn every_described_answer_is_given_through_tls() {
         put_limit("/v1/limits/1", &" ".repeat(2 << 20)),
         (Method::GET, ONE, "/v1/limits/1", String::new()),
         (Method::GET, ONE, "/v1/limits/9", String::new()),
+        post_rule(RULE),
+        post_rule(RULE),
+        post_rule(OTHER_RULE),
+        post_rule("["),
+        post_rule("{}"),
+        post_rule(&pieces),
+        post_rule(&format!("[{RULE}]")),
+        post_rule(&" ".repeat(2 << 20)),
+        put_rule("/v1/rules/1", RULE),
+        put_rule("/v1/rules/1", OTHER_RULE),
+        put_rule("/v1/rules/9", RULE),
+        put_rule("/v1/rules/1", "["),
+        put_rule("/v1/rules/1", "{}"),
+        put_rule("/v1/rules/1", &" ".repeat(2 << 20)),
+        (Method::GET, ONE_RULE, "/v1/rules/1", String::new()),
+        (Method::GET, ONE_RULE, "/v1/rules/9", String::new()),
+        preview_rule(RULE),
+        preview_rule("["),
+        preview_rule("{}"),
+        preview_rule(&" ".repeat(2 << 20)),
     ];
     calls.extend(
         [
@@ -160,6 +191,7 @@ async fn every_described_answer_is_given_through_tls() {
             "/v1/flows",
             "/v1/drops",
             "/v1/limits",
+            "/v1/rules",
             "/metrics",
             "/healthz",
             "/readyz",
@@ -172,6 +204,8 @@ async fn every_described_answer_is_given_through_tls() {
     calls.extend(
         ["/v1/limits/1", "/v1/limits/9"].map(|path| (delete.clone(), ONE, path, String::new())),
     );
+    let removed = ["/v1/rules/1", "/v1/rules/9", CONFIG_RULE];
+    calls.extend(removed.map(|path| (delete.clone(), ONE_RULE, path, String::new())));
     for method in [&put, &delete] {
         calls.push(drain(method, BACKEND));
         calls.push(drain(method, "/v1/drains/backend/web/10.0.0.9"));
@@ -186,6 +220,7 @@ async fn every_described_answer_is_given_through_tls() {
             ("/v1/flows", "/v1/flows?after=x"),
             ("/v1/drops", "/v1/drops?limit=1&limit=2"),
             ("/v1/limits", "/v1/limits?class=tcp"),
+            ("/v1/rules", "/v1/rules?origin=x"),
         ]
         .map(|(described, path)| (Method::GET, described, path, String::new())),
     );
@@ -252,32 +287,40 @@ async fn every_described_answer_is_given_through_tls() {
         .send(&remote.operate, Method::POST, "/v1/limits", LIMIT)
         .await;
     let one = format!("/v1/limits/{}", answer.json()["id"]);
+    let answer = remote
+        .send(&remote.operate, Method::POST, "/v1/rules", RULE)
+        .await;
+    let one_rule = format!("/v1/rules/{}", answer.json()["id"]);
+    let slower = LIMIT.replace("1000", "7");
     let changes = [
-        (Method::POST, "/v1/limits", "/v1/limits"),
-        (put.clone(), ONE, one.as_str()),
-        (delete.clone(), ONE, one.as_str()),
+        (Method::POST, "/v1/limits", "/v1/limits", slower.as_str()),
+        (put.clone(), ONE, one.as_str(), slower.as_str()),
+        (delete.clone(), ONE, one.as_str(), ""),
+        (Method::POST, "/v1/rules", "/v1/rules", RULE),
+        (put.clone(), ONE_RULE, one_rule.as_str(), RULE),
+        (delete.clone(), ONE_RULE, one_rule.as_str(), ""),
     ];
-    for (method, described, path) in &changes {
+    for (method, described, path, body) in &changes {
         for tag in ["\"99-99\"", "nonsense"] {
             let request = request(&remote.operate, method.clone(), path);
             let request = request.header(header::IF_MATCH, tag);
-            let answer = exchange(remote.connect().await, request, LIMIT).await;
+            let answer = exchange(remote.connect().await, request, (*body).to_owned()).await;
             note(&mut seen, method, described, &answer);
         }
     }
     let answer = remote.send(&remote.operate, put.clone(), BACKEND, "").await;
     assert_eq!(answer.status, 204);
     remote.disk.break_down(true);
-    let slower = LIMIT.replace("1000", "7");
     let other_backend = BACKEND.replace("0.1", "0.2");
-    for (method, described, path) in changes.into_iter().chain([
-        (put.clone(), DRAIN, other_backend.as_str()),
-        (delete.clone(), DRAIN, BACKEND),
-        (Method::POST, REVERT, "/v1/mitigations/2/revert"),
-        (Method::POST, ALLOW, "/v1/mitigations/2/allow"),
+    for (method, described, path, body) in changes.into_iter().chain([
+        (put.clone(), DRAIN, other_backend.as_str(), ""),
+        (delete.clone(), DRAIN, BACKEND, ""),
+        (Method::POST, REVERT, "/v1/mitigations/2/revert", ""),
+        (Method::POST, ALLOW, "/v1/mitigations/2/allow", ""),
     ]) {
+        let body = body.to_owned();
         let answer = remote
-            .send(&remote.operate, method.clone(), path, slower.clone())
+            .send(&remote.operate, method.clone(), path, body)
             .await;
         note(&mut seen, &method, described, &answer);
     }
@@ -287,6 +330,9 @@ async fn every_described_answer_is_given_through_tls() {
     for (method, described, path) in [
         (Method::POST, "/v1/limits", "/v1/limits"),
         (put.clone(), ONE, "/v1/limits/1"),
+        (Method::POST, "/v1/rules", "/v1/rules"),
+        (put.clone(), ONE_RULE, "/v1/rules/1"),
+        (Method::POST, PREVIEW, PREVIEW),
     ] {
         let request = || request(&remote.operate, method.clone(), path);
         let typed = request().header(header::CONTENT_TYPE, "text/plain");
@@ -357,6 +403,7 @@ async fn every_described_answer_is_given_through_tls() {
         "/v1/flows",
         "/v1/drops",
         "/v1/limits",
+        "/v1/rules",
         "/metrics",
     ]
     .map(get)
@@ -364,6 +411,8 @@ async fn every_described_answer_is_given_through_tls() {
     ended.extend([
         post_limit(LIMIT),
         put_limit("/v1/limits/1", LIMIT),
+        post_rule(RULE),
+        put_rule("/v1/rules/1", RULE),
         reload(),
     ]);
     ended.extend([
@@ -373,6 +422,10 @@ async fn every_described_answer_is_given_through_tls() {
     ended.extend([&put, &delete].map(|method| drain(method, BACKEND)));
     ended.extend(
         [Method::GET, delete.clone()].map(|method| (method, ONE, "/v1/limits/1", String::new())),
+    );
+    ended.extend(
+        [Method::GET, delete.clone()]
+            .map(|method| (method, ONE_RULE, "/v1/rules/1", String::new())),
     );
     for (method, described, path, body) in ended {
         let answer = remote

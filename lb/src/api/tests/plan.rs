@@ -31,6 +31,19 @@ async fn an_unchanged_file_needs_no_step() {
 }
 
 #[tokio::test]
+async fn rules_of_the_file_are_steps_of_their_own() {
+    let world = World::ready().await;
+    let rule = |text| format!("{CONFIG}\n[[rule]]\ntext = \"{text}\"\n");
+    let told = plan(&world, &rule("ttl 4 -> drop")).await;
+    assert_eq!(told["steps"], json!(["put rule ttl 4 -> drop"]));
+    assert_eq!(world.plane.rules(), [""; 0]);
+    assert_eq!(world.send(Method::POST, "/v1/reload", "").await.status, 204);
+    let told = plan(&world, &rule("ttl 5 -> drop")).await;
+    let steps = ["put rule ttl 5 -> drop", "remove rule ttl 4 -> drop"];
+    assert_eq!(told["steps"], json!(steps));
+}
+
+#[tokio::test]
 async fn a_plan_tells_what_moves_and_changes_nothing() {
     let world = World::ready().await;
     let before = (world.plane.held(), world.handle.view().config.clone());

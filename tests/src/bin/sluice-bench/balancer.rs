@@ -13,7 +13,11 @@ use aya::{
 };
 use bytemuck::{NoUninit, Zeroable};
 use nix::time::{ClockId, clock_getres};
-use sluice::objects::BALANCER;
+use sluice::{
+    dataplane::{RuleInForce, RuleMaps},
+    objects::BALANCER,
+    rules::RuleSpec,
+};
 use sluice_ebpf::{
     abi::{
         ANY_VIP, AddressEntry, BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Class, DROP_REASONS,
@@ -104,13 +108,13 @@ impl Table {
     }
 }
 
-#[derive(Debug)]
 pub(crate) struct Balancer {
     ebpf: Ebpf,
     table: Table,
+    rules: RuleMaps,
 }
 
-/// Counters of one VIP, and what was dropped by a limit of its policy.
+/// Counters of one VIP, and what was dropped by a limit of its policy, and by a rule.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) pass: u64,
@@ -119,6 +123,7 @@ pub(crate) struct Counters {
     pub(crate) out_of_state: u64,
     pub(crate) dropped: u64,
     pub(crate) over_limit: u64,
+    pub(crate) by_rule: u64,
 }
 
 impl Counters {
@@ -131,6 +136,7 @@ impl Counters {
             out_of_state: self.out_of_state - before.out_of_state,
             dropped: self.dropped - before.dropped,
             over_limit: self.over_limit - before.over_limit,
+            by_rule: self.by_rule - before.by_rule,
         }
     }
 }
@@ -153,7 +159,8 @@ impl Balancer {
         )?;
         write::<_, POLICY_WORDS>(&mut ebpf, "POLICIES", STRICT.into(), strict()?.with_gates())?;
         write_vips(&mut ebpf)?;
-        let mut this = Self { ebpf, table };
+        let rules = RuleMaps::new(&mut ebpf, hz()?)?;
+        let mut this = Self { ebpf, table, rules };
         this.set_exact(false)?;
         this.set_interface(LOOPBACK)?;
         this.insert_flows(jiffies)?;
@@ -166,11 +173,35 @@ impl Balancer {
         program.try_into().expect("it is an XDP program")
     }
 
-    /// Turns exact limits on or off, as the daemon does when the first one comes or the last one goes.
+    /// Turns exact limits on or off, as the daemon does when the first one comes or the last one goes; and rules off.
     pub(crate) fn set_exact(&mut self, on: bool) -> Result<()> {
         let mut settings = settings();
         settings.exact = if on { EXACT_V4 | EXACT_ESTABLISHED } else { 0 };
         write::<_, SETTINGS_WORDS>(&mut self.ebpf, "SETTINGS", 0, settings)
+    }
+
+    /// So many rules, of which only the last means a SYN of the bench.
+    pub(crate) fn set_rules(&mut self, count: u16) -> Result<()> {
+        let others = (1..count).map(|number| match number % 4 {
+            0 => format!("src 203.0.{}.0/24; proto tcp -> drop", number / 4),
+            1 => format!("proto udp; sport {number} -> drop"),
+            2 => format!("proto tcp; dport {} -> drop", 10_000 + number),
+            _ => format!("length {}; ttl 1..200 -> drop", 200 + number),
+        });
+        let last = "proto tcp; dport 80; tcp flags syn && !ack -> drop; priority 200".to_owned();
+        let specs: Vec<RuleSpec> = others
+            .chain([last])
+            .map(|text| text.parse::<RuleSpec>())
+            .collect::<Result<_, _>>()?;
+        let rules: Vec<RuleInForce<'_>> = (1..)
+            .zip(&specs)
+            .map(|(id, spec)| RuleInForce {
+                id,
+                spec,
+                vip: None,
+            })
+            .collect();
+        Ok(self.rules.set(&rules)?)
     }
 
     /// Lets all backends stand behind this interface.
@@ -277,6 +308,9 @@ impl Balancer {
             sum.dropped += packets;
             if matches!(reason, DropReason::LimitHost | DropReason::LimitNetwork) {
                 sum.over_limit += packets;
+            }
+            if matches!(reason, DropReason::Rule) {
+                sum.by_rule += packets;
             }
         }
         Ok(sum)

@@ -21,6 +21,8 @@ pub(crate) struct Case {
     pub(crate) target: Target,
     pub(crate) path: Path,
     pub(crate) exact: bool,
+    /// How many there are.
+    pub(crate) rules: u16,
     /// ns above the floor.
     pub(crate) limit: Option<Limit>,
     pub(crate) note: &'static str,
@@ -52,6 +54,8 @@ pub(crate) enum Path {
     Known,
     Syn,
     OverLimit,
+    /// Dropped by the last rule.
+    Rule,
     NotVip,
     Echo,
 }
@@ -60,7 +64,7 @@ impl Path {
     /// What the program returns.
     pub(crate) const fn action(self) -> u32 {
         match self {
-            Self::OverLimit => 1,
+            Self::OverLimit | Self::Rule => 1,
             Self::NotVip => 2,
             _ => 3,
         }
@@ -69,7 +73,7 @@ impl Path {
     /// The program that does nothing but return that.
     pub(crate) const fn floor(self) -> &'static str {
         match self {
-            Self::OverLimit => "drop",
+            Self::OverLimit | Self::Rule => "drop",
             Self::NotVip => "pass",
             _ => "tx",
         }
@@ -92,6 +96,7 @@ impl Path {
                 .saturating_sub(counted.out_of_state),
             Self::Syn => counted.tx.saturating_sub(counted.inserts),
             Self::OverLimit => counted.over_limit,
+            Self::Rule => counted.by_rule,
             Self::NotVip => counted.pass,
             Self::Echo => counted.tx,
         }
@@ -308,6 +313,26 @@ pub(crate) fn all() -> Result<Vec<Case>> {
     case.exact = true;
     case.note = "100,000 exact limits of IPv4 prefixes, one of them for each source";
     cases.push(case);
+    for (name, rules, limit, note) in [
+        ("rules_10", 10, 60.0, "dropped by the last of 10 rules"),
+        (
+            "rules_1000",
+            1_000,
+            100.0,
+            "dropped by the last of 1,000 rules",
+        ),
+    ] {
+        let case = self::case(
+            name,
+            Target::NoLimits,
+            Path::Rule,
+            0,
+            Ordinary,
+            ns(limit),
+            note,
+        )?;
+        cases.push(Case { rules, ..case });
+    }
     Ok(cases)
 }
 
@@ -334,6 +359,7 @@ fn case(
         target,
         path,
         exact: false,
+        rules: 0,
         limit,
         note,
     })
@@ -364,7 +390,7 @@ pub(crate) fn frame(target: Target, path: Path) -> Result<Vec<u8>> {
             .write(&mut frame, &payload)?;
     } else {
         let tcp = ip.tcp(CLIENT_PORT, target.port(), 1, 64_240);
-        if matches!(path, Path::Syn | Path::OverLimit) {
+        if matches!(path, Path::Syn | Path::OverLimit | Path::Rule) {
             tcp.syn().write(&mut frame, &[])?;
         } else {
             tcp.ack(1).write(&mut frame, &payload)?;

@@ -25,7 +25,6 @@ pub(crate) struct Samples {
     pub(crate) floor: Option<usize>,
 }
 
-#[derive(Debug)]
 pub(crate) struct Balancers {
     ordinary: Balancer,
     named: Balancer,
@@ -194,6 +193,9 @@ fn sample(row: &mut Row<'_>, balancers: &mut Balancers, repeats: u32) -> Result<
     let mut balancer = row.case.map(|case| balancers.of(case.state));
     if let (Some(case), Some(balancer)) = (row.case, &mut balancer) {
         balancer.set_exact(case.exact)?;
+        if case.rules > 0 {
+            balancer.set_rules(case.rules)?;
+        }
     }
     let counters = |balancer: &Option<&mut Balancer>| match (row.case, balancer) {
         (Some(case), Some(balancer)) => balancer

@@ -1,0 +1,40 @@
+//! Reads `[[rule]]`: rules that hold as long as they stand in the config.
+
+use std::collections::HashSet;
+
+use super::{error::suggestion, section::Section};
+use crate::rules::{Origin, RuleError, RuleSpec};
+
+/// One `[[rule]]`.
+pub(super) fn rule(section: &Section<'_>, vips: &HashSet<&str>) -> Option<RuleSpec> {
+    let field = section.required("text", "\"proto udp; sport 53 -> drop\"")?;
+    let text = field.string()?;
+    let spec = text.parse::<RuleSpec>().and_then(|spec| {
+        crate::control::available(&spec)?;
+        if spec.ttl_seconds.is_some() {
+            let message = "a rule of the config holds as long as it stands there; remove `expire`";
+            return Err(RuleError::of("expire", message));
+        }
+        Ok(spec)
+    });
+    let spec = match spec {
+        Ok(spec) => spec,
+        Err(error) => {
+            field.error(|| format!("`text`: {error}"));
+            return None;
+        }
+    };
+    if let Some(vip) = &spec.vip
+        && !vips.contains(vip.as_str())
+    {
+        field.error(|| {
+            let near = suggestion(vip, vips.iter().copied());
+            format!("`text`: there is no VIP `{vip}`{near}")
+        });
+        return None;
+    }
+    Some(RuleSpec {
+        origin: Origin::Config,
+        ..spec
+    })
+}

@@ -1,0 +1,348 @@
+//! The rules that were set, in memory. They are few: what a change would lead to is tried on a copy.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Action, Components, Origin, RuleError, RuleSpec};
+use crate::limits::{Etag, Precondition};
+
+/// A rule that was set. Times are milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuleRecord {
+    pub id: u64,
+    /// 1 when it is new, and one more with each change.
+    pub revision: u64,
+    pub spec: RuleSpec,
+    pub created_ms: u64,
+    /// From then on it does not hold.
+    pub expires_ms: Option<u64>,
+}
+
+/// The rules by id. Ids count from 1, and are never used again.
+///
+/// Setting a rule that means the same packets as one of the same origin replaces that, which keeps its id.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RuleBook {
+    records: BTreeMap<u64, Arc<RuleRecord>>,
+    next_id: u64,
+}
+
+/// A change of some rules, all or none.
+#[derive(Clone, Debug)]
+pub enum RuleChange {
+    Set(Box<RuleSpec>, Precondition),
+    SetAll(Vec<RuleSpec>),
+    Replace(u64, Box<RuleSpec>, Precondition),
+    Remove(u64, Precondition),
+}
+
+/// What became of one rule.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RuleStep {
+    New(Arc<RuleRecord>),
+    Changed(Arc<RuleRecord>),
+    Removed(u64),
+}
+
+/// Why a change cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RuleRefusal {
+    #[error("there is no rule {id}")]
+    Unknown { id: u64 },
+    #[error("rule {id} stands in the config file; change it there, and reload")]
+    OfConfig { id: u64 },
+    #[error("rule {id} was changed meanwhile: it is {etag} now; read it again")]
+    Stale { id: u64, etag: String },
+    #[error("rule {id} means the same packets already, and `If-None-Match: *` asks for a new one")]
+    Exists { id: u64 },
+    #[error("there is no rule for these packets; without If-Match it is made")]
+    Missing,
+    #[error("rule {id} means the same packets already; change or remove that one")]
+    Conflict { id: u64 },
+    #[error(transparent)]
+    Invalid(#[from] RuleError),
+}
+
+/// Rules of the config have ids from here on.
+pub const FIRST_CONFIG_ID: u64 = 1_000_000_000;
+
+impl RuleRecord {
+    /// Names what this rule is now; any change gives it another.
+    pub fn etag(&self) -> Etag {
+        Etag::new(self.id, self.revision)
+    }
+}
+
+impl RuleStep {
+    pub fn id(&self) -> u64 {
+        match self {
+            Self::New(record) | Self::Changed(record) => record.id,
+            Self::Removed(id) => *id,
+        }
+    }
+}
+
+impl RuleBook {
+    pub fn new(records: impl IntoIterator<Item = RuleRecord>, next_id: u64) -> Self {
+        let records: BTreeMap<u64, Arc<RuleRecord>> = records
+            .into_iter()
+            .map(|record| (record.id, Arc::new(record)))
+            .collect();
+        let above = records.keys().next_back().map_or(1, |id| id + 1);
+        Self {
+            records,
+            next_id: next_id.max(above),
+        }
+    }
+
+    pub fn get(&self, id: u64) -> Option<&Arc<RuleRecord>> {
+        self.records.get(&id)
+    }
+
+    /// All, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<RuleRecord>> {
+        self.records.values()
+    }
+
+    /// All ids below this one are used.
+    pub fn next_id(&self) -> u64 {
+        self.next_id
+    }
+
+    pub fn next_expiry_ms(&self) -> Option<u64> {
+        self.iter().filter_map(|record| record.expires_ms).min()
+    }
+
+    /// Takes out what does not hold any more.
+    pub fn expire(&mut self, now_ms: u64) -> Vec<u64> {
+        let over = |record: &Arc<RuleRecord>| record.expires_ms.is_some_and(|time| time <= now_ms);
+        let expired: Vec<u64> = self
+            .iter()
+            .filter(|record| over(record))
+            .map(|record| record.id)
+            .collect();
+        for id in &expired {
+            self.records.remove(id);
+        }
+        expired
+    }
+
+    /// Makes a change, or nothing of it.
+    pub fn change(
+        &mut self,
+        change: RuleChange,
+        now_ms: u64,
+    ) -> Result<Vec<RuleStep>, RuleRefusal> {
+        let mut copy = self.clone();
+        let steps = match change {
+            RuleChange::Set(spec, precondition) => vec![copy.set(*spec, &precondition, now_ms)?],
+            RuleChange::SetAll(specs) => copy.set_all(specs, now_ms)?,
+            RuleChange::Replace(id, spec, precondition) => {
+                vec![copy.replace(id, *spec, &precondition, now_ms)?]
+            }
+            RuleChange::Remove(id, precondition) => vec![copy.remove(id, &precondition)?],
+        };
+        *self = copy;
+        Ok(steps)
+    }
+
+    fn set(
+        &mut self,
+        spec: RuleSpec,
+        precondition: &Precondition,
+        now_ms: u64,
+    ) -> Result<RuleStep, RuleRefusal> {
+        spec.validate()?;
+        let before = self.find(&spec).cloned();
+        check(before.as_ref(), precondition)?;
+        Ok(self.put(before, spec, now_ms))
+    }
+
+    fn set_all(&mut self, specs: Vec<RuleSpec>, now_ms: u64) -> Result<Vec<RuleStep>, RuleRefusal> {
+        let mut steps = Vec::with_capacity(specs.len());
+        for (at, spec) in specs.into_iter().enumerate() {
+            spec.validate().map_err(|error| error.at(at))?;
+            let before = self.find(&spec).cloned();
+            let twice = |before: &Arc<RuleRecord>| {
+                steps
+                    .iter()
+                    .position(|step: &RuleStep| step.id() == before.id)
+            };
+            if let Some(other) = before.as_ref().and_then(twice) {
+                let message = format!("means the same packets as [{other}]");
+                return Err(RuleError::whole(message).at(at).into());
+            }
+            steps.push(self.put(before, spec, now_ms));
+        }
+        Ok(steps)
+    }
+
+    fn replace(
+        &mut self,
+        id: u64,
+        spec: RuleSpec,
+        precondition: &Precondition,
+        now_ms: u64,
+    ) -> Result<RuleStep, RuleRefusal> {
+        spec.validate()?;
+        let before = self.known(id)?;
+        check(Some(&before), precondition)?;
+        match self.find(&spec) {
+            Some(other) if other.id != id => Err(RuleRefusal::Conflict { id: other.id }),
+            _ => Ok(self.put(Some(before), spec, now_ms)),
+        }
+    }
+
+    fn remove(&mut self, id: u64, precondition: &Precondition) -> Result<RuleStep, RuleRefusal> {
+        let before = self.known(id)?;
+        check(Some(&before), precondition)?;
+        self.records.remove(&id);
+        Ok(RuleStep::Removed(id))
+    }
+
+    fn known(&self, id: u64) -> Result<Arc<RuleRecord>, RuleRefusal> {
+        match self.get(id) {
+            Some(record) => Ok(record.clone()),
+            None if id >= FIRST_CONFIG_ID => Err(RuleRefusal::OfConfig { id }),
+            None => Err(RuleRefusal::Unknown { id }),
+        }
+    }
+
+    fn put(&mut self, before: Option<Arc<RuleRecord>>, spec: RuleSpec, now_ms: u64) -> RuleStep {
+        let id = before.as_ref().map_or(self.next_id, |before| before.id);
+        self.next_id = self.next_id.max(id + 1);
+        let ttl_ms = spec.ttl_seconds.map(|ttl| ttl.saturating_mul(1_000));
+        let record = Arc::new(RuleRecord {
+            id,
+            revision: before.as_ref().map_or(1, |before| before.revision + 1),
+            created_ms: before.as_ref().map_or(now_ms, |before| before.created_ms),
+            expires_ms: ttl_ms.map(|ttl| now_ms.saturating_add(ttl)),
+            spec,
+        });
+        self.records.insert(id, record.clone());
+        match before {
+            None => RuleStep::New(record),
+            Some(_) => RuleStep::Changed(record),
+        }
+    }
+
+    /// The rule that means the same packets, and was set by the same.
+    fn find(&self, spec: &RuleSpec) -> Option<&Arc<RuleRecord>> {
+        let wanted = identity(spec);
+        self.iter().find(|record| identity(&record.spec) == wanted)
+    }
+}
+
+/// A rule that samples stands beside one that acts.
+fn identity(spec: &RuleSpec) -> (&Components, Option<&str>, bool, Origin, bool) {
+    let samples = spec.action == Action::Sample;
+    (
+        &spec.components,
+        spec.vip.as_deref(),
+        spec.established,
+        spec.origin,
+        samples,
+    )
+}
+
+fn check(before: Option<&Arc<RuleRecord>>, precondition: &Precondition) -> Result<(), RuleRefusal> {
+    if precondition.holds_for(before.map(|record| record.etag()).as_ref()) {
+        return Ok(());
+    }
+    Err(match before {
+        Some(record) if *precondition == Precondition::Absent => {
+            RuleRefusal::Exists { id: record.id }
+        }
+        Some(record) => RuleRefusal::Stale {
+            id: record.id,
+            etag: record.etag().to_string(),
+        },
+        None => RuleRefusal::Missing,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(text: &str) -> RuleSpec {
+        text.parse().unwrap()
+    }
+
+    fn set(book: &mut RuleBook, text: &str, now_ms: u64) -> RuleStep {
+        let change = RuleChange::Set(Box::new(rule(text)), Precondition::None);
+        book.change(change, now_ms).unwrap().remove(0)
+    }
+
+    #[test]
+    fn a_rule_for_the_same_packets_keeps_its_id_and_begins_its_time_anew() {
+        let mut book = RuleBook::new([], 1);
+        let first = set(&mut book, "proto udp; sport 53 -> drop; expire 10s", 0);
+        assert!(matches!(&first, RuleStep::New(record) if record.id == 1));
+        let again = set(
+            &mut book,
+            "proto udp; sport 53 -> limit 5 pps; expire 10s",
+            5_000,
+        );
+        let RuleStep::Changed(record) = again else {
+            panic!("{again:?}");
+        };
+        assert_eq!(
+            (record.id, record.revision, record.expires_ms),
+            (1, 2, Some(15_000))
+        );
+        assert_eq!(set(&mut book, "proto udp; sport 54 -> drop", 0).id(), 2);
+        let mut detected = rule("proto udp; sport 53 -> drop");
+        detected.origin = Origin::Detection;
+        let change = RuleChange::Set(Box::new(detected), Precondition::None);
+        assert_eq!(
+            book.change(change, 0).unwrap()[0].id(),
+            3,
+            "what an operator set stays"
+        );
+        assert_eq!(book.next_expiry_ms(), Some(15_000));
+        assert_eq!(book.expire(15_000), [1]);
+        let removed = RuleChange::Remove(3, Precondition::None);
+        book.change(removed, 0).unwrap();
+        assert_eq!(
+            set(&mut book, "ttl 1 -> drop", 0).id(),
+            4,
+            "ids are not used again"
+        );
+        let records: Vec<RuleRecord> = book.iter().map(|record| (**record).clone()).collect();
+        assert_eq!(RuleBook::new(records, 1), book);
+    }
+
+    #[test]
+    fn many_rules_are_set_or_none() {
+        let mut book = RuleBook::new([], 1);
+        let same = vec![rule("ttl 1 -> drop"), rule("ttl 1 -> pass")];
+        let refused = book.change(RuleChange::SetAll(same), 0).unwrap_err();
+        assert_eq!(refused.to_string(), "[1]: means the same packets as [0]");
+        assert_eq!(book.iter().count(), 0);
+        let two = vec![rule("ttl 1 -> drop"), rule("ttl 2 -> pass")];
+        assert_eq!(book.change(RuleChange::SetAll(two), 0).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_stale_tag_and_a_foreign_id_are_refused() {
+        let mut book = RuleBook::new([], 1);
+        set(&mut book, "ttl 1 -> drop", 0);
+        let old = book.get(1).unwrap().etag().to_string();
+        set(&mut book, "ttl 1 -> pass", 0);
+        let stale = old.parse::<Precondition>().unwrap();
+        let refused = book.change(RuleChange::Remove(1, stale), 0).unwrap_err();
+        assert!(matches!(refused, RuleRefusal::Stale { id: 1, .. }));
+        let replace = |id, text| RuleChange::Replace(id, Box::new(rule(text)), Precondition::None);
+        set(&mut book, "ttl 2 -> drop", 0);
+        let refused = book.change(replace(1, "ttl 2 -> drop"), 0).unwrap_err();
+        assert!(matches!(refused, RuleRefusal::Conflict { id: 2 }));
+        book.change(replace(1, "ttl 3 -> drop"), 0).unwrap();
+        for (id, part) in [(9, "no rule 9"), (FIRST_CONFIG_ID + 1, "config file")] {
+            let refused = book.change(replace(id, "ttl 4 -> drop"), 0).unwrap_err();
+            assert!(refused.to_string().contains(part), "{refused}");
+        }
+    }
+}
