@@ -85,7 +85,9 @@ pub(super) async fn set(
     let (body, _) = read(request, MAX_BODY_BYTES).await?;
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     if first != Some(&b'[') {
-        let spec = RuleSpec::from_json(&body).map_err(wrong_rule)?;
+        let spec = RuleSpec::from_json(&body)
+            .and_then(operators)
+            .map_err(wrong_rule)?;
         let (rule, novelty) = api.control.set_rule(spec, precondition).await?;
         let status = match novelty {
             Novelty::New => StatusCode::CREATED,
@@ -95,6 +97,11 @@ pub(super) async fn set(
     }
     refuse_condition(&headers, "an array of rules takes no condition")?;
     let specs = RuleSpec::list_from_json(&body).map_err(wrong_rule)?;
+    let specs = specs.into_iter().enumerate();
+    let specs = specs
+        .map(|(at, spec)| operators(spec).map_err(|error| error.at(at)))
+        .collect::<Result<_, _>>()
+        .map_err(wrong_rule)?;
     let done = api.control.set_rules(specs).await?;
     let created = done.iter().filter(|(_, novelty)| *novelty == Novelty::New);
     let created = created.count();
@@ -136,7 +143,7 @@ pub(super) async fn preview(State(api): Shared, request: Request) -> Answer<Rule
 ), request_body = RuleSpec, responses(
     (status = 200, body = RuleItem, description = "Packets meet it", headers(("ETag" = String, description = "Changes with the rule"))),
     (status = 404, description = "There is no such rule"),
-    (status = 409, description = "Another rule means the same packets, it stands in the config, or the data plane has no room"),
+    (status = 409, description = "Another rule means the same packets, it stands in the config or is detection's, or the data plane has no room"),
     (status = 412, description = "The rule is not what the condition says"),
     (status = 422, description = "A value is wrong; `field` says which"),
     (status = 503, description = "The daemon is about to end"),
@@ -150,7 +157,9 @@ pub(super) async fn replace(
 ) -> Result<Response, Problem> {
     let precondition = precondition(&headers)?;
     let (body, _) = read(request, MAX_BODY_BYTES).await?;
-    let spec = RuleSpec::from_json(&body).map_err(wrong_rule)?;
+    let spec = RuleSpec::from_json(&body)
+        .and_then(operators)
+        .map_err(wrong_rule)?;
     let id = rule_id(&id)?;
     Ok(tagged(
         api.control.replace_rule(id, spec, precondition).await?,
@@ -165,7 +174,7 @@ pub(super) async fn replace(
     (status = 204, description = "No packet meets it any more"),
     (status = 400, description = "The condition makes no sense"),
     (status = 404, description = "There is no such rule"),
-    (status = 409, description = "It stands in the config"),
+    (status = 409, description = "It stands in the config, or is detection's"),
     (status = 412, description = "The rule is not what the condition says"),
     (status = 503, description = "The daemon is about to end"),
     (status = 507, description = "The disk refused, and nothing changed"),
@@ -176,7 +185,10 @@ pub(super) async fn remove(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let precondition = precondition(&headers)?;
-    api.control.remove_rule(rule_id(&id)?, precondition).await?;
+    let id = rule_id(&id)?;
+    api.control
+        .remove_rule(id, Origin::Operator, precondition)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -214,6 +226,15 @@ fn tagged(rule: RuleInForce) -> Response {
     let item = render::rule(rule);
     let etag = HeaderValue::from_str(&item.etag).expect("made of digits");
     ([(header::ETAG, etag)], Json(item)).into_response()
+}
+
+/// What a client asks for is the operator's, whatever it says of itself.
+fn operators(spec: RuleSpec) -> Result<RuleSpec, RuleError> {
+    if spec.origin == Origin::Operator {
+        return Ok(spec);
+    }
+    let message = "rules that are set here are the operator's; leave it out";
+    Err(RuleError::of("origin", message))
 }
 
 fn rule_id(text: &str) -> Result<u64, Problem> {

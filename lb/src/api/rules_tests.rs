@@ -13,6 +13,8 @@ use crate::{
         header::InTunnel,
         minute::{self, Seen},
     },
+    limits::Precondition,
+    rules::{Origin, RuleSpec},
 };
 
 async fn post(world: &World, body: Value) -> super::tests::Answer {
@@ -95,6 +97,16 @@ async fn a_wrong_rule_is_refused_with_its_field_and_column() {
         ),
         (json!("ttl 1; vip nowhere -> drop"), Some("vip"), "nowhere"),
         (
+            json!({ "match": { "ttl": 1 }, "action": "drop", "origin": "config" }),
+            Some("origin"),
+            "operator's",
+        ),
+        (
+            json!([{ "rule": "ttl 1 -> drop", "origin": "detection" }]),
+            Some("[0].origin"),
+            "operator's",
+        ),
+        (
             json!(["ttl 1 -> drop", "ttl 1; vip nowhere -> drop"]),
             Some("[1].vip"),
             "nowhere",
@@ -159,6 +171,35 @@ async fn a_stale_tag_changes_no_rule() {
         .await;
     assert_problem(&exists, 412, "If-None-Match");
     assert_eq!(world.plane.rules(), ["ttl 1 -> pass"]);
+}
+
+#[tokio::test]
+async fn a_rule_of_detection_is_shown_and_is_detections_to_change() {
+    let world = World::ready().await;
+    let mut spec: RuleSpec = "ttl 1 -> drop; comment \"mitigation 4\"".parse().unwrap();
+    spec.origin = Origin::Detection;
+    let (rule, _) = world
+        .handle
+        .set_rule(spec, Precondition::None)
+        .await
+        .unwrap();
+    let shown = world.get("/v1/rules?origin=detection").await.json();
+    assert_eq!(shown["items"][0]["id"], rule.record.id);
+    let path = format!("/v1/rules/{}", rule.record.id);
+    for (method, body) in [
+        (Method::PUT, r#""ttl 2 -> drop""#),
+        (Method::DELETE, ""),
+    ] {
+        let refused = world.send(method, &path, body).await;
+        assert_problem(&refused, 409, "mitigation 4");
+    }
+    let put = r#"{ "rule": "ttl 1 -> drop", "origin": "detection" }"#;
+    let refused = world.send(Method::PUT, &path, put).await;
+    assert_problem(&refused, 422, "operator's");
+    assert_eq!(refused.json()["field"], "origin");
+    // An operator's own, for the same packets, stands beside it.
+    assert_eq!(post(&world, json!("ttl 1 -> pass")).await.status, 201);
+    assert_eq!(world.get("/v1/rules").await.json()["items"].as_array().unwrap().len(), 2);
 }
 
 #[tokio::test]
@@ -229,6 +270,8 @@ async fn rules_of_the_config_hold_as_long_as_they_stand_there() {
     assert_eq!(world.get(&path).await.json()["origin"], "config");
     let refused = world.send(Method::DELETE, &path, "").await;
     assert_problem(&refused, 409, "config file");
+    let unknown = world.send(Method::DELETE, "/v1/rules/1999999999", "").await;
+    assert_problem(&unknown, 404, "no rule 1999999999");
     let wrong = format!("{CONFIG}\n[[rule]]\ntext = \"ttl 4 -> dorp\"\n");
     std::fs::write(world.config_file(), wrong).unwrap();
     let refused = world.send(Method::POST, "/v1/reload", "").await;

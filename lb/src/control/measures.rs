@@ -107,7 +107,7 @@ impl Measures {
             for rule in held.into_iter().flat_map(|held| held.ids) {
                 // Its time may be over already.
                 if let Err(error @ Refused::Disk(_)) =
-                    handle.remove_rule(rule, Precondition::None).await
+                    handle.remove_rule(rule, Origin::Detection, Precondition::None).await
                 {
                     tracing::error!(%error, rule, "a rule of a mitigation cannot be taken away; it ends within minutes");
                 }

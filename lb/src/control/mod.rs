@@ -39,7 +39,7 @@ use crate::{
     },
     drains::BackendName,
     limits::{LimitError, LimitQuery, LimitSpec, Precondition},
-    rules::{RuleChange, RuleSpec},
+    rules::{Origin, RuleChange, RuleSpec},
     service::Manager,
 };
 
@@ -355,9 +355,14 @@ impl Handle {
         self.one_rule(change).await.map(|(rule, _)| rule)
     }
 
-    /// No packet meets it any more when this returns.
-    pub async fn remove_rule(&self, id: u64, precondition: Precondition) -> Result<(), Refused> {
-        let change = RuleChange::Remove(id, precondition);
+    /// No packet meets it any more when this returns. Nobody removes what another set.
+    pub async fn remove_rule(
+        &self,
+        id: u64,
+        by: Origin,
+        precondition: Precondition,
+    ) -> Result<(), Refused> {
+        let change = RuleChange::Remove(id, by, precondition);
         self.change(|reply| Request::Rules(change, reply))
             .await
             .map(drop)

@@ -150,6 +150,13 @@ impl Rules {
         }
     }
 
+    fn is_not_of_config(&self, id: u64) -> Result<(), RuleRefusal> {
+        if self.config.iter().any(|record| record.id == id) {
+            return Err(RuleRefusal::OfConfig { id });
+        }
+        Ok(())
+    }
+
     /// What each rule counted, by id.
     pub(super) fn counts(plane: &impl Dataplane) -> Vec<(u64, LimitCounts)> {
         let counts = plane.rule_counts().into_iter();
@@ -220,15 +227,20 @@ impl RuleQuery {
 
 impl<P: Dataplane> Control<P> {
     /// Whether the rules of a change may be asked for now.
-    pub(super) fn check_rules(&self, change: &RuleChange) -> Result<(), RuleError> {
+    pub(super) fn check_rules(&self, change: &RuleChange) -> Result<(), RuleRefusal> {
         match change {
-            RuleChange::Set(spec, _) | RuleChange::Replace(_, spec, _) => self.check_rule(spec),
+            RuleChange::Set(spec, _) => self.check_rule(spec)?,
             RuleChange::SetAll(specs) => specs
                 .iter()
                 .enumerate()
-                .try_for_each(|(at, spec)| self.check_rule(spec).map_err(|error| error.at(at))),
-            RuleChange::Remove(..) => Ok(()),
+                .try_for_each(|(at, spec)| self.check_rule(spec).map_err(|error| error.at(at)))?,
+            RuleChange::Replace(id, spec, _) => {
+                self.rules.is_not_of_config(*id)?;
+                self.check_rule(spec)?;
+            }
+            RuleChange::Remove(id, ..) => self.rules.is_not_of_config(*id)?,
         }
+        Ok(())
     }
 
     fn check_rule(&self, spec: &RuleSpec) -> Result<(), RuleError> {
@@ -242,14 +254,8 @@ impl<P: Dataplane> Control<P> {
     }
 
     pub(super) fn tell_rules(&self, steps: &[RuleStep]) {
-        // What detection sets, and sets again before its time is over, events of mitigations tell.
-        let is_detected = |step: &RuleStep| match step {
-            RuleStep::New(record) | RuleStep::Changed(record) => {
-                record.spec.origin == Origin::Detection
-            }
-            RuleStep::Removed(_) => false,
-        };
-        if steps.iter().any(is_detected) {
+        // What detection sets, sets again before its time is over, and removes, events of mitigations tell.
+        if steps.iter().any(|step| step.origin() == Origin::Detection) {
             return;
         }
         let events = &self.events;
@@ -257,7 +263,7 @@ impl<P: Dataplane> Control<P> {
             [RuleStep::New(record) | RuleStep::Changed(record)] => {
                 events.tell(Event::RuleSet(record.clone()));
             }
-            [RuleStep::Removed(id)] => events.tell(Event::RuleRemoved(*id)),
+            [RuleStep::Removed(record)] => events.tell(Event::RuleRemoved(record.id)),
             [] => {}
             many => events.tell(Event::RulesSet(many.iter().map(RuleStep::id).collect())),
         }
@@ -279,7 +285,7 @@ impl<P: Dataplane> Control<P> {
 pub(super) fn written(step: &RuleStep) -> Change {
     match step {
         RuleStep::New(record) | RuleStep::Changed(record) => Change::SetRule(record.clone()),
-        RuleStep::Removed(id) => Change::RemoveRule(*id),
+        RuleStep::Removed(record) => Change::RemoveRule(record.id),
     }
 }
 
@@ -372,9 +378,9 @@ impl From<RuleRefusal> for Refused {
         };
         match refusal {
             RuleRefusal::Unknown { .. } => Self::NotFound(refusal.to_string()),
-            RuleRefusal::Conflict { .. } | RuleRefusal::OfConfig { .. } => {
-                Self::Conflict(refusal.to_string())
-            }
+            RuleRefusal::Conflict { .. }
+            | RuleRefusal::OfConfig { .. }
+            | RuleRefusal::OfDetection { .. } => Self::Conflict(refusal.to_string()),
             RuleRefusal::Stale { .. } | RuleRefusal::Missing => unmet(IF_MATCH),
             RuleRefusal::Exists { .. } => unmet(IF_NONE_MATCH),
             RuleRefusal::Invalid(invalid) => invalid.into(),

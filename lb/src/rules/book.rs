@@ -35,7 +35,8 @@ pub enum RuleChange {
     Set(Box<RuleSpec>, Precondition),
     SetAll(Vec<RuleSpec>),
     Replace(u64, Box<RuleSpec>, Precondition),
-    Remove(u64, Precondition),
+    /// By whom: nobody removes what another set.
+    Remove(u64, Origin, Precondition),
 }
 
 /// What became of one rule.
@@ -43,7 +44,7 @@ pub enum RuleChange {
 pub enum RuleStep {
     New(Arc<RuleRecord>),
     Changed(Arc<RuleRecord>),
-    Removed(u64),
+    Removed(Arc<RuleRecord>),
 }
 
 /// Why a change cannot be made.
@@ -53,6 +54,8 @@ pub enum RuleRefusal {
     Unknown { id: u64 },
     #[error("rule {id} stands in the config file; change it there, and reload")]
     OfConfig { id: u64 },
+    #[error("rule {id} is detection's, which sets it as long as {comment} lasts; `sluice mitigation revert` ends that")]
+    OfDetection { id: u64, comment: String },
     #[error("rule {id} was changed meanwhile: it is {etag} now; read it again")]
     Stale { id: u64, etag: String },
     #[error("rule {id} means the same packets already, and `If-None-Match: *` asks for a new one")]
@@ -78,8 +81,13 @@ impl RuleRecord {
 impl RuleStep {
     pub fn id(&self) -> u64 {
         match self {
-            Self::New(record) | Self::Changed(record) => record.id,
-            Self::Removed(id) => *id,
+            Self::New(record) | Self::Changed(record) | Self::Removed(record) => record.id,
+        }
+    }
+
+    pub fn origin(&self) -> Origin {
+        match self {
+            Self::New(record) | Self::Changed(record) | Self::Removed(record) => record.spec.origin,
         }
     }
 }
@@ -142,7 +150,9 @@ impl RuleBook {
             RuleChange::Replace(id, spec, precondition) => {
                 vec![copy.replace(id, *spec, &precondition, now_ms)?]
             }
-            RuleChange::Remove(id, precondition) => vec![copy.remove(id, &precondition)?],
+            RuleChange::Remove(id, by, precondition) => {
+                vec![copy.remove(id, by, &precondition)?]
+            }
         };
         *self = copy;
         Ok(steps)
@@ -187,7 +197,7 @@ impl RuleBook {
         now_ms: u64,
     ) -> Result<RuleStep, RuleRefusal> {
         spec.validate()?;
-        let before = self.known(id)?;
+        let before = self.known(id, spec.origin)?;
         check(Some(&before), precondition)?;
         match self.find(&spec) {
             Some(other) if other.id != id => Err(RuleRefusal::Conflict { id: other.id }),
@@ -195,19 +205,26 @@ impl RuleBook {
         }
     }
 
-    fn remove(&mut self, id: u64, precondition: &Precondition) -> Result<RuleStep, RuleRefusal> {
-        let before = self.known(id)?;
+    fn remove(
+        &mut self,
+        id: u64,
+        by: Origin,
+        precondition: &Precondition,
+    ) -> Result<RuleStep, RuleRefusal> {
+        let before = self.known(id, by)?;
         check(Some(&before), precondition)?;
         self.records.remove(&id);
-        Ok(RuleStep::Removed(id))
+        Ok(RuleStep::Removed(before))
     }
 
-    fn known(&self, id: u64) -> Result<Arc<RuleRecord>, RuleRefusal> {
-        match self.get(id) {
-            Some(record) => Ok(record.clone()),
-            None if id >= FIRST_CONFIG_ID => Err(RuleRefusal::OfConfig { id }),
-            None => Err(RuleRefusal::Unknown { id }),
+    /// The rule, if it is theirs who want to change it.
+    fn known(&self, id: u64, by: Origin) -> Result<Arc<RuleRecord>, RuleRefusal> {
+        let record = self.get(id).ok_or(RuleRefusal::Unknown { id })?;
+        if record.spec.origin == Origin::Detection && by != Origin::Detection {
+            let comment = record.spec.comment.clone();
+            return Err(RuleRefusal::OfDetection { id, comment });
         }
+        Ok(record.clone())
     }
 
     fn put(&mut self, before: Option<Arc<RuleRecord>>, spec: RuleSpec, now_ms: u64) -> RuleStep {
@@ -304,8 +321,10 @@ mod tests {
         );
         assert_eq!(book.next_expiry_ms(), Some(15_000));
         assert_eq!(book.expire(15_000), [1]);
-        let removed = RuleChange::Remove(3, Precondition::None);
-        book.change(removed, 0).unwrap();
+        let remove = |by| RuleChange::Remove(3, by, Precondition::None);
+        let refused = book.change(remove(Origin::Operator), 0).unwrap_err();
+        assert!(matches!(refused, RuleRefusal::OfDetection { id: 3, .. }));
+        book.change(remove(Origin::Detection), 0).unwrap();
         assert_eq!(
             set(&mut book, "ttl 1 -> drop", 0).id(),
             4,
@@ -333,16 +352,15 @@ mod tests {
         let old = book.get(1).unwrap().etag().to_string();
         set(&mut book, "ttl 1 -> pass", 0);
         let stale = old.parse::<Precondition>().unwrap();
-        let refused = book.change(RuleChange::Remove(1, stale), 0).unwrap_err();
+        let remove = RuleChange::Remove(1, Origin::Operator, stale);
+        let refused = book.change(remove, 0).unwrap_err();
         assert!(matches!(refused, RuleRefusal::Stale { id: 1, .. }));
         let replace = |id, text| RuleChange::Replace(id, Box::new(rule(text)), Precondition::None);
         set(&mut book, "ttl 2 -> drop", 0);
         let refused = book.change(replace(1, "ttl 2 -> drop"), 0).unwrap_err();
         assert!(matches!(refused, RuleRefusal::Conflict { id: 2 }));
         book.change(replace(1, "ttl 3 -> drop"), 0).unwrap();
-        for (id, part) in [(9, "no rule 9"), (FIRST_CONFIG_ID + 1, "config file")] {
-            let refused = book.change(replace(id, "ttl 4 -> drop"), 0).unwrap_err();
-            assert!(refused.to_string().contains(part), "{refused}");
-        }
+        let refused = book.change(replace(9, "ttl 4 -> drop"), 0).unwrap_err();
+        assert_eq!(refused.to_string(), "there is no rule 9");
     }
 }

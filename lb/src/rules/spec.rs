@@ -37,6 +37,7 @@ pub struct RuleSpec {
     pub ttl_seconds: Option<u64>,
     #[serde(default)]
     pub comment: String,
+    /// Only `operator` can be asked for.
     #[serde(default)]
     pub origin: Origin,
 }
