@@ -51,7 +51,7 @@ pub(super) async fn run(
         measures: Measures::default(),
         webhook,
         sampling: 1,
-        packets: 0,
+        packets: None,
         kept: Instant::now(),
     };
     let mut tick = interval(Duration::from_millis(TICK_MS));
@@ -73,8 +73,8 @@ struct Task {
     webhook: mpsc::Sender<Message>,
     /// Samples a second, as the config says.
     sampling: u32,
-    /// All that were counted before.
-    packets: u64,
+    /// All that were counted before; `None` at first: what came before this task is no tick's.
+    packets: Option<u64>,
     /// When baselines were last written.
     kept: Instant,
 }
@@ -135,6 +135,7 @@ impl Task {
             vip: *vip,
             classes: counted.classes,
             stopped: counted.stopped,
+            ruled: counted.ruled,
         };
         Ok(Reading {
             vips: vips.iter().zip(counted).map(reading).collect(),
@@ -146,8 +147,8 @@ impl Task {
     fn take_samples(&mut self, now_ms: u64, reading: &Reading) {
         let total = |vip: &VipReading| vip.classes.iter().map(|count| count.packets).sum::<u64>();
         let packets: u64 = reading.vips.iter().map(total).sum();
-        let came = packets.saturating_sub(self.packets);
-        self.packets = packets;
+        let came = packets.saturating_sub(self.packets.unwrap_or(packets));
+        self.packets = Some(packets);
         let mut taken = Vec::new();
         while let Some(sample) = self.watch.sample() {
             taken.push(sample);

@@ -46,6 +46,8 @@ pub struct Counted {
     pub classes: [Count; CLASSES],
     /// Dropped by limits and the like, or what would have been: whatever comes after the class is known, but rules.
     pub stopped: Count,
+    /// Dropped by rules, whoever set them.
+    pub ruled: Count,
 }
 
 impl Watch {
@@ -117,20 +119,29 @@ impl Watch {
         )?;
         let drops = sums::<Count>(&self.drops, maps::DROPS, room * DROP_REASONS * 2)?;
         let of_vip = |vip: &u16| {
-            let first = usize::from(*vip) << CLASS_COUNTERS_SHIFT;
+            let first_class = usize::from(*vip) << CLASS_COUNTERS_SHIFT;
             let reasons = DropReason::ALL.iter().filter(|reason| stops(**reason));
+            // What was dropped, and what would have been.
+            let first = |reason: DropReason| {
+                (usize::from(*vip) * DropReason::ALL.len() + reason as usize) * 2
+            };
             let stopped = reasons.flat_map(|reason| {
-                let first = (usize::from(*vip) * DropReason::ALL.len() + *reason as usize) * 2;
+                let first = first(*reason);
                 drops.get(first..first + 2).unwrap_or_default()
             });
+            let ruled = drops.get(first(DropReason::Rule));
             Counted {
                 classes: std::array::from_fn(|class| {
-                    classes.get(first + class).copied().unwrap_or_default()
+                    classes
+                        .get(first_class + class)
+                        .copied()
+                        .unwrap_or_default()
                 }),
                 stopped: stopped.fold(Count::default(), |sum, count| Count {
                     packets: sum.packets + count.packets,
                     bytes: sum.bytes + count.bytes,
                 }),
+                ruled: ruled.copied().unwrap_or_default(),
             }
         };
         Ok(vips.iter().map(of_vip).collect())

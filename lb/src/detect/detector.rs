@@ -90,6 +90,15 @@ pub struct VipReading {
     pub classes: [Count; CLASSES],
     /// Of these, what was stopped (or would have been) by anything but rules.
     pub stopped: Count,
+    /// Of these, what rules dropped, whoever set them.
+    pub ruled: Count,
+}
+
+/// What was stopped of a VIP.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stopped {
+    by_others: Rates,
+    by_rules: Rates,
 }
 
 /// Something that somebody should hear of.
@@ -443,7 +452,7 @@ impl Detector {
         before: &Reading,
         now: &Reading,
         rates: impl Fn(&Count, &Count) -> Rates,
-    ) -> BTreeMap<VipIndex, Rates> {
+    ) -> BTreeMap<VipIndex, Stopped> {
         let before: BTreeMap<VipIndex, &VipReading> =
             before.vips.iter().map(|vip| (vip.vip, vip)).collect();
         let mut stopped = BTreeMap::new();
@@ -456,7 +465,11 @@ impl Detector {
             for (at, watch) in vip.watched.classes.iter_mut().enumerate() {
                 watch.rates = rates(&reading.classes[at], &before.classes[at]);
             }
-            stopped.insert(reading.vip, rates(&reading.stopped, &before.stopped));
+            let of_vip = Stopped {
+                by_others: rates(&reading.stopped, &before.stopped),
+                by_rules: rates(&reading.ruled, &before.ruled),
+            };
+            stopped.insert(reading.vip, of_vip);
         }
         stopped
     }
@@ -594,7 +607,7 @@ impl Detector {
         &mut self,
         scope: Scope,
         class: Class,
-        stopped: Rates,
+        stopped: Stopped,
         fitting: &BTreeMap<u64, Rates>,
     ) {
         let active = |vip: Option<&str>| {
@@ -613,15 +626,34 @@ impl Detector {
             Some(name) => of_all.plus(active(Some(name))),
             None => of_all,
         };
+        let by_operator = stopped.by_rules.without(self.dropped(scope, fitting));
         let Some(watched) = self.watched_mut(scope) else {
             return;
         };
-        // What limits stopped is not known by class: it is taken for what is attacked.
+        // What limits and the operator's rules stopped is not known by class: it is taken for what is attacked.
         let attacked = watched.classes[class as usize].trigger.attack().is_some();
-        let stopped = if attacked { stopped } else { Rates::default() };
+        let of_attack = |rates: Rates| if attacked { rates } else { Rates::default() };
         let watch = &mut watched.classes[class as usize];
-        watch.unruled = watch.rates.without(by_rules);
-        watch.left = watch.unruled.without(stopped);
+        watch.unruled = watch
+            .rates
+            .without(by_rules)
+            .without(of_attack(by_operator));
+        watch.left = watch.unruled.without(of_attack(stopped.by_others));
+    }
+
+    /// What rules of mitigations drop of a scope's packets.
+    fn dropped(&self, scope: Scope, fitting: &BTreeMap<u64, Rates>) -> Rates {
+        let name = self.name(scope);
+        let rules = self.mitigations.values().filter_map(|mitigation| {
+            let rates = *fitting
+                .get(&mitigation.id)
+                .filter(|_| self.enforces(mitigation))?;
+            match mitigation.vip.as_deref() {
+                None => Some(rates.part(self.part_of_all(scope, mitigation.class))),
+                vip => (vip == name).then_some(rates),
+            }
+        });
+        rules.fold(Rates::default(), Rates::plus)
     }
 
     /// The part of all packets of a class that a scope gets.

@@ -135,3 +135,22 @@ fn no_vip_has_more_than_four_rules() {
     });
     assert!((1..=4).contains(&rules.count()));
 }
+
+#[test]
+fn what_an_operator_drops_needs_no_measure() {
+    let world = attacked(Stance::Enforce, Kind::NtpReplies);
+    let found = world.detector.mitigation(first_rule(&world)).unwrap();
+    let Measure::Rule(signature) = found.measure.clone() else {
+        panic!("{found:?} is no rule");
+    };
+    let mut world = peaceful(Stance::Enforce);
+    world.drop_by_hand(signature);
+    let attack = Attack::new(Kind::NtpReplies, &mut Random(9));
+    world.attack(attack);
+    world.run(10_000);
+    let decisions = &world.seen.decisions;
+    let began = |decision: &Decision| matches!(decision, Decision::AttackBegan(_));
+    assert!(decisions.iter().any(began), "{decisions:#?}");
+    let raised = |decision: &Decision| matches!(decision, Decision::Raised(_));
+    assert!(!decisions.iter().any(raised), "{decisions:#?}");
+}

@@ -77,6 +77,7 @@ pub(super) struct World {
     attack: Option<(u64, Attack)>,
     counts: BTreeMap<VipIndex, [Count; CLASSES]>,
     stopped: BTreeMap<VipIndex, Count>,
+    ruled: BTreeMap<VipIndex, Count>,
     fitted: BTreeMap<u64, Count>,
     plane: Plane,
     pub(super) seen: Outcome,
@@ -87,6 +88,8 @@ pub(super) struct World {
 struct Plane {
     rules: BTreeMap<u64, Rule>,
     measures: BTreeMap<u64, (VipIndex, Class, Measure, u64)>,
+    /// An operator's rule: what fits is dropped before anything else looks at it.
+    by_operator: Option<Signature>,
 }
 
 #[derive(Clone, Debug)]
@@ -95,6 +98,13 @@ struct Rule {
     signature: Signature,
     drops: bool,
     from_ms: u64,
+}
+
+/// Whether a packet may be among the samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sampled {
+    Yes,
+    No,
 }
 
 /// What became of packets since the attack began.
@@ -134,6 +144,7 @@ impl World {
             attack: None,
             counts: BTreeMap::new(),
             stopped: BTreeMap::new(),
+            ruled: BTreeMap::new(),
             fitted: BTreeMap::new(),
             plane: Plane::default(),
             seen: Outcome::default(),
@@ -159,6 +170,11 @@ impl World {
             ..Outcome::default()
         };
         self.attack = Some((self.now_ms, attack));
+    }
+
+    /// An operator drops what fits this.
+    pub(super) fn drop_by_hand(&mut self, signature: Signature) {
+        self.plane.by_operator = Some(signature);
     }
 
     pub(super) fn peace(&mut self) {
@@ -208,9 +224,11 @@ impl World {
         }
         let all: u64 = packets.iter().map(|(_, _, weight, _)| weight).sum();
         for (vip, header, weight, hostile) in packets {
-            self.packet(vip, &header, weight, hostile);
+            let sampled = self.packet(vip, &header, weight, hostile);
             // As many of them as of all packets.
-            if self.random.below(all.max(SAMPLES)) < SAMPLES * weight.min(all) {
+            if sampled == Sampled::Yes
+                && self.random.below(all.max(SAMPLES)) < SAMPLES * weight.min(all)
+            {
                 self.detector.sample(self.now_ms, vip, header);
             }
         }
@@ -220,8 +238,8 @@ impl World {
         }
     }
 
-    /// One packet that stands for `weight`.
-    fn packet(&mut self, vip: VipIndex, header: &Header, weight: u64, hostile: bool) {
+    /// One packet that stands for `weight`. Tells whether it may be among the samples.
+    fn packet(&mut self, vip: VipIndex, header: &Header, weight: u64, hostile: bool) -> Sampled {
         let class = class(header, hostile);
         let bytes = u64::from(header.length) * weight;
         add(
@@ -229,6 +247,11 @@ impl World {
             weight,
             bytes,
         );
+        let by_operator = self.plane.by_operator.as_ref();
+        if by_operator.is_some_and(|rule| rule.fits(header)) {
+            add(self.ruled.entry(vip).or_default(), weight, bytes);
+            return Sampled::No;
+        }
         let mut dropped = false;
         for (id, rule) in &self.plane.rules {
             if rule.vip.is_none_or(|of| of == vip)
@@ -238,6 +261,9 @@ impl World {
                 add(self.fitted.entry(*id).or_default(), weight, bytes);
                 dropped |= rule.drops;
             }
+        }
+        if dropped {
+            add(self.ruled.entry(vip).or_default(), weight, bytes);
         }
         let limited = self
             .plane
@@ -259,6 +285,7 @@ impl World {
             self.seen.innocent_packets += weight;
             self.seen.innocent_dropped += if dropped { weight } else { 0 };
         }
+        Sampled::Yes
     }
 
     fn tick(&mut self) {
@@ -270,6 +297,7 @@ impl World {
                     vip: *vip,
                     classes: self.counts.get(vip).copied().unwrap_or_default(),
                     stopped: self.stopped.get(vip).copied().unwrap_or_default(),
+                    ruled: self.ruled.get(vip).copied().unwrap_or_default(),
                 })
                 .collect(),
             fitted: self
