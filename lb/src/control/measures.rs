@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use sluice_ebpf::abi::Count;
 
-use super::{Handle, Refused, limits::now_ms};
+use super::{Handle, Refused, RuleQuery, limits::now_ms};
 use crate::{
     config::{Class, Mode, Scope, SourceLimit},
     desired::Tightened,
@@ -15,7 +15,7 @@ use crate::{
         shared::Shared,
         signature::Signature,
     },
-    limits::{ClassWord, LimitSpec, Precondition},
+    limits::{ClassWord, LimitQuery, LimitSpec, Precondition},
     rules::{self, Origin, RuleSpec},
 };
 
@@ -27,6 +27,8 @@ pub(super) struct Measures {
     caps: BTreeMap<u64, Vec<u64>>,
     /// Rules by mitigation.
     rules: BTreeMap<u64, Held>,
+    /// Whether all that an earlier run set is known.
+    adopted: bool,
 }
 
 /// Rules of a mitigation.
@@ -48,9 +50,46 @@ impl Measures {
                 all.map(|mitigation| (mitigation.clone(), state.detector.enforces(mitigation)));
             (wanted.collect(), state.detector.settings().times.hold_ms)
         };
+        if !self.adopted {
+            self.adopted = self.adopt(handle).await.is_ok();
+        }
         self.rule(handle, &wanted, hold_ms).await;
         self.tighten(handle, &wanted).await;
         self.cap(handle, &wanted).await;
+    }
+
+    /// Knows what was set before the daemon, or this task, began anew: what no mitigation wants any more is removed.
+    async fn adopt(&mut self, handle: &Handle) -> Result<(), Refused> {
+        let rules = RuleQuery {
+            origin: Some(Origin::Detection),
+            most: usize::MAX,
+            ..RuleQuery::default()
+        };
+        for rule in handle.rule_page(rules).await?.rules {
+            let Some(mitigation) = of_comment(&rule.record.spec.comment) else {
+                continue;
+            };
+            let held = self.rules.entry(mitigation).or_insert(Held {
+                ids: Vec::new(),
+                mode: rule.record.spec.mode,
+                renew_ms: 0,
+            });
+            held.ids.push(rule.record.id);
+        }
+        let limits = LimitQuery {
+            comment: Some(COMMENT.to_owned()),
+            most: usize::MAX,
+            ..LimitQuery::default()
+        };
+        for limit in handle.limit_page(limits).await?.limits {
+            let spec = &limit.record.spec;
+            let everybody = spec.prefix.prefix_len() == 0;
+            if let Some(mitigation) = of_comment(&spec.comment).filter(|_| everybody) {
+                let ids = self.caps.entry(mitigation).or_default();
+                ids.push(limit.record.id);
+            }
+        }
+        Ok(())
     }
 
     /// Packets that fitted the rules of each mitigation so far.
@@ -106,8 +145,9 @@ impl Measures {
             let held = self.rules.remove(&id);
             for rule in held.into_iter().flat_map(|held| held.ids) {
                 // Its time may be over already.
-                if let Err(error @ Refused::Disk(_)) =
-                    handle.remove_rule(rule, Origin::Detection, Precondition::None).await
+                if let Err(error @ Refused::Disk(_)) = handle
+                    .remove_rule(rule, Origin::Detection, Precondition::None)
+                    .await
                 {
                     tracing::error!(%error, rule, "a rule of a mitigation cannot be taken away; it ends within minutes");
                 }
@@ -208,6 +248,11 @@ impl Measures {
 /// What a cap or rule of a mitigation has as its comment, by which it is known again after a restart.
 fn comment(id: u64) -> String {
     format!("{COMMENT}{id}")
+}
+
+/// The mitigation that a rule or cap is of.
+fn of_comment(comment: &str) -> Option<u64> {
+    comment.strip_prefix(COMMENT)?.parse().ok()
 }
 
 const COMMENT: &str = "mitigation ";
