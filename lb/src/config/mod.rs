@@ -178,10 +178,7 @@ fn tables(
     let pool_names = cross::names(&pool_tables, "pool", lines);
     let policy_names = cross::names(&policy_tables, "policy", lines);
     let vip_names = cross::names(&vip_tables, "VIP", lines);
-    let rules: Vec<_> = list("rule", &keys::RULE)
-        .iter()
-        .filter_map(|table| read_rule::rule(table, &vip_names))
-        .collect();
+    let rules = read_rule::rules(&list("rule", &keys::RULE), &vip_names);
 
     let pop = read_site::pop(&file, outside);
     let dataplane = read_site::dataplane(&file);

@@ -3,10 +3,22 @@
 use std::collections::HashSet;
 
 use super::{error::suggestion, section::Section};
-use crate::rules::{Origin, RuleError, RuleSpec};
+use crate::rules::{self, Origin, RuleError, RuleSpec};
+
+/// All of them, which must fit the data plane together.
+pub(super) fn rules(sections: &[Section<'_>], vips: &HashSet<&str>) -> Vec<RuleSpec> {
+    let rules: Vec<_> = sections
+        .iter()
+        .filter_map(|section| rule(section, vips))
+        .collect();
+    if let (Err(error), Some(last)) = (rules::fit(&rules), sections.last()) {
+        last.error(|| error.to_string());
+    }
+    rules
+}
 
 /// One `[[rule]]`.
-pub(super) fn rule(section: &Section<'_>, vips: &HashSet<&str>) -> Option<RuleSpec> {
+fn rule(section: &Section<'_>, vips: &HashSet<&str>) -> Option<RuleSpec> {
     let field = section.required("text", "\"proto udp; sport 53 -> drop\"")?;
     let text = field.string()?;
     let spec = text.parse::<RuleSpec>().and_then(|spec| {

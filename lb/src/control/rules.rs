@@ -14,8 +14,8 @@ use crate::{
     config::Config,
     limits::{IF_MATCH, IF_NONE_MATCH},
     rules::{
-        Action, FIRST_CONFIG_ID, Origin, Placed, RuleBook, RuleChange, RuleError, RuleRecord,
-        RuleRefusal, RuleSpec, RuleStep, compile,
+        self, Action, FIRST_CONFIG_ID, Origin, RuleBook, RuleChange, RuleError, RuleRecord,
+        RuleRefusal, RuleSpec, RuleStep,
     },
     store::Change,
 };
@@ -335,21 +335,7 @@ fn ordered(config: &[Arc<RuleRecord>], book: &RuleBook) -> Vec<Arc<RuleRecord>> 
 
 fn fit(config: &[Arc<RuleRecord>], book: &RuleBook) -> Result<(), Refused> {
     let all = ordered(config, book);
-    let mut vips: BTreeMap<&str, u16> = BTreeMap::new();
-    let placed: Vec<Placed<'_>> = all
-        .iter()
-        .map(|record| {
-            let next = u16::try_from(vips.len()).unwrap_or(u16::MAX);
-            let vip = record.spec.vip.as_deref();
-            Placed {
-                spec: &record.spec,
-                number: 0,
-                vip: vip.map(|vip| *vips.entry(vip).or_insert(next)),
-            }
-        })
-        .collect();
-    compile(&placed)
-        .map(drop)
+    rules::fit(all.iter().map(|record| &record.spec))
         .map_err(|error| Refused::Conflict(error.to_string()))
 }
 

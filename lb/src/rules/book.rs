@@ -54,7 +54,9 @@ pub enum RuleRefusal {
     Unknown { id: u64 },
     #[error("rule {id} stands in the config file; change it there, and reload")]
     OfConfig { id: u64 },
-    #[error("rule {id} is detection's, which sets it as long as {comment} lasts; `sluice mitigation revert` ends that")]
+    #[error(
+        "rule {id} is detection's, which sets it as long as {comment} lasts; `sluice mitigation revert` ends that"
+    )]
     OfDetection { id: u64, comment: String },
     #[error("rule {id} was changed meanwhile: it is {etag} now; read it again")]
     Stale { id: u64, etag: String },
@@ -249,6 +251,13 @@ impl RuleBook {
     fn find(&self, spec: &RuleSpec) -> Option<&Arc<RuleRecord>> {
         let wanted = identity(spec);
         self.iter().find(|record| identity(&record.spec) == wanted)
+    }
+}
+
+impl RuleSpec {
+    /// Whether one of both would take the place of the other.
+    pub fn is_for_packets_of(&self, other: &Self) -> bool {
+        identity(self) == identity(other)
     }
 }
 

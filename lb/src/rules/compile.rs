@@ -48,6 +48,24 @@ pub enum TooMany {
     Values,
 }
 
+/// Whether all of these fit the tables together.
+pub fn fit<'a>(rules: impl IntoIterator<Item = &'a RuleSpec>) -> Result<(), TooMany> {
+    let mut vips: HashMap<&str, u16> = HashMap::new();
+    let placed: Vec<Placed<'_>> = rules
+        .into_iter()
+        .map(|spec| {
+            let next = u16::try_from(vips.len()).unwrap_or(u16::MAX);
+            let vip = spec.vip.as_deref();
+            Placed {
+                spec,
+                number: 0,
+                vip: vip.map(|vip| *vips.entry(vip).or_insert(next)),
+            }
+        })
+        .collect();
+    compile(&placed).map(drop)
+}
+
 /// Puts rules into tables. The first counts first.
 pub fn compile(rules: &[Placed<'_>]) -> Result<Compiled, TooMany> {
     let mut bits = Vec::new();

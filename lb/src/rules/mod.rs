@@ -22,7 +22,7 @@ mod tests;
 
 pub use bits::{BitKind, Bits, FragmentBits, TcpFlags, Term};
 pub use book::{FIRST_CONFIG_ID, RuleBook, RuleChange, RuleRecord, RuleRefusal, RuleStep};
-pub use compile::{Compiled, Placed, TooMany, compile};
+pub use compile::{Compiled, Placed, TooMany, compile, fit};
 pub use header::Header;
 pub use numbers::{Byte, Dscp, Length, NumberKind, Numbers, Port, Protocol};
 pub use payload::{Hex, Payload};
