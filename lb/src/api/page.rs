@@ -13,7 +13,7 @@ pub(super) const PATH: &str = "/";
 
 /// The live page
 ///
-/// Status, VIPs, backends, flows, drops, limits and events, as they are now. Everybody may have the page; by TCP it asks
+/// Status, VIPs, backends, flows, drops, limits, rules and events, as they are now. Everybody may have the page; by TCP it asks
 /// for a token, which it keeps no longer than it is open.
 #[utoipa::path(get, path = PATH, tag = "daemon", responses((status = 200, description = "For a browser", content_type = "text/html", body = String)))]
 pub(super) async fn page() -> Response {

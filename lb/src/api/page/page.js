@@ -101,13 +101,14 @@ function showStatus(status) {
 }
 
 async function round() {
-  const [status, vips, backends, flows, drops, limits] = await Promise.all([
+  const [status, vips, backends, flows, drops, limits, rules] = await Promise.all([
     json("/v1/status"),
     json(`/v1/vips?limit=${ROWS}`),
     json(`/v1/backends?limit=${ROWS}`),
     json("/v1/flows?limit=1"),
     json(`/v1/drops?limit=${ROWS}`),
     json(`/v1/limits?limit=${ROWS}`),
+    json(`/v1/rules?limit=${ROWS}`),
   ]);
   const time = performance.now();
   elapsed = last ? (time - last) / 1000 : 0;
@@ -158,6 +159,16 @@ async function round() {
     ["expires", (limit) => limit.expires ?? "never"],
     ["comment", (limit) => limit.comment, "note"],
   ], limits, "none");
+  table("rules", [
+    ["id", (rule) => rule.id, "number"],
+    ["origin", (rule) => rule.origin],
+    ["rule", (rule) => rule.rule, "note"],
+    ["mode", (rule) => rule.mode],
+    ["matched", (rule) => String(rule.matched_packets), "number"],
+    ["dropped", (rule) => String(rule.dropped_packets), "number"],
+    ["now", (rule) => rate("rule " + rule.id, rule.dropped_packets), "number"],
+    ["expires", (rule) => rule.expires ?? "never"],
+  ], rules, "none");
   before = now;
 }
 
