@@ -197,7 +197,7 @@ pub(super) async fn remove(
 #[serde(untagged)]
 #[expect(dead_code, reason = "only described")]
 enum RuleOrRules {
-    One(RuleSpec),
+    One(Box<RuleSpec>),
     Text(String),
     Many(Vec<RuleSpec>),
     Texts(Vec<String>),
@@ -208,7 +208,7 @@ enum RuleOrRules {
 #[serde(untagged)]
 #[expect(dead_code, reason = "only described")]
 enum RuleOrText {
-    One(RuleSpec),
+    One(Box<RuleSpec>),
     Text(String),
 }
 
@@ -217,7 +217,7 @@ enum RuleOrText {
 #[serde(untagged)]
 #[expect(dead_code, reason = "only described")]
 enum RulesAnswer {
-    One(RuleItem),
+    One(Box<RuleItem>),
     Many(RulesDone),
 }
 

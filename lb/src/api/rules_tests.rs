@@ -186,10 +186,7 @@ async fn a_rule_of_detection_is_shown_and_is_detections_to_change() {
     let shown = world.get("/v1/rules?origin=detection").await.json();
     assert_eq!(shown["items"][0]["id"], rule.record.id);
     let path = format!("/v1/rules/{}", rule.record.id);
-    for (method, body) in [
-        (Method::PUT, r#""ttl 2 -> drop""#),
-        (Method::DELETE, ""),
-    ] {
+    for (method, body) in [(Method::PUT, r#""ttl 2 -> drop""#), (Method::DELETE, "")] {
         let refused = world.send(method, &path, body).await;
         assert_problem(&refused, 409, "mitigation 4");
     }
@@ -199,7 +196,13 @@ async fn a_rule_of_detection_is_shown_and_is_detections_to_change() {
     assert_eq!(refused.json()["field"], "origin");
     // An operator's own, for the same packets, stands beside it.
     assert_eq!(post(&world, json!("ttl 1 -> pass")).await.status, 201);
-    assert_eq!(world.get("/v1/rules").await.json()["items"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        world.get("/v1/rules").await.json()["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{
     Failed, OriginArg, RuleCommand, RuleFilters,
-    client::{Client, encoded},
+    client::{Client, ClientError, encoded},
     names::{self, Kind},
     output::{Ink, Output},
     table::{or_dash, table},
@@ -74,7 +74,7 @@ pub(super) async fn change(
             output.show(&told, preview)
         }
         RuleCommand::Import { file, skip_bad } => {
-            let (good, bad) = read(&file)?;
+            let Lines { good, bad } = read(&file)?;
             if !bad.is_empty() && !skip_bad {
                 let lines = bad.join("\n");
                 return Err(format!(
@@ -87,7 +87,9 @@ pub(super) async fn change(
                 )
                 .into());
             }
-            let done: RulesDone = client.send_json(Method::POST, "/v1/rules", &good).await?;
+            let (lines, rules): (Vec<usize>, Vec<RuleSpec>) = good.into_iter().unzip();
+            let sent = client.send_json(Method::POST, "/v1/rules", &rules).await;
+            let done: RulesDone = sent.map_err(|error| refused(&error, &file, &lines))?;
             for line in &bad {
                 eprintln!("skipped: {line}");
             }
@@ -108,26 +110,60 @@ pub(super) async fn change(
     }
 }
 
-/// The rules of a file, one on each line; and the lines that are none, with the reason. `#` begins a comment line.
-fn read(file: &Path) -> Result<(Vec<RuleSpec>, Vec<String>), Failed> {
+/// What stands in a file.
+struct Lines {
+    /// Each with the number of its line.
+    good: Vec<(usize, RuleSpec)>,
+    /// Why a line is no rule, and which one.
+    bad: Vec<String>,
+}
+
+/// The rules of a file, one on each line. `#` begins a comment line.
+fn read(file: &Path) -> Result<Lines, Failed> {
     let text = if file == Path::new("-") {
         io::read_to_string(io::stdin())
     } else {
         fs::read_to_string(file)
     };
     let text = text.map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    let mut good: Vec<(usize, RuleSpec)> = Vec::new();
+    let mut bad = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         match line.parse::<RuleSpec>() {
-            Ok(spec) => good.push(spec),
+            Ok(spec) => match good
+                .iter()
+                .find(|(_, known)| known.is_for_packets_of(&spec))
+            {
+                Some((first, _)) => bad.push(format!(
+                    "{}:{number}: means the same packets as line {first}",
+                    file.display()
+                )),
+                None => good.push((number, spec)),
+            },
             Err(error) => bad.push(format!("{}:{number}: {error}", file.display())),
         }
     }
-    Ok((good, bad))
+    Ok(Lines { good, bad })
+}
+
+/// A refusal of one of many names the line that it stands in.
+fn refused(error: &ClientError, file: &Path, lines: &[usize]) -> Failed {
+    let at = |field: &str| -> Option<usize> {
+        let (index, _) = field.strip_prefix('[')?.split_once(']')?;
+        lines.get(index.parse::<usize>().ok()?).copied()
+    };
+    let line = match error {
+        ClientError::Refused(problem) => problem.field.as_deref().and_then(at),
+        _ => None,
+    };
+    match line {
+        Some(line) => format!("{}:{line}: {error}\nnothing is set", file.display()).into(),
+        None => error.to_string().into(),
+    }
 }
 
 fn preview(told: &RulePreview) -> String {
