@@ -90,3 +90,62 @@ fn a_flood_is_found_within_a_second_told_and_held() {
     });
     flood.stop();
 }
+
+#[test]
+fn detection_sets_a_rule_that_drops_a_flood_and_takes_it_away_when_it_is_reverted() {
+    let lab = Lab::new()
+        .alone()
+        .client(&["198.18.0.0/15", "3fff::/20"])
+        .client(&[ATTACKER, "2001:db8:bad::/48"])
+        .config(|mut config| {
+            config.extra.push_str(DETECT);
+            config
+        })
+        .start();
+    peace(&lab, Duration::from_secs(10));
+    let frames = lab
+        .node()
+        .frames()
+        .udp_flood(ATTACKER.parse().unwrap(), 4096);
+    let flood = Flood::start(lab.uplink_sender(), frames);
+    let rules = || lab.node().items("rules --origin detection");
+    let dropped = || -> u64 {
+        let dropped = |rule: &Value| rule["dropped_packets"].as_u64().unwrap();
+        rules().iter().map(dropped).sum()
+    };
+    within(Duration::from_secs(10), "a rule drops the flood", || {
+        dropped() > 1_000
+    });
+    let set = rules();
+    println!("{set:#?}");
+    assert_eq!(set[0]["mode"], "enforce");
+    assert_eq!(set[0]["vip"], "dns4");
+    assert!(set[0]["expires"].is_string());
+    let mitigation = mitigations(&lab)
+        .into_iter()
+        .find(|item| set[0]["comment"] == format!("mitigation {}", item["id"]))
+        .unwrap();
+    assert_eq!(mitigation["enforced"], true, "{mitigation}");
+
+    // The lab's cables lose frames when their rings are full.
+    let client = lab.client(0);
+    let asked = 50;
+    let served = (0..asked).filter(|_| (0..3).any(|_| client.udp_ask(DNS_V4, b"good").is_ok()));
+    assert_eq!(served.count(), asked);
+    client.http_get(WEB_V4, "/health").unwrap();
+    assert!(lab.node().dropped_for("rule") > 1_000);
+
+    let removed = lab.sluice(&format!("rule remove {}", set[0]["id"]));
+    assert_eq!(removed.status, 1);
+    assert!(
+        removed.stderr.contains("mitigation revert"),
+        "{}",
+        removed.stderr
+    );
+    lab.sluice(&format!("mitigation revert {}", mitigation["id"]))
+        .succeeds();
+    within(Duration::from_secs(5), "the rule is gone", || {
+        rules().iter().all(|rule| rule["id"] != set[0]["id"])
+    });
+    flood.stop();
+}

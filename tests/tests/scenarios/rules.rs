@@ -1,6 +1,6 @@
 //! Rules on a machine with traffic: floods that a rule names are dropped, and whatever else comes is served.
 
-use std::time::Duration;
+use std::{thread::sleep, time::Duration};
 
 use sluice_tests::{Conn, DNS_V4, DNS_V6, Flood, Lab, WEB_V4, WEB_V6, eventually, within};
 
@@ -73,6 +73,57 @@ fn a_flood_is_dropped_by_a_rule_and_others_are_served() {
 }
 
 #[test]
+fn a_preview_tells_what_a_rule_would_have_meant() {
+    let lab = lab();
+    let preview = |rule: &str| {
+        let words = ["rule", "preview", rule, "--json"];
+        lab.node().sluice_words(&words).succeeds().json()
+    };
+    let number = |told: &serde_json::Value, what: &str| told[what].as_u64().unwrap();
+    let nothing = preview("src 203.0.113.0/24 -> drop");
+    assert_eq!(nothing["matched_packets"], 0, "{nothing}");
+
+    let client = lab.client(0);
+    let asked: u64 = 200;
+    for _ in 0..asked {
+        _ = client.udp_ask(DNS_V4, b"good");
+        sleep(Duration::from_millis(5));
+    }
+    sleep(Duration::from_millis(300));
+    let told = preview("dst 192.0.2.53/32; proto udp; dport 53 -> drop; vip dns4");
+    let matched = number(&told, "matched_packets");
+    assert!((asked / 2..=asked * 3 / 2).contains(&matched), "{told}");
+    assert_eq!(told["dropped_packets"], 0, "{told}");
+
+    let frames = lab
+        .node()
+        .frames()
+        .udp_flood(ATTACKER.parse().unwrap(), 4096);
+    let before = lab.node().received();
+    let flood = Flood::start(lab.uplink_sender(), frames);
+    sleep(Duration::from_secs(5));
+    flood.stop();
+    sleep(Duration::from_millis(300));
+    let came = lab.node().received() - before;
+    let text = format!("src {ATTACKER}; proto udp -> drop");
+    let told = preview(&text);
+    println!("{came} came: {told}");
+    let matched = number(&told, "matched_packets");
+    assert!(
+        (came / 2..=came * 3 / 2).contains(&matched),
+        "{came} of {told}"
+    );
+    assert!(number(&told, "samples") <= 30_000, "{told}");
+    let said = lab.node().sluice_words(&["rule", "preview", &text]);
+    assert!(said.stdout.contains("packets"), "{}", said.stdout);
+    let words = ["rule", "preview", "ttl 1; vip nowhere -> drop"];
+    let refused = lab.node().sluice_words(&words);
+    assert_eq!(refused.status, 1);
+    assert!(refused.stderr.contains("nowhere"), "{}", refused.stderr);
+    assert_eq!(lab.node().items("rules").len(), 0, "nothing is set");
+}
+
+#[test]
 fn a_rule_in_monitor_mode_counts_and_explain_names_it() {
     let lab = lab();
     add(&lab, "proto udp; dport 53 -> drop; monitor");
@@ -103,6 +154,21 @@ fn rules_survive_the_daemon_and_lines_that_are_none_are_named() {
         refused.stderr
     );
     assert_eq!(lab.node().items("rules").len(), 0);
+    std::fs::write(&file, "ttl 1 -> drop\n\nttl 2; vip nowhere -> drop\n").unwrap();
+    let refused = lab.node().sluice(&import);
+    assert!(
+        refused.status == 1
+            && refused.stderr.contains("rules.txt:3: ")
+            && refused.stderr.contains("nowhere"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(lab.node().items("rules").len(), 0);
+    std::fs::write(
+        &file,
+        "# a comment\nttl 1 -> drop\nttl 1 -> dorp\nttl 2 -> drop\nttl 1 -> pass\n",
+    )
+    .unwrap();
     lab.node()
         .sluice(&format!("{import} --skip-bad"))
         .succeeds();
