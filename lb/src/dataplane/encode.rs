@@ -407,9 +407,22 @@ mod tests {
         assert_eq!(asked_of("2001:db8:7::1"), ntp);
         assert_eq!(asked_of("2001:db9::1"), 0);
         let filter = Stages::of(Some(&wanted)).filter;
-        let expected =
-            abi::FILTER_AMPLIFICATION | abi::FILTER_OUT_OF_STATE | abi::FILTER_RULES_MONITOR;
-        assert_eq!(filter, expected);
+        assert_eq!(filter, abi::FILTER_AMPLIFICATION | abi::FILTER_OUT_OF_STATE);
+    }
+
+    #[test]
+    fn rules_only_count_where_a_policy_says_so() {
+        let mut wanted = sources();
+        let rules = abi::FILTER_RULES_OFF | abi::FILTER_RULES_MONITOR;
+        for (mode, stage, expected) in [
+            (Mode::Enforce, Stage::Enforce, 0),
+            (Mode::Enforce, Stage::Monitor, abi::FILTER_RULES_MONITOR),
+            (Mode::Monitor, Stage::Enforce, abi::FILTER_RULES_MONITOR),
+            (Mode::Monitor, Stage::Off, abi::FILTER_RULES_OFF),
+        ] {
+            (wanted.mode, wanted.rules) = (mode, stage);
+            assert_eq!(Stages::of(Some(&wanted)).filter & rules, expected);
+        }
     }
 
     #[test]

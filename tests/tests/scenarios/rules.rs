@@ -90,7 +90,7 @@ fn a_preview_tells_what_a_rule_would_have_meant() {
         sleep(Duration::from_millis(5));
     }
     sleep(Duration::from_millis(300));
-    let told = preview("dst 192.0.2.53/32; proto udp; dport 53 -> drop; vip dns4");
+    let told = preview("dst 192.0.2.53/32; proto udp; dport 53; vip dns4 -> drop");
     let matched = number(&told, "matched_packets");
     assert!((asked / 2..=asked * 3 / 2).contains(&matched), "{told}");
     assert_eq!(told["dropped_packets"], 0, "{told}");

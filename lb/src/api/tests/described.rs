@@ -7,7 +7,11 @@ use super::{
     remote::{Mutual, Remote, request},
     *,
 };
-use crate::detect::mitigation::Mitigation;
+use crate::{
+    detect::mitigation::Mitigation,
+    limits::Precondition,
+    rules::{Origin, RuleSpec},
+};
 
 /// Method, path as described, and status.
 type Seen = BTreeSet<(String, String, u16)>;
@@ -112,8 +116,6 @@ const ONE_RULE: &str = "/v1/rules/{id}";
 const PREVIEW: &str = "/v1/rules/preview";
 const RULE: &str = r#""ttl 7 -> drop""#;
 const OTHER_RULE: &str = r#""ttl 8 -> drop""#;
-/// Of the config, if there is one.
-const CONFIG_RULE: &str = "/v1/rules/1000000001";
 
 const REVERT: &str = "/v1/mitigations/{id}/revert";
 const ALLOW: &str = "/v1/mitigations/{id}/allow";
@@ -204,7 +206,7 @@ async fn every_described_answer_is_given_through_tls() {
     calls.extend(
         ["/v1/limits/1", "/v1/limits/9"].map(|path| (delete.clone(), ONE, path, String::new())),
     );
-    let removed = ["/v1/rules/1", "/v1/rules/9", CONFIG_RULE];
+    let removed = ["/v1/rules/1", "/v1/rules/9"];
     calls.extend(removed.map(|path| (delete.clone(), ONE_RULE, path, String::new())));
     for method in [&put, &delete] {
         calls.push(drain(method, BACKEND));
@@ -281,6 +283,16 @@ async fn every_described_answer_is_given_through_tls() {
             note(&mut seen, &method, path, &answer);
         }
     }
+
+    // Rules of detection are not the operator's to remove.
+    let mut spec: RuleSpec = "ttl 9 -> drop".parse().unwrap();
+    spec.origin = Origin::Detection;
+    let detected = world.handle.set_rule(spec, Precondition::None).await;
+    let path = format!("/v1/rules/{}", detected.unwrap().0.record.id);
+    let answer = remote
+        .send(&remote.operate, delete.clone(), &path, "")
+        .await;
+    note(&mut seen, &delete, ONE_RULE, &answer);
 
     // Conditions that do not hold, that make no sense, and a disk that fails.
     let answer = remote
