@@ -213,6 +213,10 @@ fn dashboards_have_data_and_attack_alerts_fire_under_attack() {
     // Of a limit that is not for the honest.
     lab.sluice("limit set --prefix 16.1.0.0/16 --class udp --pps 10 --burst 10")
         .succeeds();
+    // Whether detection finds a rule of its own depends on what peace it sees.
+    lab.node()
+        .sluice_words(&["rule", "add", "src 16.1.0.0/16; ttl 1 -> drop"])
+        .succeeds();
     let prometheus = Prometheus::start(&lab);
     // So long that there is peace to tell an attack by.
     for _ in 0..20 {
