@@ -244,6 +244,14 @@ struct Response {
 /// One VIP, or all.
 type Scope = Option<VipIndex>;
 
+/// What of a tick is of no one scope.
+struct Sums {
+    /// Packets of each class that all VIPs get a second.
+    pps: [f64; CLASSES],
+    /// What fits rules of mitigations, by id.
+    fitting: BTreeMap<u64, Rates>,
+}
+
 /// Whose samples are looked at.
 #[derive(Clone, Copy, Debug)]
 enum Whose {
@@ -360,12 +368,16 @@ impl Detector {
             })
             .collect();
         self.live(now_ms, &reading, &fitting, &mut decisions);
+        let sums = Sums {
+            pps: ALL_CLASSES.map(|class| self.pps(class)),
+            fitting,
+        };
         let scopes: Vec<Scope> = self.vips.keys().copied().map(Some).chain([None]).collect();
         for scope in scopes {
             self.watch(scope, now_ms, &mut decisions);
             for class in ALL_CLASSES {
                 let stopped = scope.and_then(|vip| stopped.get(&vip)).copied();
-                self.account(scope, class, stopped.unwrap_or_default(), &fitting);
+                self.account(scope, class, stopped.unwrap_or_default(), &sums);
                 self.respond(scope, class, now_ms, &mut decisions);
             }
         }
@@ -603,30 +615,23 @@ impl Detector {
     }
 
     /// What is left of a class's rates after rules, limits and challenges.
-    fn account(
-        &mut self,
-        scope: Scope,
-        class: Class,
-        stopped: Stopped,
-        fitting: &BTreeMap<u64, Rates>,
-    ) {
+    fn account(&mut self, scope: Scope, class: Class, stopped: Stopped, sums: &Sums) {
         let active = |vip: Option<&str>| {
             let rules = self.mitigations.values().filter(|mitigation| {
                 mitigation.is_active()
                     && mitigation.vip.as_deref() == vip
                     && mitigation.class == class
             });
-            let rates = rules.filter_map(|mitigation| fitting.get(&mitigation.id));
+            let rates = rules.filter_map(|mitigation| sums.fitting.get(&mitigation.id));
             rates.fold(Rates::default(), |sum, rates| sum.plus(*rates))
         };
         // Which VIPs the packets were for that fit a rule for all is not counted: each has its part of them.
-        let part = self.part_of_all(scope, class);
-        let of_all = active(None).part(part);
+        let of_all = active(None).part(self.part_of_all(scope, class, sums));
         let by_rules = match self.name(scope) {
             Some(name) => of_all.plus(active(Some(name))),
             None => of_all,
         };
-        let by_operator = stopped.by_rules.without(self.dropped(scope, fitting));
+        let by_operator = stopped.by_rules.without(self.dropped(scope, sums));
         let Some(watched) = self.watched_mut(scope) else {
             return;
         };
@@ -642,14 +647,14 @@ impl Detector {
     }
 
     /// What rules of mitigations drop of a scope's packets.
-    fn dropped(&self, scope: Scope, fitting: &BTreeMap<u64, Rates>) -> Rates {
+    fn dropped(&self, scope: Scope, sums: &Sums) -> Rates {
         let name = self.name(scope);
         let rules = self.mitigations.values().filter_map(|mitigation| {
-            let rates = *fitting
+            let rates = *(sums.fitting)
                 .get(&mitigation.id)
                 .filter(|_| self.enforces(mitigation))?;
             match mitigation.vip.as_deref() {
-                None => Some(rates.part(self.part_of_all(scope, mitigation.class))),
+                None => Some(rates.part(self.part_of_all(scope, mitigation.class, sums))),
                 vip => (vip == name).then_some(rates),
             }
         });
@@ -657,11 +662,17 @@ impl Detector {
     }
 
     /// The part of all packets of a class that a scope gets.
-    fn part_of_all(&self, scope: Scope, class: Class) -> f64 {
+    fn part_of_all(&self, scope: Scope, class: Class, sums: &Sums) -> f64 {
         let rate = |watched: &Watched| watched.classes[class as usize].rates.pps as f64;
-        let all: f64 = self.vips.values().map(|vip| rate(&vip.watched)).sum();
+        let all = sums.pps[class as usize];
         let ours = self.watched_of(scope).map_or(0.0, rate);
         if all > 0.0 { ours / all } else { 0.0 }
+    }
+
+    /// Packets of a class that all VIPs get a second.
+    fn pps(&self, class: Class) -> f64 {
+        let rate = |vip: &Vip| vip.watched.classes[class as usize].rates.pps as f64;
+        self.vips.values().map(rate).sum()
     }
 
     /// Raises what is needed against what still comes through.
