@@ -127,7 +127,7 @@ impl Task {
         }
     }
 
-    fn read(&self, fitted: BTreeMap<u64, sluice_ebpf::abi::Count>) -> Result<Reading, String> {
+    fn read(&mut self, fitted: BTreeMap<u64, sluice_ebpf::abi::Count>) -> Result<Reading, String> {
         let vips: Vec<VipIndex> = self.shared.lock().vips.values().copied().collect();
         let counted = self.watch.counted(&vips, is_measure);
         let counted = counted.map_err(|error| super::chain(&error))?;

@@ -1,6 +1,6 @@
 //! What detection reads from the maps, by itself and often: counters by VIP and class, and samples.
 
-use std::{mem::offset_of, path::Path};
+use std::{mem::offset_of, ops::Range, path::Path};
 
 use aya::maps::{Map, MapData, RingBuf};
 use sluice_ebpf::{
@@ -27,6 +27,16 @@ pub struct Watch {
     hz: u32,
     classes: ArrayReader,
     drops: ArrayReader,
+    /// By number of the VIP.
+    last: Vec<Option<Last>>,
+}
+
+/// What was read last of a VIP.
+#[derive(Clone, Copy, Debug, Default)]
+struct Last {
+    counted: Counted,
+    /// Some packets came since it was read before.
+    came: bool,
 }
 
 /// The beginning of a packet, and what became of it.
@@ -65,6 +75,7 @@ impl Watch {
             hz: load::hz()?,
             classes: reader(maps::CLASS_STATS)?,
             drops: reader(maps::DROPS)?,
+            last: Vec::new(),
         })
     }
 
@@ -103,8 +114,11 @@ impl Watch {
 
     /// Counters of the VIPs of these numbers. `stops` tells which drops are of packets that were counted by their class
     /// before, and are no rule's.
+    ///
+    /// Drops are many counters, most of which stand still: those of a VIP are read when packets came to it, and once more
+    /// after that, for packets that were between the two.
     pub fn counted(
-        &self,
+        &mut self,
         vips: &[u16],
         stops: fn(DropReason) -> bool,
     ) -> Result<Vec<Counted>, SampleError> {
@@ -115,36 +129,52 @@ impl Watch {
         let classes = sums::<ClassStats>(
             &self.classes,
             maps::CLASS_STATS,
-            room << CLASS_COUNTERS_SHIFT,
+            0..room << CLASS_COUNTERS_SHIFT,
         )?;
-        let drops = sums::<Count>(&self.drops, maps::DROPS, room * DROP_REASONS * 2)?;
+        // A number that is another VIP's now was set to zero meanwhile.
+        self.last.resize(room as usize, None);
         let of_vip = |vip: &u16| {
-            let first_class = usize::from(*vip) << CLASS_COUNTERS_SHIFT;
-            let reasons = DropReason::ALL.iter().filter(|reason| stops(**reason));
-            // What was dropped, and what would have been.
-            let first = |reason: DropReason| {
-                (usize::from(*vip) * DropReason::ALL.len() + reason as usize) * 2
-            };
-            let stopped = reasons.flat_map(|reason| {
-                let first = first(*reason);
-                drops.get(first..first + 2).unwrap_or_default()
+            let first = usize::from(*vip) << CLASS_COUNTERS_SHIFT;
+            let classes = std::array::from_fn(|class| {
+                classes.get(first + class).copied().unwrap_or_default()
             });
-            let ruled = drops.get(first(DropReason::Rule));
-            Counted {
-                classes: std::array::from_fn(|class| {
-                    classes
-                        .get(first_class + class)
-                        .copied()
-                        .unwrap_or_default()
-                }),
-                stopped: stopped.fold(Count::default(), |sum, count| Count {
-                    packets: sum.packets + count.packets,
-                    bytes: sum.bytes + count.bytes,
-                }),
-                ruled: ruled.copied().unwrap_or_default(),
-            }
+            let known = self.last[usize::from(*vip)];
+            let came = known.is_none_or(|known| known.counted.classes != classes);
+            let (stopped, ruled) = match known {
+                Some(known) if !came && !known.came => {
+                    (known.counted.stopped, known.counted.ruled)
+                }
+                _ => self.dropped(*vip, stops)?,
+            };
+            let counted = Counted {
+                classes,
+                stopped,
+                ruled,
+            };
+            self.last[usize::from(*vip)] = Some(Last { counted, came });
+            Ok(counted)
         };
-        Ok(vips.iter().map(of_vip).collect())
+        vips.iter().map(of_vip).collect()
+    }
+
+    /// What was dropped of a VIP's packets, or would have been: for reasons that `stops`, and by rules that drop.
+    fn dropped(
+        &self,
+        vip: u16,
+        stops: fn(DropReason) -> bool,
+    ) -> Result<(Count, Count), SampleError> {
+        let first = u32::from(vip) * DROP_REASONS * 2;
+        let drops = sums::<Count>(&self.drops, maps::DROPS, first..first + DROP_REASONS * 2)?;
+        let reasons = DropReason::ALL.iter().zip(drops.chunks_exact(2));
+        let stopped = reasons.filter(|(reason, _)| stops(**reason));
+        let stopped = stopped
+            .flat_map(|(_, counts)| counts)
+            .fold(Count::default(), |sum, count| Count {
+                packets: sum.packets + count.packets,
+                bytes: sum.bytes + count.bytes,
+            });
+        let ruled = drops.get(DropReason::Rule as usize * 2);
+        Ok((stopped, ruled.copied().unwrap_or_default()))
     }
 }
 
@@ -155,13 +185,16 @@ impl Drop for Watch {
     }
 }
 
-/// Values of counters, each summed over all CPUs.
 /// Counts that values of the type `T` begin with, each summed over all CPUs.
-fn sums<T>(reader: &ArrayReader, map: &'static str, count: u32) -> Result<Vec<Count>, SampleError> {
-    let mut sums = Vec::with_capacity(count as usize);
-    let mut first = 0;
-    while first < count {
-        let part = READ_AT_ONCE.min(count - first);
+fn sums<T>(
+    reader: &ArrayReader,
+    map: &'static str,
+    range: Range<u32>,
+) -> Result<Vec<Count>, SampleError> {
+    let mut sums = Vec::with_capacity(range.len());
+    let mut first = range.start;
+    while first < range.end {
+        let part = READ_AT_ONCE.min(range.end - first);
         let words = reader
             .read(first, part)
             .map_err(|error| failed(map, error))?;
