@@ -50,7 +50,7 @@ pub use connections::Caps;
 pub use events::EventLog;
 pub use openapi::document;
 pub use problem::{FileError, Problem};
-pub(crate) use render::{is_up, state, told};
+pub(crate) use render::{is_up, told, up_and_state};
 pub use server::{serve_local, serve_remote};
 pub use socket::{SocketError, bind};
 pub use tls::{ServerTls, TlsError};

@@ -395,7 +395,7 @@ fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) 
     BackendItem {
         pool: pool.name.clone(),
         address: backend.address.to_string(),
-        state: state(view, pool, backend, flows).into(),
+        state: up_and_state(view, pool, backend, flows).1.into(),
         weight: backend.weight,
         forward: (!ways.is_empty()).then(|| {
             ways.iter()
@@ -415,18 +415,29 @@ fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) 
 }
 
 /// A backend's state in a word. `flows` are its live ones.
-pub(crate) fn state(view: &View, pool: &Pool, backend: &Backend, flows: u64) -> &'static str {
-    let name = BackendName {
-        pool: pool.name.clone(),
-        address: backend.address,
+/// Whether checks say that a backend is up, and its state in a word.
+pub(crate) fn up_and_state(
+    view: &View,
+    pool: &Pool,
+    backend: &Backend,
+    flows: u64,
+) -> (bool, &'static str) {
+    let drains = || {
+        let name = BackendName {
+            pool: pool.name.clone(),
+            address: backend.address,
+        };
+        !view.drains.is_empty() && view.drains.contains(&name)
     };
-    match health(view, &pool.name, backend.address) {
+    let health = health(view, &pool.name, backend.address);
+    let word = match health {
         State::Down => "down",
-        _ if view.drains.contains(&name) && flows == 0 => "drained",
-        _ if view.drains.contains(&name) => "draining",
+        _ if drains() && flows == 0 => "drained",
+        _ if drains() => "draining",
         State::Up => "up",
         State::Unknown => "unknown",
-    }
+    };
+    (health == State::Up, word)
 }
 
 pub(crate) fn is_up(view: &View, pool: &str, address: IpAddr) -> bool {

@@ -3,22 +3,25 @@
 pub mod names;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::IpAddr,
+    slice,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
+use ahash::RandomState;
 use prometheus::{
     TextEncoder,
-    proto::{Counter, Gauge, LabelPair, MetricFamily},
+    proto::{Counter, Gauge, LabelPair, Metric as Sample, MetricFamily},
 };
 use sluice_ebpf::abi::Count;
 
 use names::{Kind, Metric};
 
 use crate::{
-    api::{is_up, state},
+    api::up_and_state,
     config::{self, Mode},
-    control::{Figures, LimitLabel, Scrape, View},
+    control::{Figures, LimitCounts, LimitLabel, Scrape, View},
     detect::detector::Detector,
 };
 
@@ -31,125 +34,208 @@ pub fn text(
     scrape: &Scrape,
     detector: &Detector,
 ) -> Result<String, prometheus::Error> {
-    let mut page = Page::default();
-    vips(&mut page, &scrape.figures);
-    backends(&mut page, view, &scrape.figures);
-    flows(&mut page, &scrape.figures);
-    limits(&mut page, scrape);
-    detection(&mut page, detector);
-    daemon(&mut page, view, scrape);
-    TextEncoder::new().encode_to_string(&page.families)
+    let mut page = Page::new();
+    vips(&mut page, &scrape.figures)?;
+    backends(&mut page, view, &scrape.figures)?;
+    flows(&mut page, &scrape.figures)?;
+    limits(&mut page, scrape)?;
+    detection(&mut page, detector)?;
+    daemon(&mut page, view, scrape)?;
+    LENGTH.store(page.text.len(), Ordering::Relaxed);
+    Ok(page.text)
 }
 
-/// Metric families so far, in the order in which they were begun.
-#[derive(Default)]
+/// Bytes of the last text: the next one will be about as long.
+static LENGTH: AtomicUsize = AtomicUsize::new(0);
+
+/// The text so far. Samples are turned into it family by family: all of them at once would be more than all else that the
+/// daemon has in memory.
 struct Page {
-    families: Vec<MetricFamily>,
-    positions: BTreeMap<&'static str, usize>,
+    text: String,
 }
+
+/// Values of the labels.
+type Labels<const L: usize> = [String; L];
 
 impl Page {
-    /// Prometheus knows only floats; they are exact up to 2^53.
-    fn add(&mut self, metric: Metric, labels: &[&str], value: u64) {
-        self.add_float(metric, labels, value as f64);
+    fn new() -> Self {
+        let length = LENGTH.load(Ordering::Relaxed);
+        Self {
+            text: String::with_capacity(length + length / 16),
+        }
     }
 
-    fn add_float(&mut self, metric: Metric, labels: &[&str], value: f64) {
-        debug_assert_eq!(labels.len(), metric.labels.len());
-        let position = *self.positions.entry(metric.name).or_insert_with(|| {
-            let mut family = MetricFamily::default();
+    /// Metrics that have the same labels, and a value each in every row.
+    fn table<const L: usize, const N: usize>(
+        &mut self,
+        metrics: [Metric; N],
+        rows: impl IntoIterator<Item = (Labels<L>, [f64; N])>,
+    ) -> Result<(), prometheus::Error> {
+        let first = metrics[0];
+        let rows = rows.into_iter();
+        let (samples, values): (Vec<Sample>, Vec<[f64; N]>) = rows
+            .map(|(labels, values)| (sample(first.labels, labels), values))
+            .unzip();
+        if samples.is_empty() {
+            return Ok(());
+        }
+        let mut family = MetricFamily::default();
+        family.set_metric(samples);
+        for (at, metric) in metrics.iter().enumerate() {
+            debug_assert_eq!(metric.labels, first.labels);
             family.set_name(metric.name.into());
             family.set_help(metric.help.into());
             family.set_field_type(metric.kind.of_prometheus());
-            self.families.push(family);
-            self.families.len() - 1
-        });
-        let pairs = metric.labels.iter().zip(labels).map(|(name, value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name((*name).into());
-            pair.set_value((*value).into());
-            pair
-        });
-        let mut sample = prometheus::proto::Metric::from_label(pairs.collect());
-        match metric.kind {
-            Kind::Counter => {
-                let mut counter = Counter::default();
-                counter.set_value(value);
-                sample.set_counter(counter);
+            for (sample, values) in family.mut_metric().iter_mut().zip(&values) {
+                set(sample, metric.kind, values[at]);
             }
-            Kind::Gauge => {
-                let mut gauge = Gauge::default();
-                gauge.set_value(value);
-                sample.set_gauge(gauge);
-            }
+            TextEncoder.encode_utf8(slice::from_ref(&family), &mut self.text)?;
         }
-        self.families[position].mut_metric().push(sample);
+        Ok(())
+    }
+
+    /// A metric without labels.
+    fn one(&mut self, metric: Metric, value: f64) -> Result<(), prometheus::Error> {
+        self.table([metric], [([], [value])])
     }
 }
 
-fn vips(page: &mut Page, figures: &Figures) {
-    for (vip, stats) in &figures.vips {
-        for (verdict, count) in [
+fn sample<const L: usize>(names: &[&str], values: Labels<L>) -> Sample {
+    debug_assert_eq!(names.len(), L);
+    let pairs = names.iter().zip(values).map(|(name, value)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).into());
+        pair.set_value(value);
+        pair
+    });
+    Sample::from_label(pairs.collect())
+}
+
+fn set(sample: &mut Sample, kind: Kind, value: f64) {
+    match kind {
+        Kind::Counter => {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            sample.set_counter(counter);
+        }
+        Kind::Gauge => {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            sample.set_gauge(gauge);
+        }
+    }
+}
+
+/// Prometheus knows only floats; they are exact up to 2^53.
+fn float(value: u64) -> f64 {
+    value as f64
+}
+
+fn vips(page: &mut Page, figures: &Figures) -> Result<(), prometheus::Error> {
+    let verdicts = figures.vips.iter().flat_map(|(vip, stats)| {
+        [
             ("pass", stats.pass),
             ("tx", stats.tx),
             ("redirect", stats.redirect),
-        ] {
-            page.add(names::PACKETS, &[vip, verdict], count.packets);
-            page.add(names::BYTES, &[vip, verdict], count.bytes);
-        }
-        page.add(names::FLOW_OUT_OF_STATE, &[vip], stats.out_of_state);
-    }
-    for drop in &figures.drops {
-        let labels = [drop.vip.as_deref().unwrap_or_default(), drop.reason.word()];
-        match drop.mode {
-            Mode::Enforce => {
-                page.add(names::DROPPED_PACKETS, &labels, drop.count.packets);
-                page.add(names::DROPPED_BYTES, &labels, drop.count.bytes);
-            }
-            Mode::Monitor => page.add(names::MONITORED_PACKETS, &labels, drop.count.packets),
-        }
-    }
-    for (preset, mode, count) in &figures.amplified {
+        ]
+        .map(|(verdict, count)| ([vip.clone(), verdict.into()], packets_and_bytes(count)))
+    });
+    page.table([names::PACKETS, names::BYTES], verdicts)?;
+    let out_of_state = figures
+        .vips
+        .iter()
+        .map(|(vip, stats)| ([vip.clone()], [float(stats.out_of_state)]));
+    page.table([names::FLOW_OUT_OF_STATE], out_of_state)?;
+    let drops = |mode| {
+        let drops = figures.drops.iter().filter(move |drop| drop.mode == mode);
+        drops.map(|drop| {
+            let vip = drop.vip.clone().unwrap_or_default();
+            ([vip, drop.reason.word().into()], drop.count)
+        })
+    };
+    page.table(
+        [names::DROPPED_PACKETS, names::DROPPED_BYTES],
+        drops(Mode::Enforce).map(|(labels, count)| (labels, packets_and_bytes(count))),
+    )?;
+    page.table(
+        [names::MONITORED_PACKETS],
+        drops(Mode::Monitor).map(|(labels, count)| (labels, [float(count.packets)])),
+    )?;
+    let amplified = figures.amplified.iter().map(|(preset, mode, count)| {
         let mode = match mode {
             Mode::Enforce => "enforce",
             Mode::Monitor => "monitor",
         };
-        page.add(
-            names::AMPLIFIED_PACKETS,
-            &[preset.word(), mode],
-            count.packets,
-        );
-    }
-    for (vip, checksum) in &figures.checksums {
-        page.add(names::TABLE_CHECKSUM, &[vip], exact(*checksum));
-    }
+        ([preset.word().into(), mode.into()], [float(count.packets)])
+    });
+    page.table([names::AMPLIFIED_PACKETS], amplified)?;
+    let checksums = figures
+        .checksums
+        .iter()
+        .map(|(vip, checksum)| ([vip.clone()], [exact(*checksum)]));
+    page.table([names::TABLE_CHECKSUM], checksums)
 }
 
-fn backends(page: &mut Page, view: &View, figures: &Figures) {
+fn packets_and_bytes(count: Count) -> [f64; 2] {
+    [float(count.packets), float(count.bytes)]
+}
+
+fn backends(page: &mut Page, view: &View, figures: &Figures) -> Result<(), prometheus::Error> {
     let sums = sums(figures);
-    for pool in &view.config.pools {
-        for backend in &pool.backends {
-            let address = backend.address.to_string();
-            let labels = [pool.name.as_str(), &address];
-            let (count, flows) = sums
-                .get(&(pool.name.as_str(), backend.address))
-                .copied()
-                .unwrap_or_default();
-            page.add(names::BACKEND_PACKETS, &labels, count.packets);
-            page.add(names::BACKEND_BYTES, &labels, count.bytes);
-            page.add(names::BACKEND_FLOWS, &labels, flows);
-            let up = is_up(view, &pool.name, backend.address);
-            page.add(names::BACKEND_UP, &labels, up.into());
-            let state = state(view, pool, backend, flows);
-            page.add(names::BACKEND_STATE, &[&pool.name, &address, state], 1);
-            page.add(names::BACKEND_WEIGHT, &labels, backend.weight.into());
-        }
-    }
+    let all = || {
+        let pools = view.config.pools.iter();
+        pools.flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)))
+    };
+    let states: Vec<Seen> = all()
+        .map(|(pool, backend)| {
+            let sum = sums.get(&(pool.name.as_str(), backend.address));
+            let (count, flows) = sum.copied().unwrap_or_default();
+            let (up, state) = up_and_state(view, pool, backend, flows);
+            Seen {
+                count,
+                flows,
+                up,
+                state,
+            }
+        })
+        .collect();
+    let rows = all().zip(&states).map(|((pool, backend), seen)| {
+        let values = [
+            float(seen.count.packets),
+            float(seen.count.bytes),
+            float(seen.flows),
+            float(seen.up.into()),
+            float(backend.weight.into()),
+        ];
+        ([pool.name.clone(), backend.address.to_string()], values)
+    });
+    let metrics = [
+        names::BACKEND_PACKETS,
+        names::BACKEND_BYTES,
+        names::BACKEND_FLOWS,
+        names::BACKEND_UP,
+        names::BACKEND_WEIGHT,
+    ];
+    page.table(metrics, rows)?;
+    let words = all().zip(&states).map(|((pool, backend), seen)| {
+        let (pool, address) = (pool.name.clone(), backend.address.to_string());
+        ([pool, address, seen.state.into()], [1.0])
+    });
+    page.table([names::BACKEND_STATE], words)
+}
+
+/// What metrics tell of a backend.
+struct Seen {
+    count: Count,
+    flows: u64,
+    up: bool,
+    state: &'static str,
 }
 
 /// What was sent to each backend in whatever way, and its flows.
-fn sums(figures: &Figures) -> HashMap<(&str, IpAddr), (Count, u64)> {
-    let mut sums: HashMap<_, (Count, u64)> = HashMap::new();
+fn sums(figures: &Figures) -> HashMap<(&str, IpAddr), (Count, u64), RandomState> {
+    let mut sums: HashMap<_, (Count, u64), _> =
+        HashMap::with_capacity_and_hasher(figures.backends.len(), RandomState::new());
     for (key, count) in &figures.backends {
         let (sum, _) = sums.entry((key.pool.as_str(), key.address)).or_default();
         sum.packets += count.packets;
@@ -161,107 +247,108 @@ fn sums(figures: &Figures) -> HashMap<(&str, IpAddr), (Count, u64)> {
     sums
 }
 
-fn flows(page: &mut Page, figures: &Figures) {
+fn flows(page: &mut Page, figures: &Figures) -> Result<(), prometheus::Error> {
     let stats = figures.flow_stats;
-    page.add(names::FLOW_TABLE_CAPACITY, &[], figures.flows.capacity);
-    page.add(names::FLOW_TABLE_ENTRIES, &["proven"], figures.flows.proven);
-    page.add(
-        names::FLOW_TABLE_ENTRIES,
-        &["unproven"],
-        figures.flows.unproven,
-    );
+    page.one(names::FLOW_TABLE_CAPACITY, float(figures.flows.capacity))?;
+    let entries = [
+        ("proven", figures.flows.proven),
+        ("unproven", figures.flows.unproven),
+    ];
+    page.table([names::FLOW_TABLE_ENTRIES], entries.map(worded))?;
     let inserts = figures.vips.values().map(|stats| stats.inserts).sum();
-    page.add(names::FLOW_INSERTS, &[], inserts);
-    for (state, evicted) in [
+    page.one(names::FLOW_INSERTS, float(inserts))?;
+    let evictions = [
         ("expired", stats.evicted_expired),
         ("unproven", stats.evicted_unproven),
         ("idle", stats.evicted_idle),
-    ] {
-        page.add(names::FLOW_EVICTIONS, &[state], evicted);
-    }
+    ];
+    page.table([names::FLOW_EVICTIONS], evictions.map(worded))
 }
 
-fn limits(page: &mut Page, scrape: &Scrape) {
-    for (class, crowding) in config::class_words().zip(&scrape.crowding) {
-        page.add_float(names::LIMITER_FILL_RATIO, &[class], crowding.fill_ratio);
-        page.add_float(
+/// A row with one label.
+fn worded((word, value): (&str, u64)) -> (Labels<1>, [f64; 1]) {
+    ([word.into()], [float(value)])
+}
+
+fn limits(page: &mut Page, scrape: &Scrape) -> Result<(), prometheus::Error> {
+    let classes = config::class_words().zip(&scrape.crowding);
+    let crowding = classes.map(|(class, crowding)| {
+        let values = [crowding.fill_ratio, crowding.collateral_probability];
+        ([class.into()], values)
+    });
+    page.table(
+        [
+            names::LIMITER_FILL_RATIO,
             names::LIMITER_COLLATERAL_PROBABILITY,
-            &[class],
-            crowding.collateral_probability,
-        );
-    }
-    for (label, counts) in &scrape.rules {
-        let rule = match label {
-            LimitLabel::Id(id) => id.to_string(),
-            LimitLabel::Other => "other".to_owned(),
-        };
-        page.add(
-            names::RULE_MATCHED_PACKETS,
-            &[&rule],
-            counts.matched_packets,
-        );
-        page.add(
-            names::RULE_DROPPED_PACKETS,
-            &[&rule],
-            counts.dropped_packets,
-        );
-    }
-    for (label, counts) in &scrape.limits {
-        let limit = match label {
-            LimitLabel::Id(id) => id.to_string(),
-            LimitLabel::Other => "other".to_owned(),
-        };
-        page.add(
-            names::LIMIT_MATCHED_PACKETS,
-            &[&limit],
-            counts.matched_packets,
-        );
-        page.add(
-            names::LIMIT_DROPPED_PACKETS,
-            &[&limit],
-            counts.dropped_packets,
-        );
-    }
+        ],
+        crowding,
+    )?;
+    page.table(
+        [names::RULE_MATCHED_PACKETS, names::RULE_DROPPED_PACKETS],
+        scrape.rules.iter().map(limited),
+    )?;
+    page.table(
+        [names::LIMIT_MATCHED_PACKETS, names::LIMIT_DROPPED_PACKETS],
+        scrape.limits.iter().map(limited),
+    )
 }
 
-fn detection(page: &mut Page, detector: &Detector) {
-    for mitigation in detector.mitigations() {
-        let id = mitigation.id.to_string();
-        let labels = [mitigation.vip.as_deref().unwrap_or_default(), &id];
+fn limited((label, counts): &(LimitLabel, LimitCounts)) -> (Labels<1>, [f64; 2]) {
+    let label = match label {
+        LimitLabel::Id(id) => id.to_string(),
+        LimitLabel::Other => "other".to_owned(),
+    };
+    let values = [counts.matched_packets, counts.dropped_packets];
+    ([label], values.map(float))
+}
+
+fn detection(page: &mut Page, detector: &Detector) -> Result<(), prometheus::Error> {
+    let mitigations = detector.mitigations().map(|mitigation| {
+        let labels = [
+            mitigation.vip.clone().unwrap_or_default(),
+            mitigation.id.to_string(),
+        ];
         let acts = detector.enforces(mitigation);
-        page.add(names::MITIGATION_ACTIVE, &labels, acts.into());
-        page.add(
-            names::MITIGATION_MATCHED_PACKETS,
-            &labels,
-            mitigation.matched_packets,
-        );
-    }
+        (
+            labels,
+            [float(acts.into()), float(mitigation.matched_packets)],
+        )
+    });
+    page.table(
+        [names::MITIGATION_ACTIVE, names::MITIGATION_MATCHED_PACKETS],
+        mitigations,
+    )?;
     let words: Vec<&str> = config::class_words().collect();
-    for seen in detector.watched() {
+    let attacks = detector.watched().map(|seen| {
         let class = words.get(seen.class as usize).copied().unwrap_or_default();
-        let labels = [seen.vip.unwrap_or_default(), class];
         let attacked = seen.trigger.attack().is_some();
-        page.add(names::ATTACK_ACTIVE, &labels, attacked.into());
-    }
+        (
+            [seen.vip.unwrap_or_default().into(), class.into()],
+            [float(attacked.into())],
+        )
+    });
+    page.table([names::ATTACK_ACTIVE], attacks)
 }
 
-fn daemon(page: &mut Page, view: &View, scrape: &Scrape) {
+fn daemon(page: &mut Page, view: &View, scrape: &Scrape) -> Result<(), prometheus::Error> {
     let ok = view.last_reload.error.is_none();
-    page.add(names::CONFIG_LAST_RELOAD_SUCCESS, &[], ok.into());
-    page.add(names::CONFIG_HASH, &[], exact(view.config_hash));
-    page.add(names::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1);
-    for attachment in &view.attachments {
-        let labels = [attachment.interface.as_str(), attachment.mode];
-        page.add(names::DATAPLANE_INFO, &labels, 1);
-    }
+    page.one(names::CONFIG_LAST_RELOAD_SUCCESS, float(ok.into()))?;
+    page.one(names::CONFIG_HASH, exact(view.config_hash))?;
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    page.table([names::BUILD_INFO], [([version], [1.0])])?;
+    let attachments = view.attachments.iter().map(|attachment| {
+        let labels = [attachment.interface.clone(), attachment.mode.into()];
+        (labels, [1.0])
+    });
+    page.table([names::DATAPLANE_INFO], attachments)?;
     if let Some(ns) = scrape.xdp_ns_per_packet {
-        page.add_float(names::XDP_NS_PER_PACKET, &[], ns);
+        page.one(names::XDP_NS_PER_PACKET, ns)?;
     }
     // Nothing is announced in this version, so there is nothing to drain.
-    page.add(names::POP_DRAINING, &[], 0);
+    page.one(names::POP_DRAINING, 0.0)
 }
 
 /// As much of a checksum as a float holds exactly.
-fn exact(checksum: u64) -> u64 {
-    checksum >> 16
+fn exact(checksum: u64) -> f64 {
+    float(checksum >> 16)
 }
