@@ -156,6 +156,7 @@ impl Checker {
             tools: Tools::default(),
             next_id: 0,
             report,
+            epoch: Instant::now(),
             broken: Arc::default(),
             load: load.clone(),
             transitions,
@@ -199,6 +200,8 @@ struct Collector {
     tools: Tools,
     next_id: u64,
     report: mpsc::Sender<Report>,
+    /// Since when the times are counted at which checks begin together.
+    epoch: Instant,
     /// A task panicked: better all are started again than one backend is never checked.
     broken: Arc<Notify>,
     load: Arc<Load>,
@@ -336,6 +339,7 @@ impl Collector {
                 id,
                 state,
                 report: self.report.clone(),
+                epoch: self.epoch,
                 load: self.load.clone(),
             },
         );
@@ -416,6 +420,7 @@ struct Observer {
     id: u64,
     state: State,
     report: mpsc::Sender<Report>,
+    epoch: Instant,
     load: Arc<Load>,
 }
 
@@ -430,6 +435,7 @@ async fn watch_over(target: Target, probe: Probe, observer: Observer) {
     let mut schedule = Schedule::new(health, Instant::now() + first);
     loop {
         let due = schedule.begins(machine.pace(), random.next());
+        let due = schedule.together(due, machine.pace(), observer.epoch);
         sleep_until(due.into()).await;
         observer.load.begins(due);
         let error = probe.check().await.err().map(|error| error.to_string());

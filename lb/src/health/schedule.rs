@@ -40,12 +40,21 @@ impl Schedule {
         self.due + jitter.mul_f64(random)
     }
 
+    /// The next of the times at which checks of this pace begin, of all backends together.
+    ///
+    /// A machine that sleeps takes about as long to wake up as a check takes: those that are due within some milliseconds
+    /// share that.
+    #[must_use]
+    pub fn together(&self, at: Instant, pace: Pace, epoch: Instant) -> Instant {
+        let grid = grid(self.step(pace)).as_nanos();
+        let since = at.saturating_duration_since(epoch).as_nanos();
+        let wait = since.next_multiple_of(grid);
+        epoch + Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX))
+    }
+
     /// A check has ended. One that took too long makes the next late, but only what is a whole step behind is left out.
     pub fn advance(&mut self, pace: Pace, now: Instant) {
-        let step = match pace {
-            Pace::Ordinary => self.interval,
-            Pace::Fast => self.fast_interval,
-        };
+        let step = self.step(pace);
         self.due += step;
         let behind = now.saturating_duration_since(self.due);
         if behind >= step {
@@ -53,6 +62,23 @@ impl Schedule {
             self.due += step * u32::try_from(steps).unwrap_or(u32::MAX);
         }
     }
+
+    fn step(&self, pace: Pace) -> Duration {
+        match pace {
+            Pace::Ordinary => self.interval,
+            Pace::Fast => self.fast_interval,
+        }
+    }
+}
+
+/// What part of an interval a check may begin late, at most [`MOST_GRID_MS`].
+const GRID_PART: u32 = 25;
+const MOST_GRID_MS: u128 = 32;
+
+/// A power of two of milliseconds, so that the times of all intervals meet.
+fn grid(step: Duration) -> Duration {
+    let most_ms = (step / GRID_PART).as_millis().clamp(1, MOST_GRID_MS);
+    Duration::from_millis(1 << most_ms.ilog2())
 }
 
 #[cfg(test)]
@@ -114,6 +140,22 @@ mod tests {
         schedule.advance(Pace::Ordinary, start + Duration::from_millis(99_500));
         let due = schedule.begins(Pace::Ordinary, 0.0);
         assert_eq!(due - start, Duration::from_secs(99));
+    }
+
+    #[test]
+    fn checks_begin_together_and_hardly_later() {
+        let epoch = Instant::now();
+        let schedule = Schedule::new(&health(), epoch);
+        let begins = |pace, after_us| {
+            let at = epoch + Duration::from_micros(after_us);
+            schedule.together(at, pace, epoch) - epoch
+        };
+        assert_eq!(begins(Pace::Ordinary, 0), Duration::ZERO);
+        assert_eq!(begins(Pace::Ordinary, 1), Duration::from_millis(32));
+        assert_eq!(begins(Pace::Ordinary, 32_000), Duration::from_millis(32));
+        assert_eq!(begins(Pace::Fast, 32_001), Duration::from_millis(40));
+        assert_eq!(grid(Duration::from_millis(5)), Duration::from_millis(1));
+        assert_eq!(grid(Duration::from_secs(60)), Duration::from_millis(32));
     }
 
     proptest! {

@@ -1,7 +1,10 @@
 //! The checker against real listeners on loopback.
 use std::net::{Ipv4Addr, SocketAddr};
 
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
 
 use super::*;
 
@@ -162,6 +165,7 @@ async fn checks_stop_with_the_target_and_with_the_checker() {
     );
     let mut running = start(vec![web.clone()]);
     assert_eq!(running.next().await.state, State::Up);
+    let load = running.checker.load.clone();
     running.targets.send(Arc::new(vec![])).unwrap();
     running
         .checker
@@ -169,24 +173,31 @@ async fn checks_stop_with_the_target_and_with_the_checker() {
         .wait_for(|all| all.is_empty())
         .await
         .unwrap();
-    while timeout(Duration::from_millis(100), listener.accept())
-        .await
-        .is_ok()
-    {}
-    assert!(
-        timeout(Duration::from_millis(200), listener.accept())
-            .await
-            .is_err()
-    );
+    assert!(stand_still(&load).await);
 
     running.targets.send(Arc::new(vec![web])).unwrap();
     assert_eq!(running.next().await.state, State::Up);
+    assert!(!stand_still(&load).await);
     drop(running.checker);
-    while timeout(Duration::from_millis(100), listener.accept())
-        .await
-        .is_ok()
-    {}
     assert_eq!(running.transitions.recv().await, None);
+    assert!(stand_still(&load).await);
+}
+
+/// No check begins for ten intervals.
+async fn stand_still(load: &Load) -> bool {
+    let checks = load.checks();
+    sleep(Duration::from_millis(200)).await;
+    load.checks() == checks
+}
+
+#[tokio::test]
+async fn the_servers_program_does_not_see_a_tcp_check() {
+    let listener = listen(IpAddr::from([127, 0, 0, 6]), 0).await;
+    let port = listener.local_addr().unwrap().port();
+    let mut running = start(vec![target("web", 6, Check::Tcp { port })]);
+    assert_eq!(running.next().await.state, State::Up);
+    let accepted = timeout(Duration::from_millis(200), listener.accept()).await;
+    assert!(accepted.is_err(), "{accepted:?}");
 }
 
 #[tokio::test]
