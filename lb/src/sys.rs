@@ -126,6 +126,27 @@ impl<T: AnyBitPattern + NoUninit + Zeroable> Mapped<T> {
         self.entry(index)[offset_bytes / 8].store(value, Ordering::Release);
     }
 
+    /// A word of the value at `index`.
+    ///
+    /// # Panics
+    /// If there is no such word.
+    #[inline]
+    #[must_use]
+    pub fn load_u64(&self, index: u32, offset_bytes: usize) -> u64 {
+        self.entry(index)[offset_bytes / 8].load(Ordering::Relaxed)
+    }
+
+    /// Half a word of the value at `index`.
+    ///
+    /// # Panics
+    /// If there is no such word.
+    #[inline]
+    #[must_use]
+    pub fn load_u32(&self, index: u32, offset_bytes: usize) -> u32 {
+        let halves: [u32; 2] = bytemuck::cast(self.load_u64(index, offset_bytes));
+        halves[offset_bytes % 8 / 4]
+    }
+
     /// Writes half a word of the value at `index` at once, after all that was written before.
     ///
     /// # Panics
@@ -162,11 +183,13 @@ impl<T: AnyBitPattern + NoUninit + Zeroable> Mapped<T> {
         }
     }
 
+    #[inline]
     fn entry(&self, index: u32) -> &[AtomicU64] {
         let first = index as usize * Self::WORDS;
         &self.words()[first..first + Self::WORDS]
     }
 
+    #[inline]
     fn words(&self) -> &[AtomicU64] {
         // SAFETY: that many words are mapped for as long as `self` lives; mappings are aligned to pages.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len as usize * Self::WORDS) }

@@ -408,7 +408,7 @@ impl Cells<u32> for Mapped<u32> {
     }
 
     fn get(&self, at: usize) -> u32 {
-        self.read(index(at))
+        self.load_u32(index(at), 0)
     }
 
     fn set(&mut self, at: usize, value: u32) {
@@ -422,7 +422,7 @@ impl Cells<u32> for Mapped<[u32; 2]> {
     }
 
     fn get(&self, at: usize) -> u32 {
-        self.read(index(at / 2))[at % 2]
+        self.load_u32(index(at / 2), at % 2 * 4)
     }
 
     fn set(&mut self, at: usize, value: u32) {
@@ -436,7 +436,7 @@ impl<const WORDS: usize> Cells<u64> for Mapped<[u64; WORDS]> {
     }
 
     fn get(&self, at: usize) -> u64 {
-        self.read(index(at / WORDS))[at % WORDS]
+        self.load_u64(index(at / WORDS), at % WORDS * 8)
     }
 
     fn set(&mut self, at: usize, value: u64) {
