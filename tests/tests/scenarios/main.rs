@@ -2,6 +2,7 @@
 //! scenario that waits leaves the machine to others.
 
 mod api;
+mod attacks;
 mod balance;
 mod cli;
 mod config;

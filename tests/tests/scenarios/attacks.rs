@@ -1,0 +1,227 @@
+//! Twenty attacks of different kinds, each against a VIP of its own: how long they last until the first packet is dropped,
+//! and what a good client sees.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use sluice_tests::{ApiConn, Flood, Frames, HTTP_PORT, Lab, UDP_PORT, WEB_V4, WEB_V6, within};
+
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const PSH: u8 = 8;
+const ACK: u8 = 16;
+
+/// Nothing but what detection finds drops anything here.
+const DETECT: &str = r#"
+[detect]
+mode = "enforce"
+learn = "3s"
+thresholds = { pps = 4_000, factor = 3, cap = 3 }
+"#;
+const NETWORK: &str = "198.51.100.0/24";
+const BOTNET: &str = "198.51.0.0/16";
+const ANYWHERE: &str = "16.0.0.0/4";
+const ANYWHERE_V6: &str = "2600::/12";
+const FRAMES: u32 = 8192;
+
+/// An attack, by what it sends to a VIP from one of its sources.
+struct Attack {
+    name: &'static str,
+    sources: &'static str,
+    port: u16,
+    frame: Box<dyn Fn(Frames, SocketAddr, SocketAddr) -> Vec<u8>>,
+}
+
+fn attack(
+    name: &'static str,
+    sources: &'static str,
+    port: u16,
+    frame: impl Fn(Frames, SocketAddr, SocketAddr) -> Vec<u8> + 'static,
+) -> Attack {
+    Attack {
+        name,
+        sources,
+        port,
+        frame: Box::new(frame),
+    }
+}
+
+fn tcp(name: &'static str, sources: &'static str, flags: u8) -> Attack {
+    attack(name, sources, HTTP_PORT, move |frames, from, to| {
+        frames.tcp(from, to, flags)
+    })
+}
+
+fn udp(name: &'static str, sources: &'static str, payload: &'static [u8]) -> Attack {
+    attack(name, sources, UDP_PORT, move |frames, from, to| {
+        frames.udp(from, to, payload)
+    })
+}
+
+/// What servers all over the world send to whom they think has asked.
+fn replies(name: &'static str, port: u16, bytes: usize, begin: &'static [u8]) -> Attack {
+    attack(name, ANYWHERE, UDP_PORT, move |frames, from, to| {
+        let mut payload = vec![0x55; bytes];
+        payload[..begin.len()].copy_from_slice(begin);
+        frames.udp(SocketAddr::new(from.ip(), port), to, &payload)
+    })
+}
+
+fn attacks() -> Vec<Attack> {
+    vec![
+        tcp("syn_network", NETWORK, SYN),
+        tcp("syn_botnet", BOTNET, SYN),
+        tcp("syn_anywhere", ANYWHERE, SYN),
+        tcp("syn_anywhere_v6", ANYWHERE_V6, SYN),
+        tcp("ack", ANYWHERE, ACK),
+        tcp("ack_network", NETWORK, ACK),
+        tcp("push", ANYWHERE, PSH | ACK),
+        tcp("rst", ANYWHERE, RST),
+        tcp("fin", ANYWHERE, FIN | ACK),
+        udp("udp_network", NETWORK, b"flood of one network"),
+        udp("udp_anywhere", ANYWHERE, b"flood of forged sources"),
+        udp("udp_anywhere_v6", ANYWHERE_V6, b"flood of forged sources"),
+        attack("udp_random", ANYWHERE, UDP_PORT, |frames, from, to| {
+            let bytes = usize::from(from.port() % 900) + 20;
+            let payload: Vec<u8> = (0..bytes)
+                .map(|at| from.port().wrapping_mul(31).wrapping_add(at as u16 * 7) as u8)
+                .collect();
+            frames.udp(from, to, &payload)
+        }),
+        replies("dns", 53, 900, &[0x12, 0x34, 0x81, 0x80, 0, 1, 0, 20]),
+        replies("ntp", 123, 440, &[0xd7, 0, 3, 0x2a, 0, 6, 0, 0x48]),
+        replies("ssdp", 1900, 300, b"HTTP/1.1 200 OK"),
+        replies("memcached", 11211, 1_100, &[0, 0, 0, 0, 0, 1, 0, 0]),
+        replies("cldap", 389, 1_000, &[0x30, 0x84, 0, 0, 5, 0x6d, 2, 1]),
+        attack("icmp", ANYWHERE, HTTP_PORT, |frames, from, to| {
+            frames.echo_request(from.ip(), to.ip(), from.port(), 1, &[7; 56])
+        }),
+        attack("fragments", ANYWHERE, UDP_PORT, |frames, from, to| {
+            let [_, later] = frames.fragments(&frames.udp(from, to, &[7; 1_000]), 48);
+            later
+        }),
+    ]
+}
+
+impl Attack {
+    /// The VIP of the attack of this number.
+    fn vip(&self, number: usize) -> SocketAddr {
+        let low = 0x64 + u16::try_from(number).expect("few attacks");
+        let address = match if self.is_v6() { WEB_V6 } else { WEB_V4 }.ip() {
+            IpAddr::V4(address) => {
+                let [a, b, c, _] = address.octets();
+                IpAddr::from([a, b, c, u8::try_from(low).expect("few attacks")])
+            }
+            IpAddr::V6(address) => {
+                let mut segments = address.segments();
+                segments[7] = low;
+                IpAddr::from(segments)
+            }
+        };
+        SocketAddr::new(address, self.port)
+    }
+
+    fn is_v6(&self) -> bool {
+        self.sources == ANYWHERE_V6
+    }
+
+    fn frames(&self, lab: &Lab, vip: SocketAddr) -> Vec<Vec<u8>> {
+        let sources = Frames::sources(self.sources.parse().expect("a prefix"), FRAMES);
+        let frames = lab.node().frames();
+        sources
+            .map(|from| (self.frame)(frames, from, vip))
+            .collect()
+    }
+}
+
+/// Whether a good client gets an answer at the first try, or at one of two more, as clients of UDP do anyway.
+fn is_served(lab: &Lab, vip: SocketAddr, number: u32) -> bool {
+    let client = lab.client(0);
+    let client = client.source(client.address_in_network(vip, number));
+    match vip.port() {
+        HTTP_PORT => client.http_get(vip, "/health").is_ok(),
+        _ => (0..3).any(|_| client.udp_ask(vip, b"good").is_ok()),
+    }
+}
+
+fn dropped(api: &mut ApiConn, name: &str) -> u64 {
+    let path = format!("/v1/drops?vip={name}&mode=enforce");
+    let answer = api
+        .send("GET", &path, "")
+        .expect("the daemon answers")
+        .json();
+    let rows = answer["items"].as_array().expect("rows");
+    rows.iter().filter_map(|row| row["packets"].as_u64()).sum()
+}
+
+#[test]
+fn twenty_kinds_of_attacks_meet_their_first_drop_within_half_a_second_and_a_second_at_most() {
+    let attacks = attacks();
+    let vips: Vec<_> = attacks.iter().enumerate();
+    let vips: Vec<_> = vips
+        .map(|(number, attack)| (attack.name, attack.vip(number)))
+        .collect();
+    let of_config = vips.clone();
+    let lab = Lab::new()
+        .alone()
+        .client(&["198.18.0.0/15", "3fff::/20"])
+        .config(move |mut config| {
+            for (name, vip) in of_config {
+                let like = match (vip.port() == HTTP_PORT, vip.is_ipv6()) {
+                    (true, false) => "web4",
+                    (true, true) => "web6",
+                    (false, false) => "dns4",
+                    (false, true) => "dns6",
+                };
+                let mut new = config.vip(like).clone();
+                (new.name, new.address) = (name.to_owned(), vip.ip().to_string());
+                config.vips.push(new);
+            }
+            config.extra.push_str(DETECT);
+            config
+        })
+        .start();
+    let mut number = 0;
+    let peace = Instant::now();
+    while peace.elapsed() < Duration::from_secs(8) {
+        for (name, vip) in &vips {
+            number += 1;
+            assert!(is_served(&lab, *vip, number), "{name} in peace");
+        }
+    }
+    assert!(
+        lab.node().items("mitigations").is_empty(),
+        "peace is no attack"
+    );
+
+    let mut api = ApiConn::open(&lab.node().socket()).expect("the daemon listens");
+    let mut times = Vec::new();
+    for (attack, (name, vip)) in attacks.iter().zip(&vips) {
+        let frames = attack.frames(&lab, *vip);
+        assert_eq!(dropped(&mut api, name), 0, "{name} before its attack");
+        let flood = Flood::start(lab.uplink_sender(), frames);
+        let began = Instant::now();
+        within(Duration::from_secs(10), "the first drop", || {
+            dropped(&mut api, name) > 0
+        });
+        times.push((began.elapsed(), *name));
+        sleep(Duration::from_millis(200));
+        number += 1;
+        let served = is_served(&lab, *vip, number);
+        let rate = flood.packets_per_second();
+        flood.stop();
+        println!(
+            "{name}: {:?}, {rate:.0} packets a second, served: {served}",
+            times[times.len() - 1].0
+        );
+    }
+    times.sort_unstable();
+    let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("median {median:?}, slowest {slowest:?}");
+    assert!(median.0 < Duration::from_millis(500), "{times:?}");
+    assert!(slowest.0 < Duration::from_secs(1), "{times:?}");
+}
