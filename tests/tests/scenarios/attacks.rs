@@ -161,8 +161,8 @@ fn dropped(api: &mut ApiConn, name: &str) -> u64 {
 #[test]
 fn twenty_kinds_of_attacks_meet_their_first_drop_within_half_a_second_and_a_second_at_most() {
     let attacks = attacks();
-    let vips: Vec<_> = attacks.iter().enumerate();
-    let vips: Vec<_> = vips
+    let numbered = attacks.iter().enumerate();
+    let vips: Vec<(&str, SocketAddr)> = numbered
         .map(|(number, attack)| (attack.name, attack.vip(number)))
         .collect();
     let of_config = vips.clone();
