@@ -141,9 +141,7 @@ impl Watch {
             let known = self.last[usize::from(*vip)];
             let came = known.is_none_or(|known| known.counted.classes != classes);
             let (stopped, ruled) = match known {
-                Some(known) if !came && !known.came => {
-                    (known.counted.stopped, known.counted.ruled)
-                }
+                Some(known) if !came && !known.came => (known.counted.stopped, known.counted.ruled),
                 _ => self.dropped(*vip, stops)?,
             };
             let counted = Counted {
@@ -167,12 +165,13 @@ impl Watch {
         let drops = sums::<Count>(&self.drops, maps::DROPS, first..first + DROP_REASONS * 2)?;
         let reasons = DropReason::ALL.iter().zip(drops.chunks_exact(2));
         let stopped = reasons.filter(|(reason, _)| stops(**reason));
-        let stopped = stopped
-            .flat_map(|(_, counts)| counts)
-            .fold(Count::default(), |sum, count| Count {
-                packets: sum.packets + count.packets,
-                bytes: sum.bytes + count.bytes,
-            });
+        let stopped =
+            stopped
+                .flat_map(|(_, counts)| counts)
+                .fold(Count::default(), |sum, count| Count {
+                    packets: sum.packets + count.packets,
+                    bytes: sum.bytes + count.bytes,
+                });
         let ruled = drops.get(DropReason::Rule as usize * 2);
         Ok((stopped, ruled.copied().unwrap_or_default()))
     }

@@ -38,13 +38,17 @@ pub(super) fn next(situation: &Situation<'_>, taken: impl Fn(&Measure) -> bool) 
 
 /// Limits for each source network, if the attack comes from networks that send much more than any does in peace.
 fn prefix_limits(situation: &Situation<'_>) -> Option<Measure> {
-    let heaviest = shares(situation.peace).into_values().fold(0.0, f64::max);
+    let part = |samples: f64, of: &[Header]| samples / of.len().max(1) as f64;
+    let heaviest = networks(situation.peace).into_values().max();
+    let heaviest = part(f64::from(heaviest.unwrap_or_default()), situation.peace);
     let usual = times(situation.high_pps, heaviest * HEADROOM);
     let pps = usual.max(least_pps(situation.class));
     let limit = pps as f64;
     let rate = situation.rates.pps as f64;
-    let over = |share: f64| (share * rate - limit).max(0.0);
-    let stopped: f64 = shares(situation.attack).into_values().map(over).sum();
+    // Of many sources that send little, samples meet few, each once: that does not make them heavy.
+    let surely = |samples: u32| f64::from(samples) - f64::from(samples).sqrt();
+    let over = |samples| (part(surely(samples), situation.attack) * rate - limit).max(0.0);
+    let stopped: f64 = networks(situation.attack).into_values().map(over).sum();
     let excess = rate - situation.high_pps as f64;
     (stopped >= excess * WORTH_IT).then_some(Measure::PrefixLimits { pps })
 }
@@ -57,17 +61,16 @@ fn cap(situation: &Situation<'_>) -> Option<Measure> {
     (holds && situation.rates.pps > pps).then_some(Measure::Cap { pps })
 }
 
-/// The part of the packets that each source network sent.
-fn shares(headers: &[Header]) -> BTreeMap<u128, f64> {
-    let mut shares = BTreeMap::new();
-    let part = 1.0 / headers.len().max(1) as f64;
+/// How many of the packets each source network sent.
+fn networks(headers: &[Header]) -> BTreeMap<u128, u32> {
+    let mut networks = BTreeMap::new();
     for header in headers {
         let host_bits = if header.v6 { 128 - 48 } else { 32 - 24 };
-        *shares
+        *networks
             .entry(header.source >> host_bits << host_bits)
-            .or_insert(0.0) += part;
+            .or_default() += 1;
     }
-    shares
+    networks
 }
 
 /// What a network may send at least; a limit above it follows from what networks send in peace.

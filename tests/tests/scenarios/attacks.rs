@@ -88,9 +88,9 @@ fn attacks() -> Vec<Attack> {
         udp("udp_anywhere", ANYWHERE, b"flood of forged sources"),
         udp("udp_anywhere_v6", ANYWHERE_V6, b"flood of forged sources"),
         attack("udp_random", ANYWHERE, UDP_PORT, |frames, from, to| {
-            let bytes = usize::from(from.port() % 900) + 20;
-            let payload: Vec<u8> = (0..bytes)
-                .map(|at| from.port().wrapping_mul(31).wrapping_add(at as u16 * 7) as u8)
+            let begin = from.port().wrapping_mul(31);
+            let payload: Vec<u8> = (0..from.port() % 900 + 20)
+                .map(|at| begin.wrapping_add(at * 7).to_be_bytes()[1])
                 .collect();
             frames.udp(from, to, &payload)
         }),
