@@ -1,6 +1,7 @@
 //! What only the kernel's build has: the maps, and the steps that a packet goes through.
 
 pub mod amplification;
+pub mod answer;
 pub mod count;
 pub mod echo;
 pub mod entry;

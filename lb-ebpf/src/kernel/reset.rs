@@ -2,21 +2,19 @@
 //!
 //! A reset is never longer than what it answers, and is answered by nobody: nothing is amplified, and nothing goes on.
 
-use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_adjust_tail};
+use aya_ebpf::bindings::xdp_md;
 
-use super::{Verdict, count, echo::swap_macs};
+use super::{
+    Verdict,
+    answer::{self, Answer},
+    count,
+};
 use crate::{
     abi::{DropReason, Step, VIP_RESET, Vip},
-    checksum,
     context::frame,
-    packet::{Frame, Ip, Ipv4Header, Ipv6Header, L4, TCP},
+    packet::{Ip, Ipv4Header, Ipv6Header, L4},
     reset::{TcpHeader, reset},
 };
-
-const TTL: u8 = 64;
-const TCP_BYTES: usize = size_of::<TcpHeader>();
-/// Ethernet's shortest frame, which is not made shorter.
-const LEAST_FRAME_BYTES: usize = 60;
 
 /// The verdict for whole TCP that has no backend.
 #[inline(always)]
@@ -43,50 +41,29 @@ pub fn reply(context: *mut xdp_md, vip: &Vip, ip: &Ip, l4: &L4) -> Verdict {
 #[inline(never)]
 fn answer_v4(context: *mut xdp_md, offsets: u32, segment_bytes: u32) -> bool {
     let (ip_offset, l4_offset) = apart(offsets);
-    let Some((header, reset)) = made::<Ipv4Header>(context, ip_offset, l4_offset, segment_bytes)
-    else {
-        return false;
-    };
-    let frame = frame(context);
-    let length_be = ((size_of::<Ipv4Header>() + TCP_BYTES) as u16).to_be();
-    let addresses = u64::from(header.source) + u64::from(header.destination);
-    let ttl_and_protocol = u16::from_le_bytes([TTL, TCP]);
-    let sum = u64::from(0x45u16) + u64::from(length_be) + u64::from(ttl_and_protocol) + addresses;
-    let ip = Ipv4Header {
-        version_and_length: 0x45,
-        tos: 0,
-        total_length_be: length_be,
-        id: 0,
-        fragment_be: 0,
-        ttl: TTL,
-        protocol: TCP,
-        checksum: checksum::finish(sum),
-        source: header.destination,
-        destination: header.source,
-    };
-    write(&frame, ip_offset, ip, reset, addresses).is_some()
+    made(context, l4_offset, segment_bytes)
+        .and_then(|answer| {
+            answer::cut(
+                context,
+                ip_offset + size_of::<Ipv4Header>() + size_of::<TcpHeader>(),
+            )?;
+            answer::v4(&frame(context), ip_offset, &answer)
+        })
+        .is_some()
 }
 
 #[inline(never)]
 fn answer_v6(context: *mut xdp_md, offsets: u32, segment_bytes: u32) -> bool {
     let (ip_offset, l4_offset) = apart(offsets);
-    let Some((header, reset)) = made::<Ipv6Header>(context, ip_offset, l4_offset, segment_bytes)
-    else {
-        return false;
-    };
-    let frame = frame(context);
-    let [s0, s1, s2, s3] = header.source.map(u64::from);
-    let [d0, d1, d2, d3] = header.destination.map(u64::from);
-    let addresses = s0 + s1 + s2 + s3 + d0 + d1 + d2 + d3;
-    let ip = Ipv6Header {
-        version_class_flow_be: (6u32 << 28).to_be(),
-        payload_length_be: (TCP_BYTES as u16).to_be(),
-        next_header: TCP,
-        hop_limit: TTL,
-        source: header.destination,
-        destination: header.source,
-    };
-    write(&frame, ip_offset, ip, reset, addresses).is_some()
+    made(context, l4_offset, segment_bytes)
+        .and_then(|answer| {
+            answer::cut(
+                context,
+                ip_offset + size_of::<Ipv6Header>() + size_of::<TcpHeader>(),
+            )?;
+            answer::v6(&frame(context), ip_offset, &answer)
+        })
+        .is_some()
 }
 
 #[inline(always)]
@@ -94,50 +71,13 @@ fn apart(offsets: u32) -> (usize, usize) {
     ((offsets >> 16) as usize & 31, offsets as usize & 0xffff)
 }
 
-/// The IP header that was there and the reset, after the frame was cut to what the answer needs.
+/// The reset.
 #[inline(always)]
-fn made<H: Copy>(
-    context: *mut xdp_md,
-    ip_offset: usize,
-    l4_offset: usize,
-    segment_bytes: u32,
-) -> Option<(H, TcpHeader)> {
-    let frame = frame(context);
-    let header = frame.read::<H>(ip_offset)?;
-    let segment = frame.read::<TcpHeader>(l4_offset)?;
-    let reset = reset(&segment, segment_bytes)?;
-    let needed = (ip_offset + size_of::<H>() + TCP_BYTES).max(LEAST_FRAME_BYTES);
-    let length = frame.len() as usize;
-    if length > needed {
-        // SAFETY: the context is the program's own; pointers into the frame are taken anew after this.
-        let cut = unsafe { bpf_xdp_adjust_tail(context, needed as i32 - length as i32) };
-        if cut != 0 {
-            return None;
-        }
-    }
-    Some((header, reset))
-}
-
-/// Writes the answer over the packet. `addresses` is the sum of both.
-#[inline(always)]
-fn write<H>(
-    frame: &Frame,
-    ip_offset: usize,
-    header: H,
-    reset: TcpHeader,
-    addresses: u64,
-) -> Option<()> {
-    let pseudo =
-        addresses + u64::from((TCP_BYTES as u16).to_be()) + u64::from(u16::from(TCP).to_be());
-    let reset = TcpHeader {
-        checksum: checksum::finish(pseudo + reset.sum()),
-        ..reset
-    };
-    let ip = frame.pointer_at::<H>(ip_offset)?;
-    let tcp = frame.pointer_at::<TcpHeader>(ip_offset + size_of::<H>())?;
-    // SAFETY: the pointer was checked against the frame's end.
-    unsafe { ip.write(header) };
-    // SAFETY: as above.
-    unsafe { tcp.write(reset) };
-    swap_macs(frame)
+fn made(context: *mut xdp_md, l4_offset: usize, segment_bytes: u32) -> Option<Answer> {
+    let segment = frame(context).read::<TcpHeader>(l4_offset)?;
+    Some(Answer {
+        header: reset(&segment, segment_bytes)?,
+        option: 0,
+        fragment_be: 0,
+    })
 }
