@@ -12,6 +12,7 @@
 pub mod abi;
 pub mod amplification;
 pub mod backend;
+pub mod challenge;
 pub mod checksum;
 pub mod cookie;
 pub mod decap;
