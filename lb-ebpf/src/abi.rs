@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::decap::Prefix;
 
 /// Raised with every change to this file or to the meaning of a map.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Index of a VIP's counters for packets that are for no VIP. VIPs are numbered from 1.
 pub const NO_VIP: u16 = 0;
@@ -96,6 +96,10 @@ pub struct Settings {
     /// `RULES_*` bits, written at once.
     pub rules: u32,
     pub pad: u32,
+    /// Keys the marks of SYN challenges, which strangers see.
+    pub challenge_key: [u64; 2],
+    /// How many resets are looked at as answers to challenges, at most: each is a guess at a mark.
+    pub challenge_answers: Limiter,
 }
 
 /// `Settings::rules`: the generation of rules that packets meet.
@@ -104,6 +108,8 @@ pub const RULES_GENERATION: u32 = 1;
 pub const RULES_ANY: u32 = 2;
 /// `Settings::rules`: one of them is for proven flows too.
 pub const RULES_ESTABLISHED: u32 = 4;
+/// `Settings::rules`: one of them has SYNs challenged, of whatever VIP.
+pub const RULES_CHALLENGE: u32 = 8;
 
 /// `Settings::exact` bits.
 pub const EXACT_V4: u32 = 1;
@@ -213,6 +219,56 @@ pub const VIP_MOVED: u32 = 2;
 pub const VIP_RESET: u32 = 4;
 /// `Vip::flags`: from this bit on, a bit for each class that the policy limits.
 pub const VIP_CLASSES_SHIFT: u32 = 8;
+
+/// `Vip::syn`: challenged while more SYNs come than [`Challenge::rate`] allows.
+pub const SYN_AUTO: u32 = 1;
+/// `Vip::syn`: always challenged.
+pub const SYN_ALWAYS: u32 = 2;
+/// `Vip::syn`: what would be challenged is counted, and forwarded.
+pub const SYN_MONITOR: u32 = 4;
+
+/// How a VIP's SYNs are challenged. Value of `CHALLENGES`; one cache line.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Challenge {
+    /// SYNs that are forwarded as they come, by [`SYN_AUTO`].
+    pub rate: Limiter,
+    /// SYNs that are let in because they came again.
+    pub again: Limiter,
+    /// Jiffies that challenges go on for after the last SYN above `rate`.
+    pub hold: u64,
+    /// The arrival times of `rate` and `again`, and until when `rate` is exceeded, in jiffies. Written by packets.
+    pub rate_tat: u64,
+    pub again_tat: u64,
+    pub until: u64,
+}
+
+/// Buckets of `PROOFS`: room for 131,072 sources, in 1 MiB, which stays in a core's cache.
+pub const PROOF_BUCKETS: u32 = 1 << 14;
+/// SYNs that `CHALLENGED` remembers, two in a value; 16 MiB.
+pub const CHALLENGED_SYNS: u32 = 1 << 22;
+
+/// What became of a VIP's SYNs, and of the resets that answer challenges. Value of `CHALLENGE_STATS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ChallengeStats {
+    /// All SYNs that came as far.
+    pub syns: u64,
+    /// SYNs that were let in for their source's proof.
+    pub let_in: u64,
+    /// SYNs that were let in because they came again.
+    pub again: u64,
+    /// Resets that proved their source.
+    pub proved: u64,
+    /// Resets that did not.
+    pub failed: u64,
+    /// Resets that nobody looked at: too many came.
+    pub capped: u64,
+    /// SYNs that were answered with a challenge.
+    pub sent: Count,
+    /// SYNs that would have been.
+    pub monitored: Count,
+}
 
 /// One backend reached in one way. Value of `BACKENDS`; one cache line.
 #[repr(C)]
@@ -583,6 +639,10 @@ numbered! {
         OutOfState = "out_of_state",
         /// A rule says so, or the packet is over a rule's limit.
         Rule = "rule",
+        /// A reset that answers a SYN challenge: what it was to tell is known now.
+        ChallengeAnswer = "challenge_answer",
+        /// A SYN with a wrong checksum, which is not challenged.
+        SynChecksum = "syn_checksum",
     }
 }
 
@@ -676,6 +736,12 @@ numbered! {
         Protected = "the host's own: passed to it before the filter",
         RuleMatched = "a rule means it",
         RulePassed = "a rule lets it pass challenge and limits",
+        Challenged = "SYN answered with a challenge",
+        ChallengeMonitored = "SYN would have been challenged",
+        SourceProven = "source answered a challenge: SYN let in",
+        SynAgain = "SYN came again after its challenge: let in",
+        ChallengeAnswer = "reset answers a challenge: its source is proven",
+        FlowOfProof = "flow of a proven source: remembered as proven",
     }
 }
 
@@ -718,6 +784,10 @@ pub mod maps {
     pub const RULES: &str = "RULES";
     pub const RULE_COUNTS: &str = "RULE_COUNTS";
     pub const TRACE: &str = "TRACE";
+    pub const CHALLENGES: &str = "CHALLENGES";
+    pub const CHALLENGE_STATS: &str = "CHALLENGE_STATS";
+    pub const CHALLENGED: &str = "CHALLENGED";
+    pub const PROOFS: &str = "PROOFS";
 }
 
 #[cfg(test)]
@@ -752,9 +822,11 @@ mod tests {
             size_of::<RuleCounts>(),
             size_of::<Watching>(),
             size_of::<ClassStats>(),
+            size_of::<Challenge>(),
+            size_of::<ChallengeStats>(),
         ];
         let expected = [
-            64, 64, 8, 64, 64, 1208, 128, 16, 64, 52, 280, 80, 32, 288, 64, 32, 24, 32,
+            64, 64, 8, 64, 64, 1208, 128, 16, 64, 52, 312, 80, 32, 288, 64, 32, 24, 32, 64, 80,
         ];
         assert_eq!(sizes, expected);
     }

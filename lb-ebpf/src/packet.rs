@@ -309,8 +309,10 @@ pub fn ipv6(frame: &Frame, offset: usize) -> Option<Ip> {
     })
 }
 
+/// An address as it stands in an IPv6 header, as words in memory.
 #[inline(always)]
-fn words(a: [u32; 4]) -> [u64; 2] {
+#[must_use]
+pub fn words(a: [u32; 4]) -> [u64; 2] {
     [
         u64::from(a[0]) | u64::from(a[1]) << 32,
         u64::from(a[2]) | u64::from(a[3]) << 32,
@@ -337,6 +339,33 @@ pub enum Transport {
     NoPorts,
     /// Any other protocol.
     Other,
+}
+
+impl Transport {
+    /// The same, whose bytes come by way of a number: LLVM leaves undefined what a variant lacks, and may compute with it
+    /// before it asks which one it is, which the verifier refuses.
+    #[inline(always)]
+    #[must_use]
+    pub fn defined(self) -> Self {
+        let bytes = hide(match self {
+            Self::Tcp {
+                flags,
+                header_bytes,
+                ..
+            } => usize::from(flags) | usize::from(header_bytes) << 8,
+            Self::Icmp { kind } => usize::from(kind),
+            Self::Udp { .. } | Self::NoPorts | Self::Other => 0,
+        });
+        match self {
+            Self::Tcp { ports, .. } => Self::Tcp {
+                ports,
+                flags: bytes as u8,
+                header_bytes: (bytes >> 8) as u8,
+            },
+            Self::Icmp { .. } => Self::Icmp { kind: bytes as u8 },
+            Self::Udp { .. } | Self::NoPorts | Self::Other => self,
+        }
+    }
 }
 
 /// Where the transport header starts, of which protocol it is, and its fragment.

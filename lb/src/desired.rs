@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     config::{self, Backend, Config, Forward, Policy, Pool, SourceLimit},
-    dataplane::{BackendKey, BackendState, Desired, Table, TableKey, Vip},
+    dataplane::{BackendKey, BackendState, Desired, Ordered, Table, TableKey, Vip},
     drains::{BackendName, Drains},
     health::{self, Carrier, State, Target, Via},
     net::{NextHop, Resolution, Resolutions},
@@ -74,14 +74,29 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
                     .get(vip.pool.as_str())
                     .map_or(config::AllDown::Drop, |pool| pool.all_down),
                 policy: tightened(&mut desired.policies, vip, inputs.tightened),
+                ordered: ordered(vip, inputs.tightened),
             },
         );
     }
     desired
 }
 
-/// Limits that detection sets beside those of policies, by VIP.
-pub type Tightened = BTreeMap<String, Vec<SourceLimit>>;
+/// What detection wants beside policies, by VIP.
+pub type Tightened = BTreeMap<String, Tightening>;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tightening {
+    pub limits: Vec<SourceLimit>,
+    /// Every SYN is to be challenged.
+    pub challenge: bool,
+}
+
+fn ordered(vip: &config::Vip, tightened: &Tightened) -> Ordered {
+    match tightened.get(&vip.name) {
+        Some(tightening) if tightening.challenge => Ordered::Challenge,
+        _ => Ordered::Nothing,
+    }
+}
 
 /// The name of a VIP's policy: its own, or one made from that with limits of detection.
 fn tightened(
@@ -90,12 +105,12 @@ fn tightened(
     tightened: &Tightened,
 ) -> Option<String> {
     let own = vip.policy.as_ref().and_then(|name| policies.get(name));
-    let Some(limits) = tightened
+    let limits = tightened
         .get(&vip.name)
-        .filter(|_| policies.len() < MOST_POLICIES)
-    else {
+        .map_or(&[][..], |tightening| &tightening.limits);
+    if limits.is_empty() || policies.len() >= MOST_POLICIES {
         return vip.policy.clone();
-    };
+    }
     let mut policy = own.cloned().unwrap_or_else(|| Policy::without_limits(""));
     for limit in limits {
         let same = |known: &SourceLimit| known.class == limit.class && known.per == limit.per;
@@ -395,7 +410,15 @@ forward = "ipip"
             bps: None,
             burst: 50,
         };
-        world.tightened.insert(name, vec![limit]);
+        let tightening = Tightening {
+            limits: vec![limit],
+            challenge: true,
+        };
+        world.tightened.insert(name.clone(), tightening);
+        let ordered =
+            |world: &World, vip: usize| world.desired().vips[&world.config.vips[vip].name].ordered;
+        assert_eq!(ordered(&world, 0), Ordered::Challenge);
+        assert_eq!(ordered(&world, 1), Ordered::Nothing);
         let tightened = world.policy_of(0).unwrap();
         assert!(tightened.limits.contains(&limit));
         assert_eq!(world.policy_of(1), before.1);

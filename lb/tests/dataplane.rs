@@ -16,7 +16,7 @@ use sluice::{
     config::{AllDown, Dataplane, Forward, HashInput, Host, Protocol, XdpMode},
     dataplane::{
         Action, ApplyError, BackendKey, BackendState, Desired, Explainer, LoadError, Mode, Need,
-        Opened, Plane, Step, Table, TableKey, Vip, unload,
+        Opened, Ordered, Plane, Step, Table, TableKey, Vip, unload,
     },
     net::{NextHop, if_index},
 };
@@ -529,6 +529,7 @@ fn desired(backends: &[u8]) -> Desired {
         hash: HashInput::Flow,
         all_down: AllDown::Drop,
         policy: None,
+        ordered: Ordered::Nothing,
     };
     Desired {
         backends: backends

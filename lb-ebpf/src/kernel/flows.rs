@@ -158,13 +158,22 @@ pub enum Pressure {
     Gentle,
 }
 
+/// A flow that the table does not know yet.
+pub struct NewFlow {
+    pub backend: u16,
+    pub vip: u16,
+    pub state: State,
+    pub pressure: Pressure,
+}
+
 /// Remembers a new flow, unless its bucket is full of what it may not displace. Returns whether it did.
 #[inline(always)]
-pub fn remember(hash: u64, backend: u16, vip: u16, jiffies: u64, pressure: Pressure) -> bool {
-    let gently = u64::from(pressure == Pressure::Gentle);
+pub fn remember(hash: u64, flow: &NewFlow, jiffies: u64) -> bool {
+    let gently = u64::from(flow.pressure == Pressure::Gentle);
+    let proven = u64::from(flow.state == State::Proven);
     sluice_remember(
         hash,
-        gently << 32 | u64::from(vip) << 16 | u64::from(backend),
+        proven << 33 | gently << 32 | u64::from(flow.vip) << 16 | u64::from(flow.backend),
         jiffies,
     )
 }
@@ -179,11 +188,16 @@ pub extern "C" fn sluice_remember(hash: u64, what: u64, jiffies: u64) -> bool {
     } else {
         Pressure::Full
     };
+    let state = if what >> 33 & 1 != 0 {
+        State::Proven
+    } else {
+        State::Unproven
+    };
     let Some(bucket) = FLOWS.get_ptr_mut(hash as u32 & FLOW_MASK.load()) else {
         return false;
     };
     let now = ticks(jiffies);
-    let entry = Flow::new(flow::tag(hash), backend, State::Unproven, now);
+    let entry = Flow::new(flow::tag(hash), backend, state, now);
     let evicted = put(bucket, entry, now, &lifetimes(), pressure);
     if explaining() {
         return evicted.is_some();

@@ -10,9 +10,10 @@ use aya_ebpf::{
 
 use crate::{
     abi::{
-        AMPLIFIED_COUNTS, AddressEntry, Backend, ClassStats, Count, FlowStats, HANDSHAKE_WORDS,
-        Limit, MAX_PROTECTED, Policy, RULE_NUMBERS, RuleCounts, RuleState, SLOTS_PER_WORD, Sample,
-        SampleStats, Sampling, Service, Settings, Trace, Vip, VipStats, Watching,
+        AMPLIFIED_COUNTS, AddressEntry, Backend, CHALLENGED_SYNS, Challenge, ChallengeStats,
+        ClassStats, Count, FlowStats, HANDSHAKE_WORDS, Limit, MAX_PROTECTED, PROOF_BUCKETS, Policy,
+        RULE_NUMBERS, RuleCounts, RuleState, SLOTS_PER_WORD, Sample, SampleStats, Sampling,
+        Service, Settings, Trace, Vip, VipStats, Watching,
     },
     decap::Prefix,
     exact,
@@ -136,6 +137,26 @@ pub static DROPS: PerCpuArray<Count, 65536> = PerCpuArray::new();
 #[btf_map]
 pub static FLOW_STATS: PerCpuArray<FlowStats, 1> = PerCpuArray::new();
 
+/// How SYNs of each VIP are challenged. Written by the daemon; packets write the times.
+#[btf_map]
+pub static CHALLENGES: Array<Challenge, 2048, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static CHALLENGE_STATS: PerCpuArray<ChallengeStats, 2048> = PerCpuArray::new();
+
+/// The arrival time of resets that are looked at as answers to challenges.
+#[btf_map]
+pub static CHALLENGE_GATE: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// SYNs that were challenged in the last seconds, so that one that comes again is known. The oldest makes room: a client
+/// whose SYN went waits for the next one it sends.
+#[btf_map]
+pub static CHALLENGED: Array<u64, { CHALLENGED_SYNS as usize / 2 }> = Array::new();
+
+/// Sources that answered a challenge. Nobody enters who did not; the oldest of a bucket makes room, and is asked again.
+#[btf_map]
+pub static PROOFS: Array<[u64; WAYS], { PROOF_BUCKETS as usize }> = Array::new();
+
 /// Which packets `sluice capture` wants. Written by it; read while `Settings::sampling_until` is not zero.
 #[btf_map]
 pub static SAMPLING: Array<Sampling, 1, MMAPABLE> = Array::new();
@@ -184,6 +205,9 @@ pub static QUOTED: PerCpuArray<Tuple, 1> = PerCpuArray::new();
 /// Right shift of jiffies to an age, by the kernel's HZ.
 #[unsafe(no_mangle)]
 pub static AGE_SHIFT: Global<u8> = Global::new(8);
+/// Right shift of jiffies to an epoch of challenges, of some 64 seconds.
+#[unsafe(no_mangle)]
+pub static EPOCH_SHIFT: Global<u32> = Global::new(14);
 /// Number of flow table buckets less one.
 #[unsafe(no_mangle)]
 pub static FLOW_MASK: Global<u32> = Global::new(131071);

@@ -2,6 +2,7 @@
 
 pub mod amplification;
 pub mod answer;
+pub mod challenge;
 pub mod count;
 pub mod echo;
 pub mod entry;

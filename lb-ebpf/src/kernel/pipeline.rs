@@ -5,8 +5,10 @@ use core::hint::cold_path;
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 
 use super::{
-    Verdict, amplification, count, echo, element,
-    flows::{self, Known, Picked, Pressure},
+    Verdict, amplification,
+    challenge::{self, By},
+    count, echo, element,
+    flows::{self, Known, NewFlow, Picked, Pressure},
     forward::{Outgoing, forward},
     fragments::{self, Decided},
     host, jiffies,
@@ -24,26 +26,27 @@ use crate::{
         SLOTS_PER_WORD, Settings, Step, VIP_HASH_SOURCE, VIP_MOVED, Vip,
     },
     context::frame,
+    flow::State,
     hash::{self, Tuple},
     hide,
     packet::{
-        self, Fragment, ICMP, ICMPV6, IPV4_BE, IPV6_BE, Ip, L4, TCP, TCP_ACK, TCP_SYN, Transport,
-        UDP, is_echo_request, is_icmp_error,
+        self, Fragment, ICMP, ICMPV6, IPV4_BE, IPV6_BE, Ip, L4, TCP, TCP_ACK, TCP_RST, TCP_SYN,
+        Transport, UDP, is_echo_request, is_icmp_error,
     },
 };
 
 /// A packet for one of our VIPs, and what has been learned of it.
-struct Packet<'a> {
-    context: *mut xdp_md,
-    settings: &'static Settings,
-    ip: &'a Ip,
+pub struct Packet<'a> {
+    pub context: *mut xdp_md,
+    pub settings: &'static Settings,
+    pub ip: &'a Ip,
     tuple: Tuple,
     transport: Transport,
-    fragment: Fragment,
-    l4_offset: usize,
-    vip_index: u16,
-    vip: &'static Vip,
-    jiffies: u64,
+    pub fragment: Fragment,
+    pub l4_offset: usize,
+    pub vip_index: u16,
+    pub vip: &'static Vip,
+    pub jiffies: u64,
     /// Whether its protocol was known when this was compiled.
     plain: bool,
 }
@@ -163,6 +166,10 @@ fn try_to_serve(
     }
     let frame = frame(context);
     let transport = packet::transport(&frame, ip, l4).map_err(malformed)?;
+    let transport = match plain {
+        Some(_) => transport,
+        None => transport.defined(),
+    };
     let wrong = sanity::look(context, ip, l4, &transport);
     let (tuple, found) = match transport {
         Transport::Tcp { ports, .. } | Transport::Udp { ports } => {
@@ -412,7 +419,7 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     let whole = matches!(packet.fragment, Fragment::Whole);
     let known = match packet.transport {
         Transport::Tcp { flags, .. } if is_syn(flags) => {
-            filter(packet, Class::Syn)?;
+            filter(packet, Class::Syn, flow)?;
             out_of_state::note_syn(packet.vip, flow, packet.jiffies);
             let slot = slot(&packet.vip.table, slot_hash(packet, flow));
             if whole && !may_be_elsewhere(packet.vip, slot) {
@@ -420,28 +427,32 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
             }
             flows::find(flow, true, packet.jiffies)
         }
-        Transport::Tcp { .. } => {
+        Transport::Tcp { flags, .. } => {
+            // One that acknowledges answers no challenge (RFC 9293, 3.10.7.3).
+            if flags & (TCP_RST | TCP_ACK) == TCP_RST {
+                challenge::meet_reset(packet)?;
+            }
             let known = flows::find(flow, true, packet.jiffies);
             if known.is_proven() {
-                filter(packet, Class::Established)?;
+                filter(packet, Class::Established, flow)?;
             } else {
-                filter(packet, Class::Other)?;
+                filter(packet, Class::Other, flow)?;
             }
             known.seen(true, packet.vip, packet.jiffies);
             known
         }
         Transport::Udp { .. } => {
-            filter(packet, Class::Udp)?;
+            filter(packet, Class::Udp, flow)?;
             let known = flows::find(flow, false, packet.jiffies);
             known.seen(false, packet.vip, packet.jiffies);
             known
         }
         Transport::Icmp { .. } => {
-            filter(packet, Class::Icmp)?;
+            filter(packet, Class::Icmp, flow)?;
             flows::find(flow, packet.tuple.protocol == TCP, packet.jiffies)
         }
         _ => {
-            filter(packet, Class::Other)?;
+            filter(packet, Class::Other, flow)?;
             Known::NOTHING
         }
     };
@@ -456,7 +467,7 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
 
 /// What a packet of a class has to pass before it may have a backend: the filter's stages, then its source's limits.
 #[inline(always)]
-fn filter(packet: &Packet<'_>, class: Class) -> Result<(), Verdict> {
+fn filter(packet: &Packet<'_>, class: Class, flow: u64) -> Result<(), Verdict> {
     let stats = count::class(packet.vip_index, class, packet.ip.length);
     if !matches!(class, Class::Established) {
         sanity::check_source(packet.settings, packet.ip, packet.vip, packet.vip_index)?;
@@ -482,6 +493,14 @@ fn filter(packet: &Packet<'_>, class: Class) -> Result<(), Verdict> {
     })?;
     if ruled == Ruled::Pass {
         return Ok(());
+    }
+    if matches!(class, Class::Syn) {
+        let by = if ruled == Ruled::Challenge {
+            By::Rule
+        } else {
+            By::Policy
+        };
+        challenge::meet_syn(packet, flow, by)?;
     }
     let sender = Sender {
         source: packet.ip.source,
@@ -612,8 +631,13 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     }
     let picked = chosen(packet, backend)?;
     if remember {
-        let index = picked.index;
-        if flows::remember(flow, index, packet.vip_index, packet.jiffies, pressure) {
+        let new = NewFlow {
+            backend: picked.index,
+            vip: packet.vip_index,
+            state: state(packet),
+            pressure,
+        };
+        if flows::remember(flow, &new, packet.jiffies) {
             count::note(Step::Remembered);
         } else if let Some(previous) = flows::backend_that_forwards(unmarked) {
             count::note(Step::ChosenPrevious);
@@ -621,6 +645,17 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         }
     }
     Ok(picked)
+}
+
+/// What a flow is when it enters the table: proven if its source was, and this is the first packet after its SYN.
+#[inline(always)]
+fn state(packet: &Packet<'_>) -> State {
+    let after_syn = matches!(packet.transport, Transport::Tcp { flags, .. } if !is_syn(flags));
+    if after_syn && challenge::is_flow_of_proof(packet) {
+        State::Proven
+    } else {
+        State::Unproven
+    }
 }
 
 /// The backend that a slot names.

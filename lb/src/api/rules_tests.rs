@@ -90,11 +90,6 @@ async fn a_wrong_rule_is_refused_with_its_field_and_column() {
             Some("match.ttl"),
             "255",
         ),
-        (
-            json!({ "match": { "ttl": 1 }, "action": "challenge" }),
-            Some("action"),
-            "not available",
-        ),
         (json!("ttl 1; vip nowhere -> drop"), Some("vip"), "nowhere"),
         (
             json!({ "match": { "ttl": 1 }, "action": "drop", "origin": "config" }),

@@ -561,6 +561,8 @@ async fn metrics_are_text_for_prometheus() {
         "sluice_flow_inserts_total 5",
         "sluice_flow_evictions_total{state=\"idle\"} 9",
         "sluice_flow_out_of_state_total{vip=\"site\"} 4",
+        "sluice_challenges_total{vip=\"site\",event=\"sent\"} 30",
+        "sluice_challenges_total{vip=\"site\",event=\"proved\"} 12",
         "sluice_table_checksum{vip=\"site\"} 0",
         "sluice_config_last_reload_success 1",
         "sluice_limiter_fill_ratio{class=\"syn\"} 0.25",

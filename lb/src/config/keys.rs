@@ -124,8 +124,9 @@ pub(super) const POLICY: Keys = Keys {
         "amplification",
         "out_of_state",
         "rules",
+        "syn",
     ],
-    later: &["syn", "fragments", "bogons"],
+    later: &["fragments", "bogons"],
 };
 
 pub(super) const RULE: Keys = Keys {
@@ -194,6 +195,19 @@ pub(super) const THRESHOLDS: Keys = Keys {
     later: &[],
 };
 
+pub(super) const SYN: Keys = Keys {
+    place: "syn",
+    known: &[
+        "mode",
+        "defence",
+        "monitor",
+        "above_pps",
+        "hold",
+        "again_pps",
+    ],
+    later: &[],
+};
+
 pub(super) const LIMIT: Keys = Keys {
     place: "limits",
     known: &["class", "per", "pps", "bps", "burst"],
@@ -204,7 +218,7 @@ pub(super) const LIMIT: Keys = Keys {
 mod tests {
     use super::{
         AMPLIFICATION, API, BACKEND, DATAPLANE, FILE, HEALTH, HOST, LIMIT, OUT_OF_STATE, POLICY,
-        POOL, POP, RULE, SANITY, TLS, VIP,
+        POOL, POP, RULE, SANITY, SYN, TLS, VIP,
     };
 
     #[test]
@@ -232,6 +246,7 @@ mod tests {
             ("[host]", &HOST),
             ("[[rule]]", &RULE),
             ("[[policy.limits]]", &LIMIT),
+            ("[policy.syn]", &SYN),
         ];
         for key in FILE.known {
             assert!(example.contains(&format!("[{key}]")), "no table `{key}`");
@@ -247,6 +262,7 @@ mod tests {
                     "sanity",
                     "amplification",
                     "out_of_state",
+                    "syn",
                 ]
                 .contains(key);
                 assert!(as_table || is_shown(key), "no `{key}` of {header}");

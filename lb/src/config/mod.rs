@@ -38,7 +38,7 @@ pub use health::{Check, Health, HttpCheck, Statuses, Tls};
 pub use model::{
     AllDown, Amplified, Api, ApiTls, Backend, Class, Config, Dataplane, Detect, Forward, HashInput,
     Host, Mode, Origin, OutOfState, Policy, Pool, Pop, PrefixLengths, Protocol, Remote, Sanity,
-    Scope, SourceLimit, Stage, Stance, Vip, XdpMode,
+    Scope, SourceLimit, Stage, Stance, Syn, SynMode, Vip, XdpMode,
 };
 pub(crate) use read_policy::class_words;
 pub use secret::{SecretError, read_secret};

@@ -280,6 +280,7 @@ pub struct Policy {
     pub out_of_state: Option<OutOfState>,
     /// What becomes of packets that a rule would drop.
     pub rules: Stage,
+    pub syn: Syn,
 }
 
 /// One of a policy's `amplification`.
@@ -351,6 +352,42 @@ impl Policy {
             rules: Stage::Enforce,
             limits: Vec::new(),
             detect: None,
+            syn: Syn::default(),
+        }
+    }
+}
+
+/// A policy's `syn`: what becomes of SYNs before their source has shown that it gets our packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Syn {
+    pub mode: SynMode,
+    /// Count what would be challenged, and forward it. So it is too where the policy only counts.
+    pub monitor: bool,
+    /// With `auto`: challenge while a VIP gets more SYNs a second than this. Default 10,000.
+    pub above_pps: u64,
+    /// With `auto`: for how long after the last SYN above that. Default 10 seconds.
+    pub hold: Duration,
+    /// SYNs a second that are let in because they came again after a challenge: of clients that could not answer. Default 500.
+    pub again_pps: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SynMode {
+    Off,
+    /// While there is a flood of them.
+    Auto,
+    Always,
+}
+
+impl Default for Syn {
+    fn default() -> Self {
+        Self {
+            mode: SynMode::Off,
+            monitor: false,
+            above_pps: 10_000,
+            hold: Duration::from_secs(10),
+            again_pps: 500,
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Reads `[[policy]]` with its limits.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use super::{
     keys,
-    model::{Class, Mode, OutOfState, Policy, PrefixLengths, Sanity, Scope, SourceLimit, Stage},
+    model::{
+        Class, Mode, OutOfState, Policy, PrefixLengths, Sanity, Scope, SourceLimit, Stage, Syn,
+        SynMode,
+    },
     read_amplification, read_detect, read_sanity,
     section::{Field, Section},
 };
@@ -43,6 +46,11 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
 
     let detect = section.optional("detect", |field| read_detect::stance(&field));
 
+    let syn = section.or(
+        "syn",
+        Syn::default(),
+        |field| syn(&field.table(&keys::SYN)?),
+    );
     let prefix_lengths = PrefixLengths {
         host_v4: host_v4?,
         network_v4: network_v4?,
@@ -59,6 +67,7 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
         amplification: amplification?,
         out_of_state: out_of_state?,
         rules: rules?,
+        syn: syn?,
     })
 }
 
@@ -106,6 +115,41 @@ fn nested(
         });
     }
 }
+
+/// What becomes of SYNs.
+fn syn(section: &Section<'_>) -> Option<Syn> {
+    let default = Syn::default();
+    let mode = section
+        .required("mode", "\"auto\"")
+        .and_then(|field| field.word(SYN_MODES, &[]));
+    let defence = section.or("defence", (), |field| field.word(DEFENCES, &["cookie"]));
+    let monitor = section.or("monitor", default.monitor, |field| field.boolean());
+    let pps = |key, default| section.or(key, default, |field| field.integer(1..=PPS_MAX));
+    let (above_pps, again_pps) = (
+        pps("above_pps", default.above_pps),
+        pps("again_pps", default.again_pps),
+    );
+    let hold = section.or("hold", default.hold, |field| {
+        field.duration(HOLD_MIN..=HOLD_MAX)
+    });
+    defence?;
+    Some(Syn {
+        mode: mode?,
+        monitor: monitor?,
+        above_pps: above_pps?,
+        hold: hold?,
+        again_pps: again_pps?,
+    })
+}
+
+const SYN_MODES: &[(&str, SynMode)] = &[
+    ("off", SynMode::Off),
+    ("auto", SynMode::Auto),
+    ("always", SynMode::Always),
+];
+const DEFENCES: &[(&str, ())] = &[("challenge", ())];
+const HOLD_MIN: Duration = Duration::from_secs(1);
+const HOLD_MAX: Duration = Duration::from_secs(60 * 60);
 
 fn limit(section: &Section<'_>, seen: &mut HashSet<(Class, Scope)>) -> Option<SourceLimit> {
     let class_field = section.required("class", "\"syn\"");

@@ -22,7 +22,6 @@ fn rule(section: &Section<'_>, vips: &HashSet<&str>) -> Option<RuleSpec> {
     let field = section.required("text", "\"proto udp; sport 53 -> drop\"")?;
     let text = field.string()?;
     let spec = text.parse::<RuleSpec>().and_then(|spec| {
-        crate::control::available(&spec)?;
         if spec.ttl_seconds.is_some() {
             let message = "a rule of the config holds as long as it stands there; remove `expire`";
             return Err(RuleError::of("expire", message));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use sluice_ebpf::{
-    abi::{Count, DropReason, FlowStats, RuleCounts, VipStats},
+    abi::{ChallengeStats, Count, DropReason, FlowStats, RuleCounts, VipStats},
     amplification::Preset,
 };
 
@@ -97,6 +97,8 @@ pub struct Figures {
     pub drops: Vec<DropFigure>,
     /// Answers that nobody asked for, of services that are abused to amplify.
     pub amplified: Vec<(Preset, Mode, Count)>,
+    /// Of VIPs whose SYNs were looked at.
+    pub challenges: BTreeMap<String, ChallengeStats>,
     pub backends: BTreeMap<BackendKey, Count>,
     pub flow_stats: FlowStats,
     pub flows: FlowFigures,

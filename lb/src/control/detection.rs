@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sluice_ebpf::abi::DropReason;
+use sluice_ebpf::{abi::DropReason, packet::TCP};
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval},
@@ -163,9 +163,15 @@ impl Task {
         let mut state = self.shared.lock();
         state.minute.push(now_ms, came, seen);
         for sample in taken {
-            let Some(header) = Header::read(&sample.frame, tunnel(&sample)) else {
+            let Some(mut header) = Header::read(&sample.frame, tunnel(&sample)) else {
                 continue;
             };
+            if sample.answered {
+                std::mem::swap(&mut header.source, &mut header.destination);
+                std::mem::swap(&mut header.source_port, &mut header.destination_port);
+            }
+            // What TCP was before it was answered is not known.
+            let known = !sample.answered || header.protocol != TCP;
             state.talkers.push(Talk {
                 at_ms: now_ms,
                 vip: sample.vip,
@@ -173,7 +179,7 @@ impl Task {
                 dropped: sample.reason.is_some(),
                 weight,
             });
-            if sample.reason.is_none_or(is_counted) {
+            if known && sample.reason.is_none_or(is_counted) {
                 state.detector.sample(now_ms, sample.vip, header);
             }
         }
@@ -213,8 +219,11 @@ impl Task {
     }
 }
 
-/// A sample as rules look at it.
+/// A sample as rules look at it. Not of what was answered: rules see the question.
 fn seen(sample: &Watched) -> Option<Seen> {
+    if sample.answered {
+        return None;
+    }
     Some(Seen {
         vip: sample.vip,
         header: minute::read(&sample.frame, tunnel(sample))?,
@@ -257,5 +266,6 @@ fn is_measure(reason: DropReason) -> bool {
             | DropReason::Amplification
             | DropReason::SourceInvalid
             | DropReason::SourceVip
+            | DropReason::SynChecksum
     )
 }

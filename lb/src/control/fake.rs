@@ -6,7 +6,7 @@ use std::{
 };
 
 use sluice_ebpf::{
-    abi::{Count, DropReason, RuleCounts, VipStats},
+    abi::{ChallengeStats, Count, DropReason, RuleCounts, VipStats},
     amplification::Preset,
 };
 
@@ -121,6 +121,12 @@ impl Dataplane for Fake {
             };
             figures.vips.insert(name.clone(), stats);
             figures.checksums.insert(name.clone(), 0xfeed);
+            let challenges = ChallengeStats {
+                sent: count(30),
+                proved: 12,
+                ..ChallengeStats::default()
+            };
+            figures.challenges.insert(name.clone(), challenges);
             for (reason, mode, packets) in [
                 (DropReason::NoBackend, Mode::Enforce, 6),
                 (DropReason::LimitHost, Mode::Enforce, 7),

@@ -258,6 +258,7 @@ impl Dataplane for Kernel {
             vips: self.plane.vip_stats()?,
             drops: drops.collect(),
             amplified: self.plane.amplified()?,
+            challenges: self.plane.challenges()?,
             backends: self.plane.backend_stats()?,
             flow_stats: self.plane.flow_stats()?,
             flows: self.census(),

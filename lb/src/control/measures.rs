@@ -1,4 +1,4 @@
-//! Makes the data plane hold what the detector wants: rules, limits for source networks, caps.
+//! Makes the data plane hold what the detector wants: rules, limits for source networks, challenges, caps.
 
 use std::collections::BTreeMap;
 
@@ -179,21 +179,28 @@ impl Measures {
         }
     }
 
-    /// Limits for source networks stand in the policies of VIPs.
+    /// Limits for source networks stand in the policies of VIPs, and so does that SYNs are challenged.
     async fn tighten(&mut self, handle: &Handle, wanted: &[(Mitigation, bool)]) {
         let mut tightened = Tightened::default();
         for (mitigation, enforces) in wanted {
-            if let (Measure::PrefixLimits { pps }, Some(vip), true) =
-                (&mitigation.measure, &mitigation.vip, enforces)
-            {
-                let limit = network_limit(mitigation.class, *pps);
-                tightened.entry(vip.clone()).or_default().push(limit);
+            let (Some(vip), true) = (&mitigation.vip, enforces) else {
+                continue;
+            };
+            match mitigation.measure {
+                Measure::PrefixLimits { pps } => {
+                    let limit = network_limit(mitigation.class, pps);
+                    tightened.entry(vip.clone()).or_default().limits.push(limit);
+                }
+                Measure::Challenge => {
+                    tightened.entry(vip.clone()).or_default().challenge = true;
+                }
+                Measure::Rule(_) | Measure::Cap { .. } | Measure::Upstream => {}
             }
         }
         if tightened != self.tightened {
             self.tightened.clone_from(&tightened);
             if let Err(error) = handle.tighten(tightened).await {
-                tracing::error!(%error, "limits for source networks cannot be set");
+                tracing::error!(%error, "limits for source networks and challenges cannot be set");
             }
         }
     }

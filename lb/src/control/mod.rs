@@ -56,7 +56,6 @@ pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFig
 pub use events::{Event, HealthChange};
 pub use limits::{LimitInForce, LimitPage, Novelty};
 pub use plan::{Plan, VipPlan};
-pub(crate) use rules::available;
 pub use rules::{RuleInForce, RulePage, RuleQuery};
 pub use scrape::{LimitCounts, LimitLabel, MOST_LIMIT_SERIES, Scrape};
 pub use sources::Sources;

@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     limits::{IF_MATCH, IF_NONE_MATCH},
     rules::{
-        self, Action, FIRST_CONFIG_ID, Origin, RuleBook, RuleChange, RuleError, RuleRecord,
+        self, FIRST_CONFIG_ID, Origin, RuleBook, RuleChange, RuleError, RuleRecord,
         RuleRefusal, RuleSpec, RuleStep,
     },
     store::Change,
@@ -250,7 +250,7 @@ impl<P: Dataplane> Control<P> {
             let message = format!("the config has no VIP `{name}`; `sluice vips` lists them");
             return Err(RuleError::of("vip", message));
         }
-        available(spec)
+        Ok(())
     }
 
     pub(super) fn tell_rules(&self, steps: &[RuleStep]) {
@@ -287,16 +287,6 @@ pub(super) fn written(step: &RuleStep) -> Change {
         RuleStep::New(record) | RuleStep::Changed(record) => Change::SetRule(record.clone()),
         RuleStep::Removed(record) => Change::RemoveRule(record.id),
     }
-}
-
-/// Whether this version does what the rule says.
-pub(crate) fn available(spec: &RuleSpec) -> Result<(), RuleError> {
-    if spec.action == Action::Challenge {
-        let message =
-            "`challenge` is not available in this version; there are drop, limit, pass and sample";
-        return Err(RuleError::of("action", message));
-    }
-    Ok(())
 }
 
 /// Their ids come from their text, so that they keep their counters over reloads.

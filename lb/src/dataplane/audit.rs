@@ -9,7 +9,7 @@ use std::{
 };
 
 use ahash::{AHasher, RandomState};
-use sluice_ebpf::abi::{self, GENERATIONS, SLOT_MOVED, Settings, VIP_MOVED};
+use sluice_ebpf::abi::{self, Challenge, GENERATIONS, SLOT_MOVED, Settings, VIP_MOVED};
 
 use super::{
     Attached, Plane, TableKey, encode::Stages, plan::VipImage, registry::Region, slots::Slots,
@@ -160,6 +160,7 @@ impl Plane {
             && held.mtu_bytes == image.mtu_bytes
             && held.flags & !VIP_MOVED == image.flags
             && Stages::held(&held) == image.stages
+            && constants(self.arrays.challenges.read(u32::from(number))) == image.challenge
             && Some(held.table) == table.map(|region| region.word())
     }
 
@@ -274,4 +275,14 @@ fn sum(slots: impl Iterator<Item = u16>) -> u64 {
 pub(super) fn hasher() -> AHasher {
     use std::hash::BuildHasher;
     RandomState::with_seeds(1, 2, 3, 4).build_hasher()
+}
+
+/// A challenge without what packets write.
+fn constants(challenge: Challenge) -> Challenge {
+    Challenge {
+        rate: challenge.rate,
+        again: challenge.again,
+        hold: challenge.hold,
+        ..Challenge::default()
+    }
 }

@@ -65,4 +65,15 @@ pub struct Vip {
     /// Of its pool.
     pub all_down: AllDown,
     pub policy: Option<String>,
+    pub ordered: Ordered,
+}
+
+/// What was ordered for a VIP at run time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ordered {
+    /// Its policy alone says what becomes of its SYNs.
+    #[default]
+    Nothing,
+    /// Every SYN is challenged.
+    Challenge,
 }

@@ -10,10 +10,10 @@ use sluice_ebpf::{
     hash::seeded,
 };
 
-use super::{BackendKey, BackendState};
+use super::{BackendKey, BackendState, Ordered};
 use crate::config::{
     AllDown, Amplified, Forward, HashInput, Mode, Policy, PrefixLengths, Protocol, Sanity, Scope,
-    Stage,
+    Stage, Syn, SynMode,
 };
 
 /// An address as 16 bytes, IPv4 mapped.
@@ -195,12 +195,15 @@ pub(crate) struct Stages {
 
 impl Stages {
     /// Of a VIP under this policy.
-    pub(crate) fn of(policy: Option<&Policy>) -> Self {
+    pub(crate) fn of(policy: Option<&Policy>, ordered: Ordered) -> Self {
         let (sanity, mode) = policy.map_or_else(
             || (Sanity::default(), Mode::Enforce),
             |policy| (policy.sanity.clone(), policy.mode),
         );
-        let mut stages = Self::default();
+        let mut stages = Self {
+            syn: syn(policy, ordered),
+            ..Self::default()
+        };
         for (stage, check) in sanity.0.iter().zip(Check::ALL) {
             match (stage, mode) {
                 (Stage::Off, _) => {}
@@ -231,6 +234,37 @@ impl Stages {
             filter: vip.filter,
             syn: vip.syn,
         }
+    }
+}
+
+/// `Vip::syn`. What was ordered at run time goes before the policy's word, even where that only counts.
+fn syn(policy: Option<&Policy>, ordered: Ordered) -> u32 {
+    if ordered == Ordered::Challenge {
+        return abi::SYN_ALWAYS;
+    }
+    let Some(policy) = policy else {
+        return 0;
+    };
+    let mode = match policy.syn.mode {
+        SynMode::Off => return 0,
+        SynMode::Auto => abi::SYN_AUTO,
+        SynMode::Always => abi::SYN_ALWAYS,
+    };
+    let monitor = policy.syn.monitor || policy.mode == Mode::Monitor;
+    mode | if monitor { abi::SYN_MONITOR } else { 0 }
+}
+
+/// A VIP's constants in `CHALLENGES`.
+pub(crate) fn challenge(policy: Option<&Policy>, hz: u32) -> abi::Challenge {
+    let syn = policy.map_or_else(Syn::default, |policy| policy.syn);
+    abi::Challenge {
+        rate: gcra::limiter(syn.above_pps, (syn.above_pps / 10).max(64), hz),
+        again: gcra::limiter(syn.again_pps, (syn.again_pps / 10).max(16), hz),
+        hold: u64::try_from(syn.hold.as_millis())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(hz.into())
+            / 1000,
+        ..abi::Challenge::default()
     }
 }
 
@@ -320,6 +354,7 @@ mod tests {
                 burst: 100,
                 mode: Mode::Enforce,
             }),
+            syn: Syn::default(),
         }
     }
 
@@ -368,16 +403,16 @@ mod tests {
 
     #[test]
     fn a_policy_says_what_becomes_of_each_check() {
-        let none = Stages::of(None);
+        let none = Stages::of(None, Ordered::Nothing);
         let all = ((1 << Check::ALL.len()) - 1) & !Check::SynData.bit();
         assert_eq!((none.sanity_enforce, none.sanity_monitor), (all, 0));
         let mut policy = sources();
-        let of = Stages::of(Some(&policy));
+        let of = Stages::of(Some(&policy), Ordered::Nothing);
         assert_eq!((of.sanity_enforce, of.sanity_monitor), (0, all), "mode");
         policy.mode = Mode::Enforce;
         policy.sanity.0[Check::Land as usize] = Stage::Off;
         policy.sanity.0[Check::SynData as usize] = Stage::Monitor;
-        let of = Stages::of(Some(&policy));
+        let of = Stages::of(Some(&policy), Ordered::Nothing);
         assert_eq!(of.sanity_enforce, all & !Check::Land.bit());
         assert_eq!(of.sanity_monitor, Check::SynData.bit());
     }
@@ -406,7 +441,7 @@ mod tests {
         assert_eq!(asked_of("192.0.2.54"), 0);
         assert_eq!(asked_of("2001:db8:7::1"), ntp);
         assert_eq!(asked_of("2001:db9::1"), 0);
-        let filter = Stages::of(Some(&wanted)).filter;
+        let filter = Stages::of(Some(&wanted), Ordered::Nothing).filter;
         assert_eq!(filter, abi::FILTER_AMPLIFICATION | abi::FILTER_OUT_OF_STATE);
     }
 
@@ -421,7 +456,7 @@ mod tests {
             (Mode::Monitor, Stage::Off, abi::FILTER_RULES_OFF),
         ] {
             (wanted.mode, wanted.rules) = (mode, stage);
-            assert_eq!(Stages::of(Some(&wanted)).filter & rules, expected);
+            assert_eq!(Stages::of(Some(&wanted), Ordered::Nothing).filter & rules, expected);
         }
     }
 

@@ -18,11 +18,13 @@ use aya::{
 use nix::time::{ClockId, clock_getres, clock_gettime};
 use sluice_ebpf::{
     abi::{
-        AMPLIFIED_COUNTS, AddressEntry, Backend, CLASS_COUNTERS_SHIFT, ClassStats, Count,
-        DROP_REASONS, FlowStats, GROUP_SHIFT, HANDSHAKE_WORDS, Limit, MAX_PROTECTED, NO_BACKEND,
-        Policy, RULE_NUMBERS, RuleCounts, RuleState, SKETCH_ROWS, SLOTS_PER_WORD, SampleStats,
-        Sampling, Service, Settings, Vip, VipStats, Watching, maps,
+        AMPLIFIED_COUNTS, AddressEntry, Backend, CHALLENGED_SYNS, CLASS_COUNTERS_SHIFT, Challenge,
+        ChallengeStats, ClassStats, Count, DROP_REASONS, FlowStats, GROUP_SHIFT, HANDSHAKE_WORDS,
+        Limit, MAX_PROTECTED, NO_BACKEND, PROOF_BUCKETS, Policy, RULE_NUMBERS, RuleCounts,
+        RuleState, SKETCH_ROWS, SLOTS_PER_WORD, SampleStats, Sampling, Service, Settings, Vip,
+        VipStats, Watching, maps,
     },
+    challenge,
     decap::Prefix,
     exact, flow,
     rules::RuleTables,
@@ -202,6 +204,14 @@ impl Sizes {
                 self.vips * DROP_REASONS * 2,
             ),
             per_cpu(maps::FLOW_STATS, size_of::<FlowStats>(), 1),
+            array(maps::CHALLENGES, size_of::<Challenge>(), self.vips),
+            per_cpu(
+                maps::CHALLENGE_STATS,
+                size_of::<ChallengeStats>(),
+                self.vips,
+            ),
+            array(maps::CHALLENGED, 8, CHALLENGED_SYNS / 2),
+            array(maps::PROOFS, bucket, PROOF_BUCKETS),
             array(maps::SAMPLING, size_of::<Sampling>(), 1),
             (maps::SAMPLES, MapKind::RingBuffer, 0, SAMPLES_BYTES),
             per_cpu(maps::SAMPLE_STATS, size_of::<SampleStats>(), 1),
@@ -253,6 +263,7 @@ pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadE
         Twin::Forwarding => objects::BALANCER,
         Twin::Explaining => objects::EXPLAIN,
     };
+    let epoch_shift = challenge::epoch_shift(shift);
     let shift = u8::try_from(shift).unwrap_or(0);
     let flow_mask = sizes.flow_buckets - 1;
     let sketch_mask = sizes.sketch_cells - 1;
@@ -261,6 +272,7 @@ pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadE
     let mut loader = EbpfLoader::new();
     loader
         .override_global("AGE_SHIFT", &shift, true)
+        .override_global("EPOCH_SHIFT", &epoch_shift, true)
         .override_global("FLOW_MASK", &flow_mask, true)
         .override_global("FLOW_IDLE", &idle, true)
         .override_global("SKETCH_MASK", &sketch_mask, true)

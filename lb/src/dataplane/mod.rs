@@ -23,7 +23,7 @@ mod steps;
 mod sweep;
 mod watch;
 
-pub use desired::{BackendKey, BackendState, Desired, Table, TableKey, Vip};
+pub use desired::{BackendKey, BackendState, Desired, Ordered, Table, TableKey, Vip};
 pub use error::{ApplyError, LoadError, MapKind, ReadError, Shape};
 pub use exact::{Adoption, Cells, ExactCounters, ExactError, ExactLimit, ExactLimits, ExactTables};
 pub use explain::{Action, ExplainError, Explained, Explainer};

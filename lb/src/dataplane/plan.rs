@@ -33,6 +33,8 @@ pub(crate) struct VipImage {
     pub mtu_bytes: u16,
     pub flags: u32,
     pub stages: Stages,
+    /// Its constants; the times are the packets'.
+    pub challenge: abi::Challenge,
     pub policy: Option<String>,
     pub table: TableKey,
 }
@@ -109,7 +111,7 @@ impl Image {
                 port: vip.port.unwrap_or(0),
                 host_ports: host_ports(desired, vip),
             };
-            let mut stages = Stages::of(policy);
+            let mut stages = Stages::of(policy, vip.ordered);
             if vip.table.forward == Forward::Local && !desired.host.sources.is_empty() {
                 stages.filter |= abi::FILTER_PROTECTED;
             }
@@ -120,6 +122,7 @@ impl Image {
                     mtu_bytes: vip.mtu_bytes.unwrap_or(u16::MAX),
                     flags: encode::vip_flags(vip.hash, vip.all_down, policy),
                     stages,
+                    challenge: encode::challenge(policy, hz),
                     policy: vip.policy.clone(),
                     table: vip.table.clone(),
                 }),

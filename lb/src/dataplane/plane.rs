@@ -14,6 +14,7 @@ use sluice_ebpf::{
     abi::{self, Generation, Settings, maps},
     decap::Prefix,
     flow::WAYS,
+    gcra,
 };
 
 use super::{
@@ -73,6 +74,7 @@ pub(super) struct Arrays {
     pub(super) services: Mapped<abi::Service>,
     pub(super) vips: Mapped<abi::Vip>,
     pub(super) policies: Mapped<abi::Policy>,
+    pub(super) challenges: Mapped<abi::Challenge>,
     pub(super) backends: Mapped<abi::Backend>,
     pub(super) protected: Mapped<Prefix>,
 }
@@ -306,6 +308,7 @@ impl Plane {
             services: mapped(&object, maps::SERVICES)?,
             vips: mapped(&object, maps::VIPS)?,
             policies: mapped(&object, maps::POLICIES)?,
+            challenges: mapped(&object, maps::CHALLENGES)?,
             backends: mapped(&object, maps::BACKENDS)?,
             protected: mapped(&object, maps::PROTECTED)?,
         };
@@ -361,6 +364,8 @@ impl Plane {
         let old_key = settings.flow_key;
         if !adopted {
             settings.local_key = random_key()?;
+            let [a, b, ..] = random_key()?;
+            settings.challenge_key = [a, b];
         }
         match secret {
             Some(secret) => settings.flow_key = key(secret),
@@ -376,6 +381,8 @@ impl Plane {
             encode::tunnel_v6(config.tunnel_source_v6);
         let cpus = online_cpus().map_err(|(_, error)| LoadError::Cpus(error))?;
         settings.cpus = u32::try_from(cpus.len()).unwrap_or(u32::MAX);
+        settings.challenge_answers =
+            gcra::limiter(ANSWERS_PER_SECOND, ANSWERS_PER_SECOND / 10, self.hz);
         self.settings.write(0, &settings);
         Ok(())
     }
@@ -513,6 +520,10 @@ fn clear<T: Pod>(array: &Mapped<T>) {
         array.write(index, &T::zeroed());
     }
 }
+
+/// Resets that are looked at as answers to challenges. Each is a guess, of which 3 in 65,536 are right: so many a second forge the
+/// proof of one source a second, and one proof is good for some hundred SYNs.
+const ANSWERS_PER_SECOND: u64 = 20_000;
 
 fn random_key() -> Result<[u64; 4], LoadError> {
     let mut bytes = [0; 32];

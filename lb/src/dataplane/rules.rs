@@ -13,8 +13,8 @@ use aya::{
 };
 use sluice_ebpf::{
     abi::{
-        Limiter, RULE_NUMBERS, RULES_ANY, RULES_ESTABLISHED, RULES_GENERATION, RuleCounts,
-        RuleState, Settings, maps,
+        Limiter, RULE_NUMBERS, RULES_ANY, RULES_CHALLENGE, RULES_ESTABLISHED, RULES_GENERATION,
+        RuleCounts, RuleState, Settings, maps,
     },
     gcra,
     rules::RuleTables,
@@ -142,9 +142,13 @@ impl RuleMaps {
             }
         }
         let established = rules.iter().any(|rule| rule.spec.established);
+        let challenges = rules
+            .iter()
+            .any(|rule| rule.spec.action == Action::Challenge);
         let bits = [
             (!rules.is_empty(), RULES_ANY),
             (established, RULES_ESTABLISHED),
+            (challenges, RULES_CHALLENGE),
         ];
         let bits = bits.into_iter().filter(|(given, _)| *given);
         let word = bits.fold(generation, |word, (_, bit)| word | bit);

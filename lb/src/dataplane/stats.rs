@@ -9,8 +9,8 @@ use aya::{
 };
 use sluice_ebpf::{
     abi::{
-        AMPLIFIED_COUNTS, CLASS_COUNTERS_SHIFT, ClassStats, Count, DROP_REASONS, DropReason,
-        FlowStats, NO_VIP, VipStats, maps,
+        AMPLIFIED_COUNTS, CLASS_COUNTERS_SHIFT, ChallengeStats, ClassStats, Count, DROP_REASONS,
+        DropReason, FlowStats, NO_VIP, VipStats, maps,
     },
     amplification::Preset,
     flow::{Flow, WAYS},
@@ -32,6 +32,7 @@ pub(crate) struct Counters {
     flows: PerCpu<[u64; 4]>,
     classes: PerCpu<[u64; size_of::<ClassStats>() / 8]>,
     amplified: PerCpu<[u64; 2]>,
+    challenges: PerCpu<[u64; size_of::<ChallengeStats>() / 8]>,
     cpus: usize,
 }
 
@@ -114,6 +115,18 @@ impl Plane {
         });
         Ok(by_mode
             .filter(|(_, _, count): &(Preset, Mode, Count)| count.packets != 0)
+            .collect())
+    }
+
+    /// What came of challenges, by VIP; where no SYN was looked at is left out.
+    pub fn challenges(&self) -> Result<BTreeMap<String, ChallengeStats>, ReadError> {
+        let sums = self.counters.challenges.sums(self.vip_room())?;
+        let stats = self.vip_numbers().map(|(name, number)| {
+            let stats: ChallengeStats = bytemuck::cast(sums[usize::from(number)]);
+            (name.to_owned(), stats)
+        });
+        Ok(stats
+            .filter(|(_, stats)| *stats != ChallengeStats::default())
             .collect())
     }
 
@@ -200,6 +213,7 @@ impl Counters {
             flows: PerCpu::new(object, maps::FLOW_STATS)?,
             classes: PerCpu::new(object, maps::CLASS_STATS)?,
             amplified: PerCpu::new(object, maps::AMPLIFIED)?,
+            challenges: PerCpu::new(object, maps::CHALLENGE_STATS)?,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))?,
         })
     }
@@ -208,6 +222,7 @@ impl Counters {
     pub(crate) fn reset_vip(&mut self, number: u16) -> Result<(), ReadError> {
         let cpus = self.cpus;
         self.vips.reset(u32::from(number), cpus)?;
+        self.challenges.reset(u32::from(number), cpus)?;
         for &reason in DropReason::ALL {
             for mode in [Mode::Enforce, Mode::Monitor] {
                 self.drops.reset(drop_index(number, reason, mode), cpus)?;

@@ -260,6 +260,7 @@ impl Plane {
             syn: image.stages.syn,
             ..old
         };
+        self.put_challenge(number, &image.challenge);
         // Three words hold these; packets write another.
         let words: [u64; 8] = bytemuck::cast(vip);
         for offset in [
@@ -294,6 +295,15 @@ impl Plane {
                 place: actual.place.clone(),
                 ..image.clone()
             };
+        }
+    }
+
+    /// Writes a challenge's constants, which come before its times.
+    fn put_challenge(&self, number: u32, challenge: &abi::Challenge) {
+        let words: [u64; 8] = bytemuck::cast(*challenge);
+        let constants = offset_of!(abi::Challenge, rate_tat) / 8;
+        for (at, word) in words.into_iter().take(constants).enumerate() {
+            self.arrays.challenges.store_u64(number, at * 8, word);
         }
     }
 

@@ -3,10 +3,11 @@
 use std::{mem::offset_of, ops::Range, path::Path};
 
 use aya::maps::{Map, MapData, RingBuf};
+use bytemuck::Pod;
 use sluice_ebpf::{
     abi::{
-        CLASS_COUNTERS_SHIFT, CLASSES, ClassStats, Count, DROP_REASONS, DropReason, SAMPLE_BYTES,
-        Sample, Settings, Watching, maps,
+        CLASS_COUNTERS_SHIFT, CLASSES, ChallengeStats, ClassStats, Count, DROP_REASONS, DropReason,
+        NO_BACKEND, SAMPLE_BYTES, Sample, Settings, Watching, maps,
     },
     gcra,
 };
@@ -27,6 +28,7 @@ pub struct Watch {
     hz: u32,
     classes: ArrayReader,
     drops: ArrayReader,
+    challenges: ArrayReader,
     /// By number of the VIP.
     last: Vec<Option<Last>>,
 }
@@ -45,6 +47,8 @@ pub struct Watched {
     /// Number of its VIP.
     pub vip: u16,
     pub action: Action,
+    /// The program answered it: what is here is the answer.
+    pub answered: bool,
     pub reason: Option<DropReason>,
     /// As the program left it: what was forwarded may be in a tunnel.
     pub frame: Vec<u8>,
@@ -54,7 +58,8 @@ pub struct Watched {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     pub classes: [Count; CLASSES],
-    /// Dropped by limits and the like, or what would have been: whatever comes after the class is known, but rules.
+    /// Challenged, dropped by limits and the like, or what would have been: whatever comes after the class is known, but
+    /// rules.
     pub stopped: Count,
     /// Dropped by rules, whoever set them.
     pub ruled: Count,
@@ -75,6 +80,7 @@ impl Watch {
             hz: load::hz()?,
             classes: reader(maps::CLASS_STATS)?,
             drops: reader(maps::DROPS)?,
+            challenges: reader(maps::CHALLENGE_STATS)?,
             last: Vec::new(),
         })
     }
@@ -103,9 +109,11 @@ impl Watch {
             };
             let bytes = usize::try_from(sample.sampled_bytes).unwrap_or(0);
             let reason = usize::from(sample.reason).checked_sub(1);
+            let action = Action::from(u32::from(sample.action));
             return Some(Watched {
                 vip: sample.vip,
-                action: Action::from(u32::from(sample.action)),
+                action,
+                answered: action == Action::Tx && sample.backend == NO_BACKEND,
                 reason: reason.and_then(|number| DropReason::ALL.get(number).copied()),
                 frame: sample.frame[..bytes.min(SAMPLE_BYTES)].to_vec(),
             });
@@ -126,7 +134,7 @@ impl Watch {
             return Ok(Vec::new());
         };
         let room = u32::from(*last) + 1;
-        let classes = sums::<ClassStats>(
+        let classes: Vec<ClassStats> = sums(
             &self.classes,
             maps::CLASS_STATS,
             0..room << CLASS_COUNTERS_SHIFT,
@@ -136,7 +144,8 @@ impl Watch {
         let of_vip = |vip: &u16| {
             let first = usize::from(*vip) << CLASS_COUNTERS_SHIFT;
             let classes = std::array::from_fn(|class| {
-                classes.get(first + class).copied().unwrap_or_default()
+                let stats = classes.get(first + class);
+                stats.map_or_else(Count::default, |stats| stats.count)
             });
             let known = self.last[usize::from(*vip)];
             let came = known.is_none_or(|known| known.counted.classes != classes);
@@ -155,23 +164,28 @@ impl Watch {
         vips.iter().map(of_vip).collect()
     }
 
-    /// What was dropped of a VIP's packets, or would have been: for reasons that `stops`, and by rules that drop.
+    /// What was challenged or dropped of a VIP's packets, or would have been, for reasons that `stops`; and what rules
+    /// dropped.
     fn dropped(
         &self,
         vip: u16,
         stops: fn(DropReason) -> bool,
     ) -> Result<(Count, Count), SampleError> {
         let first = u32::from(vip) * DROP_REASONS * 2;
-        let drops = sums::<Count>(&self.drops, maps::DROPS, first..first + DROP_REASONS * 2)?;
+        let drops: Vec<Count> = sums(&self.drops, maps::DROPS, first..first + DROP_REASONS * 2)?;
         let reasons = DropReason::ALL.iter().zip(drops.chunks_exact(2));
         let stopped = reasons.filter(|(reason, _)| stops(**reason));
-        let stopped =
-            stopped
-                .flat_map(|(_, counts)| counts)
-                .fold(Count::default(), |sum, count| Count {
-                    packets: sum.packets + count.packets,
-                    bytes: sum.bytes + count.bytes,
-                });
+        let vip = u32::from(vip);
+        let challenges: Vec<ChallengeStats> =
+            sums(&self.challenges, maps::CHALLENGE_STATS, vip..vip + 1)?;
+        let challenged = challenges
+            .iter()
+            .flat_map(|stats| [&stats.sent, &stats.monitored]);
+        let stopped = stopped.flat_map(|(_, counts)| counts).chain(challenged);
+        let stopped = stopped.fold(Count::default(), |sum, count| Count {
+            packets: sum.packets + count.packets,
+            bytes: sum.bytes + count.bytes,
+        });
         let ruled = drops.get(DropReason::Rule as usize * 2);
         Ok((stopped, ruled.copied().unwrap_or_default()))
     }
@@ -184,12 +198,12 @@ impl Drop for Watch {
     }
 }
 
-/// Counts that values of the type `T` begin with, each summed over all CPUs.
-fn sums<T>(
+/// Values of counters, each summed over all CPUs.
+fn sums<T: Pod>(
     reader: &ArrayReader,
     map: &'static str,
     range: Range<u32>,
-) -> Result<Vec<Count>, SampleError> {
+) -> Result<Vec<T>, SampleError> {
     let mut sums = Vec::with_capacity(range.len());
     let mut first = range.start;
     while first < range.end {
@@ -198,12 +212,14 @@ fn sums<T>(
             .read(first, part)
             .map_err(|error| failed(map, error))?;
         for copies in words.chunks_exact(reader.value_words()) {
-            let (mut packets, mut bytes) = (0u64, 0u64);
+            let mut sum = T::zeroed();
             for copy in copies.chunks_exact(size_of::<T>() / 8) {
-                packets = packets.wrapping_add(copy[0]);
-                bytes = bytes.wrapping_add(copy[1]);
+                let words = bytemuck::cast_slice_mut::<T, u64>(std::slice::from_mut(&mut sum));
+                for (word, more) in words.iter_mut().zip(copy) {
+                    *word = word.wrapping_add(*more);
+                }
             }
-            sums.push(Count { packets, bytes });
+            sums.push(sum);
         }
         first += part;
     }

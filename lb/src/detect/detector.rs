@@ -24,20 +24,11 @@ pub struct Settings {
     pub thresholds: Thresholds,
     pub times: Times,
     pub cap_factor: f64,
-    pub able: Able,
-}
-
-/// What the data plane can be told to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Able {
-    /// Without, rules are advice.
-    pub rules: bool,
-    pub challenge: bool,
 }
 
 impl Settings {
     /// As the config says.
-    pub fn of(config: &config::Detect, able: Able) -> Self {
+    pub fn of(config: &config::Detect) -> Self {
         let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
             stance: config.mode,
@@ -55,7 +46,6 @@ impl Settings {
                 quiet_ms: ms(config.quiet),
             },
             cap_factor: config.cap.into(),
-            able,
         }
     }
 }
@@ -67,10 +57,6 @@ impl Default for Settings {
             thresholds: Thresholds::default(),
             times: Times::default(),
             cap_factor: 10.0,
-            able: Able {
-                rules: true,
-                challenge: true,
-            },
         }
     }
 }
@@ -401,13 +387,9 @@ impl Detector {
 
     /// Whether a mitigation is to act, and not only to count.
     pub fn enforces(&self, mitigation: &Mitigation) -> bool {
-        let able = match mitigation.measure {
-            Measure::Rule(_) => self.settings.able.rules,
-            Measure::Challenge => self.settings.able.challenge,
-            Measure::PrefixLimits { .. } | Measure::Cap { .. } => true,
-            Measure::Upstream => false,
-        };
-        able && mitigation.is_active() && self.stance(mitigation.vip.as_deref()) == Stance::Enforce
+        mitigation.measure != Measure::Upstream
+            && mitigation.is_active()
+            && self.stance(mitigation.vip.as_deref()) == Stance::Enforce
     }
 
     /// Ends a mitigation, and raises none like it until [`Detector::allow`] is called with its id.
@@ -824,14 +806,13 @@ impl Detector {
         ladder::next(&situation, |measure| {
             // Measures other than rules are of one VIP.
             let local = scope.is_none() && *measure != Measure::Upstream;
-            let unable = *measure == Measure::Challenge && !self.settings.able.challenge;
             let in_force = self.mitigations.values().any(|mitigation| {
                 mitigation.is_active()
                     && mitigation.vip.as_deref() == name
                     && mitigation.class == class
                     && mitigation.measure.word() == measure.word()
             });
-            local || unable || in_force || self.is_reverted(name, class, measure)
+            local || in_force || self.is_reverted(name, class, measure)
         })
     }
 

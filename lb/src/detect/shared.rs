@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     baseline::{Baseline, Kept},
-    detector::{ALL_CLASSES, Able, Detector, Settings, VipSettings},
+    detector::{ALL_CLASSES, Detector, Settings, VipSettings},
     minute::Minute,
     mitigation::Mitigation,
     recent::VipIndex,
@@ -98,8 +98,7 @@ impl State {
                 })
             })
             .collect();
-        self.detector
-            .set(Settings::of(&config.detect, ABLE), &settings);
+        self.detector.set(Settings::of(&config.detect), &settings);
         self.vips.clone_from(vips);
         let known =
             |name: &Option<String>| name.as_ref().is_none_or(|name| vips.contains_key(name));
@@ -132,12 +131,6 @@ impl State {
             .collect()
     }
 }
-
-/// What this version's data plane can be told to do.
-const ABLE: Able = Able {
-    rules: true,
-    challenge: false,
-};
 
 /// The key of a mitigation's row.
 pub fn mitigation_key(id: u64) -> String {

@@ -169,6 +169,19 @@ fn vips(page: &mut Page, figures: &Figures) -> Result<(), prometheus::Error> {
         ([preset.word().into(), mode.into()], [float(count.packets)])
     });
     page.table([names::AMPLIFIED_PACKETS], amplified)?;
+    let challenges = figures.challenges.iter().flat_map(|(vip, stats)| {
+        let events = [
+            ("sent", stats.sent.packets),
+            ("monitored", stats.monitored.packets),
+            ("let_in", stats.let_in),
+            ("again", stats.again),
+            ("proved", stats.proved),
+            ("failed", stats.failed),
+            ("capped", stats.capped),
+        ];
+        events.map(|(event, packets)| ([vip.clone(), event.into()], [float(packets)]))
+    });
+    page.table([names::CHALLENGES], challenges)?;
     let checksums = figures
         .checksums
         .iter()

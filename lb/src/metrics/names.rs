@@ -53,6 +53,8 @@ metrics! {
         "Packets that would have been dropped if what they met did not only count.";
     AMPLIFIED_PACKETS = Counter "sluice_amplified_packets_total" ["preset", "mode"]
         "Answers that nobody asked for, of services that are abused to amplify. With mode monitor they were not dropped.";
+    CHALLENGES = Counter "sluice_challenges_total" ["vip", "event"]
+        "What came of SYN challenges: SYNs that were sent one, or would have been, or were let in; resets that proved their source, or did not.";
     BACKEND_PACKETS = Counter "sluice_backend_packets_total" ["pool", "backend"]
         "Packets sent to a backend.";
     BACKEND_BYTES = Counter "sluice_backend_bytes_total" ["pool", "backend"]

@@ -4,6 +4,7 @@
 mod api;
 mod attacks;
 mod balance;
+mod challenge;
 mod cli;
 mod config;
 mod cookie;

@@ -283,6 +283,53 @@ pub(crate) fn reset(packet: &Packet, out: &[u8]) -> Result<()> {
     answered(&expected, out)
 }
 
+/// The answer to a SYN that acknowledges what its sender never sent: the number is at most 65,535 below the SYN's own. Behind it
+/// there may be what fills the shortest frame.
+pub(crate) fn challenge(syn: &Packet, out: &[u8]) -> Result<()> {
+    let port = |at: usize| u16::from_be_bytes([syn.payload[at], syn.payload[at + 1]]);
+    let tcp = syn.ip_offset() + syn.family().header_bytes();
+    let [sequence, acknowledgement] = numbers(out, tcp)?;
+    let initial = u32::from_be_bytes(syn.payload[4..8].try_into()?);
+    let below = initial.wrapping_sub(acknowledgement);
+    ensure!(
+        below <= 0xffff,
+        "acknowledges {below} below the SYN's number"
+    );
+
+    let mss: &[u8] = match (syn.payload.len(), syn.family()) {
+        (..24, _) => &[],
+        (_, Family::V4) => &[2, 4, 0x05, 0xb4],
+        (_, Family::V6) => &[2, 4, 0x05, 0xa0],
+    };
+    let mut expected = Packet {
+        vlans: syn.vlans.clone(),
+        ttl: TTL,
+        flow_label: 0,
+        dont_fragment: true,
+        ..Packet::new(syn.to, syn.from)
+    }
+    .tcp((port(2), port(0)), SYN | ACK, mss);
+    expected.payload[4..8].copy_from_slice(&sequence.to_be_bytes());
+    expected.payload[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
+    expected.payload[12] = if mss.is_empty() { 0x50 } else { 0x60 };
+    expected.payload[14..18].fill(0);
+    let (from, to, protocol) = (expected.from, expected.to, expected.protocol);
+    let checksum = l4_checksum(from, to, protocol, &expected.payload);
+    expected.payload[16..18].copy_from_slice(&checksum.to_be_bytes());
+
+    let length = expected.frame().len();
+    ensure!(out.len() <= syn.frame().len(), "longer than the SYN");
+    ensure!(out.len() <= length.max(60), "{} bytes", out.len());
+    answered(&expected, out.get(..length).context("too short")?)
+}
+
+/// Sequence and acknowledgement number of the TCP header at an offset.
+pub(crate) fn numbers(frame: &[u8], tcp: usize) -> Result<[u32; 2]> {
+    let bytes = frame.get(tcp + 4..tcp + 12).context("no TCP header")?;
+    let number = |at: usize| u32::from_be_bytes([0, 1, 2, 3].map(|byte| bytes[at + byte]));
+    Ok([number(0), number(4)])
+}
+
 /// An answer goes back to where the packet came from, with right lengths and checksums.
 fn answered(expected: &Packet, out: &[u8]) -> Result<()> {
     let mut frame = expected.frame();

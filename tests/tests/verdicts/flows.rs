@@ -25,7 +25,7 @@ fn packet(family: Family, host: u8) -> Packet {
 }
 
 /// The number of the VIP that takes a packet.
-fn vip_of(rig: &Rig, packet: &Packet) -> u16 {
+pub(crate) fn vip_of(rig: &Rig, packet: &Packet) -> u16 {
     let at = rig.services.iter().position(|service| {
         service.prefix.contains(&packet.to) && service.protocol == packet.protocol
     });
@@ -34,7 +34,7 @@ fn vip_of(rig: &Rig, packet: &Packet) -> u16 {
 
 /// The backend that a packet is sent to.
 #[track_caller]
-fn goes_to(rig: &mut Rig, packet: &Packet) -> u16 {
+pub(crate) fn goes_to(rig: &mut Rig, packet: &Packet) -> u16 {
     let before = rig.counts(packet.to);
     let ran = rig.run(&packet.frame());
     assert_eq!(ran.action, Action::Tx, "{packet:?}");
@@ -285,7 +285,7 @@ fn a_handshake_stays_whole_when_the_old_backend_comes_back() {
 }
 
 /// The kernel's jiffies. Reckoned from the time since boot they would be off: a virtual machine loses ticks.
-fn jiffies() -> u64 {
+pub(crate) fn jiffies() -> u64 {
     let timers = std::fs::read_to_string("/proc/timer_list").expect("root may read it");
     let line = timers
         .lines()

@@ -5,6 +5,7 @@
 //! so no interface is touched.
 
 mod amplification;
+mod challenge;
 mod decode;
 mod errors;
 mod flows;

@@ -22,13 +22,15 @@ const CHANGED: u32 = 4000;
 /// Packets that are cut at every byte.
 const CUT: u32 = 50;
 const ECHO: u8 = 1;
-/// What depends on more than the headers of one packet: their rows are in `flows`, `limits` and `too_big`.
-const SPECIAL: [u8; 5] = [
+/// What depends on more than the headers of one packet: their rows are in `flows`, `limits`, `too_big` and
+/// `challenge`.
+const SPECIAL: [u8; 6] = [
     world::MANY,
     world::BY_SOURCE,
     world::SMALL,
     world::LIMITED,
     world::MONITORED,
+    world::CHALLENGED,
 ];
 
 fn runner(cases: u32) -> TestRunner {

@@ -4,6 +4,7 @@ use sluice_ebpf::abi::DropReason;
 
 use crate::{
     amplification::{self, ANSWER},
+    challenge,
     limits::{Exact, exhaust, limit_exactly, limit_sources},
     out_of_state,
     packet::{ACK, FIN, Family, Packet, RST, client, vip},
@@ -85,6 +86,8 @@ fn rows(rig: &mut Rig, reason: DropReason, family: Family) -> Vec<Row> {
                 .map(|flags| packet(family, world::MANY).tcp((45_950, 80), flags, b""))
                 .collect()
         }
+        DropReason::ChallengeAnswer => vec![challenge::reset(rig, family)],
+        DropReason::SynChecksum => return challenge::wrong_checksums(family),
         DropReason::LimitExact => {
             // Somebody who sends nothing else.
             let plain = Packet::new(client(family, 150, 7), vip(family, world::L2));

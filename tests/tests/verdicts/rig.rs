@@ -22,8 +22,8 @@ use sluice::{
 };
 use sluice_ebpf::{
     abi::{
-        AddressEntry, Backend, DROP_REASONS, DropReason, Limit, NO_BACKEND, NO_VIP, Policy,
-        SLOTS_PER_WORD, Service as Entry, Settings, Vip, maps,
+        AddressEntry, Backend, Challenge, DROP_REASONS, DropReason, Limit, NO_BACKEND, NO_VIP,
+        Policy, SLOTS_PER_WORD, Service as Entry, Settings, Vip, maps,
     },
     sanity::ENFORCED_BY_DEFAULT,
 };
@@ -35,6 +35,8 @@ use crate::{
 
 /// Slots of each VIP's lookup table.
 pub(crate) const SLOTS: u32 = 64;
+/// Of epochs of challenges: a minute or more.
+pub(crate) const EPOCH_SHIFT: u32 = 14;
 const SKETCH_CELLS: u32 = 1 << 16;
 const FLOW_BUCKETS: u32 = 1 << 17;
 const MAX_FRAME: usize = 4096;
@@ -65,8 +67,14 @@ pub(crate) enum Action {
 
 impl Rig {
     pub(crate) fn new() -> Self {
+        Self::with_epochs(EPOCH_SHIFT)
+    }
+
+    /// The same, with epochs of challenges of so many jiffies, as a shift.
+    pub(crate) fn with_epochs(shift: u32) -> Self {
         stay_on_one_cpu();
         let mut ebpf = EbpfLoader::new()
+            .override_global("EPOCH_SHIFT", &shift, true)
             .override_global("SKETCH_MASK", &(SKETCH_CELLS - 1), true)
             .override_global("FLOW_MASK", &(FLOW_BUCKETS - 1), true)
             .map_max_entries(maps::SKETCH, SKETCH_CELLS * 4)
@@ -124,6 +132,7 @@ impl Rig {
             cpus: 1,
             // Each source may be a VIP.
             vip_networks: u64::MAX,
+            challenge_key: [0x1357_9bdf_0246_8ace, 0xfdb9_7531_eca8_6420],
             ..Settings::zeroed()
         };
         self.set_settings(|_| {});
@@ -275,7 +284,7 @@ impl Rig {
     }
 
     /// A per-CPU value of `WORDS` counters, summed up.
-    fn sum<const WORDS: usize>(&self, map: &str, index: u32) -> [u64; WORDS] {
+    pub(crate) fn sum<const WORDS: usize>(&self, map: &str, index: u32) -> [u64; WORDS] {
         let map = self.ebpf.map(map).expect("the program has this map");
         let map: PerCpuArray<_, [u64; WORDS]> = map.try_into().expect("an array of such values");
         let values = map.get(&index, 0).expect("within the array");
@@ -325,6 +334,7 @@ fn first_vip(number: u16, service: &Service) -> Vip {
             table(number, 0)
         },
         policy: service.policy,
+        syn: service.syn,
         mtu_bytes: service.mtu_bytes,
         flags: service.flags,
         sanity_enforce: ENFORCED_BY_DEFAULT,
@@ -345,7 +355,7 @@ macro_rules! stored {
     )*};
 }
 
-stored!(Settings AddressEntry Entry Vip Policy Limit Backend);
+stored!(Settings AddressEntry Entry Vip Policy Limit Backend Challenge);
 
 /// Counters that are not zero, or how far they moved: packets and bytes (which flows have none of).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

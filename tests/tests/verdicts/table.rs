@@ -35,6 +35,8 @@ pub(crate) enum Expect {
     TooBig(u16),
     /// The sender gets a TCP reset.
     Reset,
+    /// The sender of a SYN gets an answer that acknowledges what it never sent.
+    Challenge,
 }
 
 /// What becomes of a frame that ends inside its packet, but not inside the fixed IP header.
@@ -138,6 +140,7 @@ fn check_verdict(rig: &Rig, row: &Row, ran: &Ran) -> Result<()> {
         Expect::Drop(_) => (Action::Drop, Ok(())),
         Expect::EchoReply => (Action::Tx, decode::echo_reply(&row.packet, &ran.frame)),
         Expect::TooBig(mtu) => (Action::Tx, decode::too_big(&row.packet, mtu, &ran.frame)),
+        Expect::Challenge => (Action::Tx, decode::challenge(&row.packet, &ran.frame)),
         Expect::Reset => (Action::Tx, decode::reset(&row.packet, &ran.frame)),
         Expect::Sent(number) => {
             let backend: Backend = rig.get(maps::BACKENDS, number.into());

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sluice_ebpf::abi::{
-    BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Forward, NO_BACKEND, VIP_HASH_SOURCE, VIP_RESET,
+    BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Forward, NO_BACKEND, SYN_ALWAYS, VIP_HASH_SOURCE,
+    VIP_RESET,
 };
 
 use crate::packet::{Family, TCP, UDP, vip};
@@ -41,6 +42,9 @@ pub(crate) const ANY_PROTOCOL: u8 = 20;
 pub(crate) const CROWDED: u8 = 21;
 /// As `EMPTY`, and its clients are told.
 pub(crate) const RESET: u8 = 22;
+/// TCP whose SYNs are challenged, by `l2`.
+pub(crate) const CHALLENGED: u8 = 23;
+
 /// Inside the whole prefixes below, with a service of its own: TCP port 80 by gue.
 pub(crate) const NESTED: u8 = 7;
 
@@ -93,6 +97,7 @@ pub(crate) struct Service {
     pub(crate) mtu_bytes: u16,
     pub(crate) flags: u32,
     pub(crate) policy: u16,
+    pub(crate) syn: u32,
 }
 
 pub(crate) fn services() -> Vec<Service> {
@@ -116,6 +121,7 @@ pub(crate) fn services() -> Vec<Service> {
         (LIMITED, &[backend::IPIP4]),
         (MONITORED, &[backend::IPIP4]),
         (RESET, &[]),
+        (CHALLENGED, &[backend::L2]),
     ];
     let mut services = vec![];
     for family in Family::BOTH {
@@ -126,6 +132,7 @@ pub(crate) fn services() -> Vec<Service> {
                     BY_SOURCE => service.flags = VIP_HASH_SOURCE,
                     SMALL => service.mtu_bytes = if family == Family::V4 { 576 } else { 1320 },
                     RESET => service.flags = VIP_RESET,
+                    CHALLENGED => service.syn = SYN_ALWAYS,
                     LIMITED => service.limit(ENFORCED),
                     MONITORED => service.limit(COUNTED),
                     _ => {}
@@ -171,6 +178,7 @@ impl Service {
             mtu_bytes: 1500,
             flags: 0,
             policy: 0,
+            syn: 0,
         }
     }
 
