@@ -21,9 +21,14 @@ mod program {
         programs::XdpContext,
     };
     use sluice_ebpf::{
+        checksum,
         context::frame,
         encap::{Carrier, OuterV4, outer_v4},
-        packet::{self, ETHERNET_BYTES, Frame, IPV4_BE, IPV6_BE, Ipv4Header, Ipv6Header},
+        packet::{
+            self, ETHERNET_BYTES, Frame, IPV4_BE, IPV6_BE, Ipv4Header, Ipv6Header, TCP, TCP_ACK,
+            TCP_SYN,
+        },
+        reset::TcpHeader,
     };
 
     /// The program under test, in slot 0.
@@ -48,9 +53,9 @@ mod program {
     /// Whether the frame is IPv6.
     #[unsafe(no_mangle)]
     static V6: Global<u8> = Global::new(0);
-    /// Whether to exchange the IP addresses back, and make an echo request of the reply.
+    /// What to make of an answer again: 1 an echo request, 2 a SYN without options, with its checksum.
     #[unsafe(no_mangle)]
-    static ECHO: Global<u8> = Global::new(0);
+    static ANSWERED: Global<u8> = Global::new(0);
     /// Number of flows less one, a power of two less one; 0 leaves the source alone.
     #[unsafe(no_mangle)]
     static FLOW_MASK: Global<u32> = Global::new(0);
@@ -192,8 +197,10 @@ mod program {
             unsafe { &raw mut (*header).source[3] }
         } else {
             let header = frame.pointer::<Ipv4Header>(ETHERNET_BYTES)?;
-            if ECHO.load() != 0 {
-                unanswer(&frame, header)?;
+            match ANSWERED.load() {
+                0 => {}
+                1 => unanswer(&frame, header)?,
+                _ => exchange_if_challenged(&frame, header)?,
             }
             // SAFETY: as above.
             unsafe { &raw mut (*header).source }
@@ -209,6 +216,55 @@ mod program {
             // SAFETY: checked against the frame's end.
             unsafe { source.write((flow.wrapping_mul(SPREAD) & SOURCES | FIRST_SOURCE).to_be()) };
         }
+        if ANSWERED.load() == 2 {
+            write_syn(&frame)?;
+        }
+        Some(())
+    }
+
+    const TCP_OFFSET: usize = ETHERNET_BYTES + size_of::<Ipv4Header>();
+
+    #[inline(always)]
+    fn exchange_if_challenged(frame: &Frame, header: *mut Ipv4Header) -> Option<()> {
+        let tcp = frame.pointer::<TcpHeader>(TCP_OFFSET)?;
+        // SAFETY: checked against the frame's end. The VIP is the source of an answer.
+        unsafe {
+            if (*tcp).flags & TCP_ACK != 0 {
+                let source = (*header).source;
+                (*header).source = (*header).destination;
+                (*header).destination = source;
+                let port = (*tcp).source;
+                (*tcp).source = (*tcp).destination;
+                (*tcp).destination = port;
+            }
+        }
+        Some(())
+    }
+
+    /// A SYN with the ports that are there.
+    #[inline(always)]
+    fn write_syn(frame: &Frame) -> Option<()> {
+        let header: Ipv4Header = frame.read(ETHERNET_BYTES)?;
+        let tcp = frame.pointer::<TcpHeader>(TCP_OFFSET)?;
+        // SAFETY: checked against the frame's end.
+        let old = unsafe { *tcp };
+        let syn = TcpHeader {
+            sequence_be: 1u32.to_be(),
+            acknowledgement_be: 0,
+            header_length: 5 << 4,
+            flags: TCP_SYN,
+            window: 64_240u16.to_be(),
+            checksum: 0,
+            urgent: 0,
+            ..old
+        };
+        let pseudo = u64::from(header.source)
+            + u64::from(header.destination)
+            + u64::from((size_of::<TcpHeader>() as u16).to_be())
+            + u64::from(u16::from(TCP).to_be());
+        let checksum = checksum::finish(pseudo + syn.sum());
+        // SAFETY: as above.
+        unsafe { tcp.write(TcpHeader { checksum, ..syn }) };
         Some(())
     }
 

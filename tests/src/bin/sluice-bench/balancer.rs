@@ -20,9 +20,10 @@ use sluice::{
 };
 use sluice_ebpf::{
     abi::{
-        ANY_VIP, AddressEntry, BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Class, DROP_REASONS,
-        DropReason, EXACT_ESTABLISHED, EXACT_V4, Forward, Generation, Limit, Limiter, Policy,
-        SLOTS_PER_WORD, Service, Settings, VIP_CLASSES_SHIFT, Vip, VipStats,
+        ANY_VIP, AddressEntry, BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Challenge,
+        ChallengeStats, Class, DROP_REASONS, DropReason, EXACT_ESTABLISHED, EXACT_V4, Forward,
+        Generation, Limit, Limiter, Policy, SLOTS_PER_WORD, SYN_ALWAYS, Service, Settings,
+        VIP_CLASSES_SHIFT, Vip, VipStats,
     },
     exact::{v4_filter, v4_index},
     flow::{self, Flow, State, WAYS},
@@ -44,10 +45,12 @@ pub(crate) enum Target {
     Gue = 6,
     Limited = 7,
     GueV6 = 8,
+    /// Its SYNs are challenged.
+    Challenged = 9,
 }
 
 impl Target {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Tcp,
         Self::Udp,
         Self::NoLimits,
@@ -56,6 +59,7 @@ impl Target {
         Self::Gue,
         Self::Limited,
         Self::GueV6,
+        Self::Challenged,
     ];
 
     pub(crate) const fn number(self) -> u16 {
@@ -87,7 +91,7 @@ impl Target {
 
     fn policy(self) -> u16 {
         match self {
-            Self::NoLimits => 0,
+            Self::NoLimits | Self::Challenged => 0,
             Self::Limited => STRICT,
             _ => STANDARD,
         }
@@ -124,6 +128,7 @@ pub(crate) struct Counters {
     pub(crate) dropped: u64,
     pub(crate) over_limit: u64,
     pub(crate) by_rule: u64,
+    pub(crate) challenged: u64,
 }
 
 impl Counters {
@@ -137,6 +142,7 @@ impl Counters {
             dropped: self.dropped - before.dropped,
             over_limit: self.over_limit - before.over_limit,
             by_rule: self.by_rule - before.by_rule,
+            challenged: self.challenged - before.challenged,
         }
     }
 }
@@ -313,6 +319,14 @@ impl Balancer {
                 sum.by_rule += packets;
             }
         }
+        let map = self
+            .ebpf
+            .map("CHALLENGE_STATS")
+            .context("CHALLENGE_STATS")?;
+        let stats = PerCpuArray::<_, [u64; size_of::<ChallengeStats>() / 8]>::try_from(map)?;
+        for &words in stats.get(&vip.into(), 0)?.iter() {
+            sum.challenged += bytemuck::cast::<_, ChallengeStats>(words).sent.packets;
+        }
         Ok(sum)
     }
 
@@ -340,7 +354,7 @@ impl Balancer {
         for target in Target::ALL {
             let flows = match target {
                 Target::Tcp | Target::Udp => self.table.flows,
-                Target::NoLimits | Target::Limited => 0,
+                Target::NoLimits | Target::Limited | Target::Challenged => 0,
                 _ => 1,
             };
             for number in 0..flows {
@@ -483,14 +497,18 @@ fn standard() -> Result<Policy> {
 /// One SYN an hour.
 fn strict() -> Result<Policy> {
     let mut policy = policy();
-    let hour = 3600 * (u64::from(hz()?) << sluice_ebpf::abi::JIFFY_BITS);
-    let limiter = Limiter {
-        cost: hour,
-        allowance: hour,
-    };
+    let limiter = once_an_hour()?;
     policy.limiters[Class::Syn as usize] =
         [limiter, Limiter::default(), limiter, Limiter::default()];
     Ok(policy)
+}
+
+fn once_an_hour() -> Result<Limiter> {
+    let hour = 3600 * (u64::from(hz()?) << sluice_ebpf::abi::JIFFY_BITS);
+    Ok(Limiter {
+        cost: hour,
+        allowance: hour,
+    })
 }
 
 fn first_backend(target: Target) -> u32 {
@@ -520,6 +538,7 @@ fn settings() -> Settings {
     let mut settings = Settings {
         flow_key: KEY,
         local_key: KEY.map(|word| word.rotate_left(17)),
+        challenge_key: [KEY[1], KEY[0]],
         tunnel_source_v4: 0xac10_0000,
         tunnel_spread_v4: 0xffff,
         tunnel_source_v6: [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -558,7 +577,7 @@ fn generation() -> Generation {
             taken.dedup();
             taken.len() == Target::ALL.len()
         })
-        .expect("eight of 64 slots are free of collisions under some seed")
+        .expect("nine of 64 slots are free of collisions under some seed")
 }
 
 fn address_slot(generation: &Generation, target: Target) -> u32 {
@@ -583,9 +602,20 @@ fn write_vips(ebpf: &mut Ebpf) -> Result<()> {
             mtu_bytes: 1500,
             flags: classes << VIP_CLASSES_SHIFT,
             sanity_enforce: sanity::ENFORCED_BY_DEFAULT,
+            syn: if target == Target::Challenged {
+                SYN_ALWAYS
+            } else {
+                0
+            },
             ..Vip::zeroed()
         };
         write::<_, 8>(ebpf, "VIPS", number.into(), vip)?;
+        // What comes again is answered again.
+        let challenge = Challenge {
+            again: once_an_hour()?,
+            ..Challenge::zeroed()
+        };
+        write::<_, 8>(ebpf, "CHALLENGES", number.into(), challenge)?;
 
         let v6 = target.address().is_ipv6();
         let mut entry = AddressEntry {

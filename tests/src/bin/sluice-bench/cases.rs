@@ -8,7 +8,7 @@ use sluice_ebpf::packet::UDP;
 
 use crate::{
     balancer::{CLIENT_PORT, Counters, Target, source},
-    wrapper::Frames,
+    wrapper::{Answered, Frames},
 };
 
 /// One row of the table.
@@ -58,6 +58,8 @@ pub(crate) enum Path {
     Rule,
     NotVip,
     Echo,
+    /// A SYN that is answered.
+    Challenge,
 }
 
 impl Path {
@@ -99,6 +101,7 @@ impl Path {
             Self::Rule => counted.by_rule,
             Self::NotVip => counted.pass,
             Self::Echo => counted.tx,
+            Self::Challenge => counted.challenged,
         }
     }
 }
@@ -113,7 +116,7 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         cases.push(case(name, target, path, flow_mask, state, limit, note)?);
         Ok(())
     };
-    use Path::{Echo, Known, NotVip, OverLimit, Syn};
+    use Path::{Challenge, Echo, Known, NotVip, OverLimit, Syn};
     use State::{Exhausted, Full, Named, Ordinary};
     add(
         "established_tcp_v4_ipip",
@@ -278,6 +281,24 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         None,
         "answered",
     )?;
+    add(
+        "syn_challenge",
+        Target::Challenged,
+        Challenge,
+        0x3ff,
+        Ordinary,
+        ns(70.0),
+        "a SYN is answered by a challenge; 1k sources",
+    )?;
+    add(
+        "syn_challenge_new_sources",
+        Target::Challenged,
+        Challenge,
+        EVER_NEW,
+        Ordinary,
+        None,
+        "every packet a SYN of a new source",
+    )?;
     for (name, with, limit_above) in [
         (
             "established_tcp_v4_ipip_exact_100k",
@@ -352,7 +373,11 @@ fn case(
         frames: Frames {
             bytes: u32::try_from(frame.len())?,
             v6: target.address().is_ipv6(),
-            echo: path == Path::Echo,
+            answered: match path {
+                Path::Echo => Answered::Echo,
+                Path::Challenge => Answered::Challenge,
+                _ => Answered::No,
+            },
             flow_mask,
         },
         frame,
@@ -390,7 +415,10 @@ pub(crate) fn frame(target: Target, path: Path) -> Result<Vec<u8>> {
             .write(&mut frame, &payload)?;
     } else {
         let tcp = ip.tcp(CLIENT_PORT, target.port(), 1, 64_240);
-        if matches!(path, Path::Syn | Path::OverLimit | Path::Rule) {
+        if matches!(
+            path,
+            Path::Syn | Path::OverLimit | Path::Rule | Path::Challenge
+        ) {
             tcp.syn().write(&mut frame, &[])?;
         } else {
             tcp.ack(1).write(&mut frame, &payload)?;

@@ -17,7 +17,7 @@ use crate::{
     measure::{Balancers, Effort},
     pin,
     report::{median, round},
-    wrapper::{Frames, Wrapper},
+    wrapper::{Answered, Frames, Wrapper},
 };
 
 /// A live row.
@@ -132,7 +132,7 @@ impl Bench {
         let small = Frames {
             bytes: 0,
             v6: false,
-            echo: false,
+            answered: Answered::No,
             flow_mask: 0,
         };
         let mut ends = Wrapper::load(small, 0)?;
@@ -216,7 +216,7 @@ impl Bench {
         let frames = Frames {
             bytes: u32::try_from(frame.len())?,
             v6: false,
-            echo: false,
+            answered: Answered::No,
             flow_mask,
         };
         let mut maker = Wrapper::load(frames, self.sending_ifindex)?;

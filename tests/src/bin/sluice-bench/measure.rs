@@ -6,7 +6,7 @@ use aya::programs::{TestRun, TestRunOptions, Xdp};
 use crate::{
     balancer::{Balancer, Table},
     cases::{Case, Path, State},
-    wrapper::{Frames, Wrapper, jiffies},
+    wrapper::{Answered, Frames, Wrapper, jiffies},
 };
 
 /// How much is measured.
@@ -179,7 +179,11 @@ fn floor_name(case: &Case) -> String {
         0xf_ffff => "_1m_flows",
         _ => "_new_flows",
     };
-    let what = if case.frames.echo { "_echo" } else { "" };
+    let what = match case.frames.answered {
+        Answered::No => "",
+        Answered::Echo => "_echo",
+        Answered::Challenge => "_challenge",
+    };
     let family = if case.frames.v6 { 6 } else { 4 };
     format!(
         "floor_{}_v{family}{what}_{}b{flows}",

@@ -13,9 +13,18 @@ use sluice::objects::BENCH;
 pub(crate) struct Frames {
     pub(crate) bytes: u32,
     pub(crate) v6: bool,
-    pub(crate) echo: bool,
+    pub(crate) answered: Answered,
     /// Number of flows less one, a power of two less one; 0 leaves the source alone.
     pub(crate) flow_mask: u32,
+}
+
+/// What the program under test makes of a frame, other than to send it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Answered {
+    No = 0,
+    Echo = 1,
+    Challenge = 2,
 }
 
 /// The bench's object, loaded for one kind of frames.
@@ -30,7 +39,7 @@ impl Wrapper {
         let ebpf = EbpfLoader::new()
             .override_global("FRAME_BYTES", &frames.bytes, true)
             .override_global("V6", &u8::from(frames.v6), true)
-            .override_global("ECHO", &u8::from(frames.echo), true)
+            .override_global("ANSWERED", &(frames.answered as u8), true)
             .override_global("FLOW_MASK", &frames.flow_mask, true)
             .override_global("OUT_IFINDEX", &out_ifindex, true)
             .load(BENCH)
@@ -90,7 +99,7 @@ pub(crate) fn jiffies() -> Result<u64> {
         Frames {
             bytes: 0,
             v6: false,
-            echo: false,
+            answered: Answered::No,
             flow_mask: 0,
         },
         0,
