@@ -2,6 +2,7 @@
 
 use std::{thread::sleep, time::Duration};
 
+use sluice::{dataplane::RuleInForce, rules::RuleSpec};
 use sluice_ebpf::{
     abi::{
         Challenge, ChallengeStats, DropReason, JIFFY_BITS, Limiter, SYN_AUTO, SYN_MONITOR, maps,
@@ -378,4 +379,54 @@ fn a_prefix_has_eight_proofs_at_most() {
         stats(&rig, &from(n)).sent.packets == before
     });
     assert_eq!(in_now.count(), 8);
+}
+
+/// A rule has SYNs of any VIP challenged, and lets those of others pass without.
+#[test]
+fn a_rule_goes_before_what_the_policy_says() {
+    let mut rig = Rig::new();
+    let set = |rig: &mut Rig, text: &str| {
+        let spec: RuleSpec = text.parse().unwrap();
+        let rule = RuleInForce {
+            id: 1,
+            spec: &spec,
+            vip: None,
+        };
+        rig.set_rules(&[rule]);
+    };
+    for family in Family::BOTH {
+        let to_l2 = |packet: Packet| {
+            summed(
+                packet.with(|packet| packet.to = vip(family, world::L2)),
+                |_| {},
+            )
+        };
+        set(&mut rig, "proto tcp -> challenge");
+        let asked = to_l2(syn(family, 100, 44_900));
+        let reset = challenged(&mut rig, &asked);
+        is_dropped(&mut rig, &reset, DropReason::ChallengeAnswer);
+        assert_eq!(goes_to(&mut rig, &asked), backend::L2);
+        let ack = to_l2(packet(family, 100).tcp((44_900, 80), ACK, b""));
+        goes_to(&mut rig, &ack);
+        assert!(entry(&rig, &ack).2.is_proven());
+
+        set(&mut rig, "proto tcp -> pass");
+        assert_eq!(
+            goes_to(&mut rig, &syn(family, 101, 44_900)),
+            backend::L2,
+            "let pass"
+        );
+        rig.set_rules(&[]);
+    }
+}
+
+/// Nobody sends SYNs in fragments: its sum cannot be told from the first.
+#[test]
+fn a_syn_in_fragments_is_dropped() {
+    let mut rig = Rig::new();
+    for family in Family::BOTH {
+        let whole = packet(family, 110).tcp((45_000, 80), SYN, &[7; 64]);
+        let [first, _] = whole.in_two(7, 40);
+        is_dropped(&mut rig, &first, DropReason::SynChecksum);
+    }
 }
