@@ -414,7 +414,7 @@ forward = "ipip"
             limits: vec![limit],
             challenge: true,
         };
-        world.tightened.insert(name.clone(), tightening);
+        world.tightened.insert(name, tightening);
         let ordered =
             |world: &World, vip: usize| world.desired().vips[&world.config.vips[vip].name].ordered;
         assert_eq!(ordered(&world, 0), Ordered::Challenge);

@@ -14,8 +14,8 @@ use crate::{
     config::Config,
     limits::{IF_MATCH, IF_NONE_MATCH},
     rules::{
-        self, FIRST_CONFIG_ID, Origin, RuleBook, RuleChange, RuleError, RuleRecord,
-        RuleRefusal, RuleSpec, RuleStep,
+        self, FIRST_CONFIG_ID, Origin, RuleBook, RuleChange, RuleError, RuleRecord, RuleRefusal,
+        RuleSpec, RuleStep,
     },
     store::Change,
 };

@@ -456,7 +456,10 @@ mod tests {
             (Mode::Monitor, Stage::Off, abi::FILTER_RULES_OFF),
         ] {
             (wanted.mode, wanted.rules) = (mode, stage);
-            assert_eq!(Stages::of(Some(&wanted), Ordered::Nothing).filter & rules, expected);
+            assert_eq!(
+                Stages::of(Some(&wanted), Ordered::Nothing).filter & rules,
+                expected
+            );
         }
     }
 
