@@ -47,7 +47,8 @@ pub fn meet_syn(packet: &Packet<'_>, flow: u64, by: By) -> Result<(), Verdict> {
     let what = Where::of(packet).pack() | u64::from(mode) << MODE_SHIFT;
     match sluice_challenge_syn(packet.context, what, flow, packet.jiffies) {
         LET_IN => Ok(()),
-        ANSWERED => Err(Verdict::Reply),
+        BAD_CHECKSUM => Err(Verdict::Drop(DropReason::SynChecksum)),
+        base if sluice_challenge_send(packet.context, what, base) => Err(Verdict::Reply),
         _ => Err(Verdict::Drop(DropReason::SynChecksum)),
     }
 }
@@ -90,10 +91,9 @@ fn is_on(packet: &Packet<'_>) -> bool {
     packet.vip.syn != 0 || packet.settings.rules & RULES_CHALLENGE != 0
 }
 
-/// What `sluice_challenge_syn` returns.
-const LET_IN: u32 = 0;
-const ANSWERED: u32 = 1;
-const DROPPED: u32 = 2;
+/// What `sluice_challenge_syn` returns if a SYN is not to be answered.
+const LET_IN: u64 = 0;
+const BAD_CHECKSUM: u64 = 1;
 
 /// Every so many SYNs of a CPU are charged at once to the rate that all share: its line would go from CPU to CPU for each.
 const CHARGED_AT_ONCE: u64 = 16;
@@ -157,10 +157,11 @@ impl Where {
 /// Beside a packed [`Where`]: what the VIP does with SYNs.
 const MODE_SHIFT: u32 = 56;
 
-/// What becomes of a SYN.
+/// What the answer to a SYN is made from; or that there is none, for its source is proven, it came again, or its checksum
+/// is wrong.
 ///
-/// In steps, because what a function keeps on the stack adds up to that of who calls it. A global function, like those
-/// below: the verifier follows it once, not once for each way to reach it.
+/// A global function, like those below: the verifier follows it once, not once for each way to reach it. What writes the
+/// answer is another, because what a function keeps on the stack adds up to that of who calls it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sluice_challenge_syn(
@@ -168,31 +169,26 @@ pub extern "C" fn sluice_challenge_syn(
     what: u64,
     flow: u64,
     jiffies: u64,
-) -> u32 {
-    if !sluice_challenge_due(context, what, jiffies) {
+) -> u64 {
+    let at = Where::unpack(what);
+    if !is_due(context, &at, (what >> MODE_SHIFT) as u32, jiffies) {
         return LET_IN;
     }
-    match sluice_challenge_check(context, what, flow, jiffies) {
-        CAME_AGAIN => LET_IN,
-        BAD_CHECKSUM => DROPPED,
-        base if sluice_challenge_send(context, what, base) => ANSWERED,
-        _ => DROPPED,
-    }
+    let sum = segment_sum(context, &at);
+    let checked = if at.v6 {
+        check::<Ipv6Header>(context, &at, flow, jiffies, sum)
+    } else {
+        check::<Ipv4Header>(context, &at, flow, jiffies, sum)
+    };
+    checked.unwrap_or(BAD_CHECKSUM)
 }
 
-/// What `sluice_challenge_check` returns if a SYN is not to be answered.
-const CAME_AGAIN: u64 = 0;
-const BAD_CHECKSUM: u64 = 1;
-
 /// Whether a SYN is to be challenged.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn sluice_challenge_due(context: *mut xdp_md, what: u64, jiffies: u64) -> bool {
-    let at = Where::unpack(what);
-    let mode = (what >> MODE_SHIFT) as u32;
+#[inline(always)]
+fn is_due(context: *mut xdp_md, at: &Where, mode: u32, jiffies: u64) -> bool {
     let (Some(settings), Some(stats), Some(challenge)) = (
         settings(),
-        stats(&at),
+        stats(at),
         CHALLENGES.get_ptr_mut(u32::from(at.vip)),
     ) else {
         return false;
@@ -213,9 +209,9 @@ pub extern "C" fn sluice_challenge_due(context: *mut xdp_md, what: u64, jiffies:
     }
     let frame = frame(context);
     let source = if at.v6 {
-        source::<Ipv6Header>(&frame, &at)
+        source::<Ipv6Header>(&frame, at)
     } else {
-        source::<Ipv4Header>(&frame, &at)
+        source::<Ipv4Header>(&frame, at)
     };
     let proven = source.is_some_and(|source| let_in(settings, source, at.v6, jiffies));
     if proven {
@@ -225,25 +221,6 @@ pub extern "C" fn sluice_challenge_due(context: *mut xdp_md, what: u64, jiffies:
         }
     }
     !proven
-}
-
-/// What the answer to a SYN is made from; or that there is none: its checksum is wrong, or it came again.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn sluice_challenge_check(
-    context: *mut xdp_md,
-    what: u64,
-    flow: u64,
-    jiffies: u64,
-) -> u64 {
-    let at = Where::unpack(what);
-    let sum = sluice_segment_sum(context, at.l4_offset as u32, at.segment_bytes);
-    let checked = if at.v6 {
-        check::<Ipv6Header>(context, &at, flow, jiffies, sum)
-    } else {
-        check::<Ipv4Header>(context, &at, flow, jiffies, sum)
-    };
-    checked.unwrap_or(BAD_CHECKSUM)
 }
 
 /// Answers a SYN.
@@ -373,7 +350,7 @@ fn check<H: Header>(
         if !explaining() {
             stats(at)?.again += 1;
         }
-        return Some(CAME_AGAIN);
+        return Some(LET_IN);
     }
     // Read anew: what is kept meanwhile takes room on the stack.
     let frame = self::frame(context);
@@ -535,11 +512,10 @@ const fn fold_once(sum: u64) -> u64 {
 }
 
 /// The sum of a segment's words; zero if it is too long to be a SYN, which is never right.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn sluice_segment_sum(context: *mut xdp_md, offset: u32, bytes: u32) -> u64 {
+#[inline(always)]
+fn segment_sum(context: *mut xdp_md, at: &Where) -> u64 {
     let frame = frame(context);
-    let (offset, bytes) = (offset as usize, bytes as usize);
+    let (offset, bytes) = (at.l4_offset, at.segment_bytes as usize);
     let mut sum = 0;
     let mut at = 0;
     for _ in 0..LONGEST_SYN_BYTES / 8 {
