@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sluice_ebpf::{abi::DropReason, packet::TCP};
+use sluice_ebpf::abi::DropReason;
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval},
@@ -167,11 +167,10 @@ impl Task {
                 continue;
             };
             if sample.answered {
-                std::mem::swap(&mut header.source, &mut header.destination);
-                std::mem::swap(&mut header.source_port, &mut header.destination_port);
+                header = header.question();
             }
-            // What TCP was before it was answered is not known.
-            let known = !sample.answered || header.protocol != TCP;
+            // Other answers do not tell enough of what was asked.
+            let known = !sample.answered || header.is_echo_request();
             state.talkers.push(Talk {
                 at_ms: now_ms,
                 vip: sample.vip,

@@ -65,6 +65,9 @@ pub(super) fn candidates(field: Field, headers: &[&Header], least: usize) -> Vec
                 least: narrow(value),
                 most: narrow(value),
             };
+            if headers.iter().any(|header| header.ttl == 0) {
+                return Vec::new();
+            }
             let mut found = of(&any, &|header| header.ttl.into(), &exact);
             let ttls = headers.iter().map(|header| header.ttl).collect();
             found.extend(middle(ttls).map(|(least, most)| Predicate::Ttl { least, most }));

@@ -26,6 +26,7 @@ pub struct Header {
     pub payload_bytes: u8,
     pub v6: bool,
     pub protocol: u8,
+    /// Zero where it is not known.
     pub ttl: u8,
     pub tcp_flags: u8,
     pub icmp_type: u8,
@@ -43,6 +44,11 @@ pub enum Fragment {
     Later,
 }
 
+const ECHO_REPLY_V4: u8 = 0;
+const ECHO_REQUEST_V4: u8 = 8;
+const ECHO_REQUEST_V6: u8 = 128;
+const ECHO_REPLY_V6: u8 = 129;
+
 impl Header {
     /// Reads an Ethernet frame, or the first bytes of one. With `tunnel`, the client's packet may be in a tunnel that was
     /// put around it here.
@@ -54,6 +60,32 @@ impl Header {
             return Self::of(&LaxSlicedPacket::from_ip(inner).ok()?);
         }
         Self::of(&outer)
+    }
+
+    /// What this answer of ours answers, as far as it tells: its TTL, which it does not, is zero.
+    #[must_use]
+    pub fn question(self) -> Self {
+        let icmp_type = match (self.protocol, self.icmp_type) {
+            (ICMP, ECHO_REPLY_V4) => ECHO_REQUEST_V4,
+            (ICMPV6, ECHO_REPLY_V6) => ECHO_REQUEST_V6,
+            (_, other) => other,
+        };
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            ttl: 0,
+            icmp_type,
+            ..self
+        }
+    }
+
+    pub fn is_echo_request(&self) -> bool {
+        matches!(
+            (self.protocol, self.icmp_type),
+            (ICMP, ECHO_REQUEST_V4) | (ICMPV6, ECHO_REQUEST_V6)
+        )
     }
 
     /// What the data plane would count it as, as far as the packet itself tells: TCP without a SYN may be of an
@@ -186,5 +218,36 @@ fn inner<'a>(outer: &LaxSlicedPacket<'a>) -> Option<&'a [u8]> {
             payload.payload.get(8..)
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+
+    use super::*;
+
+    #[test]
+    fn an_echo_reply_tells_of_its_request() {
+        let mut replies = [Vec::new(), Vec::new()];
+        let ethernet = || PacketBuilder::ethernet2([0; 6], [0; 6]);
+        let (vip, client) = ([192, 0, 2, 1], [198, 51, 100, 7]);
+        let v4 = ethernet().ipv4(vip, client, 64).icmpv4_echo_reply(1, 2);
+        v4.write(&mut replies[0], b"payload!").unwrap();
+        let (vip, client) = ([1; 16], [2; 16]);
+        let v6 = ethernet().ipv6(vip, client, 64).icmpv6_echo_reply(1, 2);
+        v6.write(&mut replies[1], b"payload!").unwrap();
+        for (reply, request) in replies.iter().zip([ECHO_REQUEST_V4, ECHO_REQUEST_V6]) {
+            let answer = Header::read(reply, InTunnel::No).unwrap();
+            assert!(!answer.is_echo_request());
+            let question = answer.question();
+            assert!(question.is_echo_request());
+            assert_eq!((question.icmp_type, question.ttl), (request, 0));
+            assert_eq!(
+                (question.source, question.destination),
+                (answer.destination, answer.source)
+            );
+            assert_eq!(&question.payload, b"payload!");
+        }
     }
 }

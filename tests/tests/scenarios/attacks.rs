@@ -210,16 +210,20 @@ fn twenty_kinds_of_attacks_meet_their_first_drop_within_half_a_second_and_a_seco
         within(Duration::from_secs(10), "the first drop", || {
             dropped(&mut api, name) > 0
         });
-        times.push((began.elapsed(), *name));
+        let took = began.elapsed();
         sleep(Duration::from_millis(200));
         number += 1;
         let served = is_served(&lab, *vip, number);
         let rate = flood.packets_per_second();
         flood.stop();
-        println!(
-            "{name}: {:?}, {rate:.0} packets a second, served: {served}",
-            times[times.len() - 1].0
-        );
+        let measures = lab.node().items("mitigations");
+        let measures: Vec<String> = measures
+            .iter()
+            .filter(|item| item["vip"] == *name)
+            .map(|item| format!("{} {}", item["created"], item["what"]))
+            .collect();
+        println!("{name}: {took:?}, {rate:.0} packets a second, served: {served}, {measures:?}");
+        times.push((took, *name));
     }
     times.sort_unstable();
     let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
