@@ -95,12 +95,30 @@ pub struct Settings {
     pub watching: u64,
     /// `RULES_*` bits, written at once.
     pub rules: u32,
-    pub pad: u32,
+    /// Non-zero if any source is in a set: `SOURCES_*` bits. In one word with `rules`: packets ask for both at once.
+    pub sources: u32,
     /// Keys the marks of SYN challenges, which strangers see.
     pub challenge_key: [u64; 2],
     /// How many resets are looked at as answers to challenges, at most: each is a guess at a mark.
     pub challenge_answers: Limiter,
+    /// What sets of sources are for, a bit for each set. Those that are allowed meet no deny, rule, challenge or limit.
+    pub sets_allow: u64,
+    pub sets_deny: u64,
+    /// Counted as if they were denied.
+    pub sets_monitor: u64,
 }
+
+/// `Settings::sources` bits.
+pub const SOURCES_V4: u32 = 1;
+pub const SOURCES_V6: u32 = 2;
+/// Some are allowed.
+pub const SOURCES_ALLOW: u32 = 4;
+
+/// Sets that are always there, by their bit.
+pub const SET_BOGONS: u8 = 0;
+pub const SET_DENY: u8 = 1;
+pub const SET_DENY_MONITOR: u8 = 2;
+pub const SET_ALLOW: u8 = 3;
 
 /// `Settings::rules`: the generation of rules that packets meet.
 pub const RULES_GENERATION: u32 = 1;
@@ -210,6 +228,15 @@ pub const FILTER_PROTECTED: u32 = 4;
 pub const FILTER_RULES_OFF: u32 = 1 << 8;
 /// `Vip::filter`: rules only count its packets.
 pub const FILTER_RULES_MONITOR: u32 = 1 << 9;
+
+/// `Vip::filter`: its packets meet no sets of sources, but for bogons.
+pub const FILTER_SETS_OFF: u32 = 1 << 10;
+/// `Vip::filter`: sets that are denied only count its packets, bogons too.
+pub const FILTER_SETS_MONITOR: u32 = 1 << 11;
+/// `Vip::filter`: sources that nobody on the internet has are denied.
+pub const FILTER_BOGONS: u32 = 1 << 12;
+/// `Vip::filter`: they are only counted.
+pub const FILTER_BOGONS_MONITOR: u32 = 1 << 13;
 
 /// `Vip::flags`: slots are chosen by source address only.
 pub const VIP_HASH_SOURCE: u32 = 1;
@@ -507,6 +534,9 @@ pub struct Trace {
     pub limit: u32,
     /// Number of the last rule that meant it, plus one; or zero.
     pub rule: u32,
+    pub pad: u32,
+    /// The sets that decided about the packet for its source, a bit each.
+    pub sets: u64,
 }
 
 /// Bytes of a frame that a sample holds at most.
@@ -643,6 +673,10 @@ numbered! {
         ChallengeAnswer = "challenge_answer",
         /// A SYN with a wrong checksum, which is not challenged.
         SynChecksum = "syn_checksum",
+        /// Its source is in a set that is denied.
+        Deny = "deny",
+        /// Its source is an address that nobody on the internet has.
+        Bogon = "bogon",
     }
 }
 
@@ -742,6 +776,8 @@ numbered! {
         SynAgain = "SYN came again after its challenge: let in",
         ChallengeAnswer = "reset answers a challenge: its source is proven",
         FlowOfProof = "flow of a proven source: remembered as proven",
+        SourceAllowed = "its source is in a set that is allowed: it meets no deny, rule or limit",
+        SourceDenied = "its source is in a set that is denied",
     }
 }
 
@@ -783,6 +819,14 @@ pub mod maps {
     pub const RULE_TABLES: &str = "RULE_TABLES";
     pub const RULES: &str = "RULES";
     pub const RULE_COUNTS: &str = "RULE_COUNTS";
+    pub const SOURCE_FILTER: &str = "SOURCE_FILTER";
+    pub const SOURCES: &str = "SOURCES";
+    pub const SOURCE_BLOCKS: &str = "SOURCE_BLOCKS";
+    pub const SOURCE_LENGTHS_V6: &str = "SOURCE_LENGTHS_V6";
+    pub const SOURCE_FILTER_V6: &str = "SOURCE_FILTER_V6";
+    pub const SOURCES_V6: &str = "SOURCES_V6";
+    pub const SOURCE_CLASSES: &str = "SOURCE_CLASSES";
+    pub const SOURCE_STATS: &str = "SOURCE_STATS";
     pub const TRACE: &str = "TRACE";
     pub const CHALLENGES: &str = "CHALLENGES";
     pub const CHALLENGE_STATS: &str = "CHALLENGE_STATS";
@@ -826,7 +870,7 @@ mod tests {
             size_of::<ChallengeStats>(),
         ];
         let expected = [
-            64, 64, 8, 64, 64, 1208, 128, 16, 64, 52, 312, 80, 32, 288, 64, 32, 24, 32, 64, 80,
+            64, 64, 8, 64, 64, 1208, 128, 16, 64, 64, 336, 80, 32, 288, 64, 32, 24, 32, 64, 80,
         ];
         assert_eq!(sizes, expected);
     }

@@ -27,6 +27,7 @@ pub mod rules;
 pub mod sanity;
 pub mod siphash;
 pub mod sketch;
+pub mod sources;
 pub mod vip;
 
 #[cfg(target_arch = "bpf")]

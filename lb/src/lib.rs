@@ -18,5 +18,6 @@ pub mod net;
 pub mod objects;
 pub mod rules;
 pub mod service;
+pub mod sources;
 pub mod store;
 pub mod sys;

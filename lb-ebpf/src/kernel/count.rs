@@ -6,7 +6,7 @@ use aya_ebpf::bindings::xdp_action;
 
 use super::{
     Verdict,
-    maps::{BACKEND_STATS, CLASS_STATS, DROPS, TRACE, VIP_STATS, explaining},
+    maps::{BACKEND_STATS, CLASS_STATS, DROPS, SOURCE_STATS, TRACE, VIP_STATS, explaining},
 };
 use crate::abi::{CLASS_COUNTERS_SHIFT, Class, ClassStats, Count, DROP_REASONS, DropReason, Step};
 
@@ -100,6 +100,18 @@ pub fn class(vip: u16, class: Class, bytes: u32) -> *mut ClassStats {
     stats
 }
 
+/// Counts what came from sources of a class, by whether it was dropped for that.
+#[inline(always)]
+pub fn from_class(class: u32, dropped: bool, bytes: u32) {
+    if explaining() {
+        return;
+    }
+    if let Some(count) = SOURCE_STATS.get_ptr_mut(class << 1 | u32::from(dropped)) {
+        // SAFETY: a value of a per-CPU map.
+        unsafe { add(count, bytes) };
+    }
+}
+
 /// Counts the end of a packet that no backend got, and returns how many ended like this, on this CPU.
 #[inline(always)]
 pub fn ended(vip: u16, verdict: Verdict, bytes: u32) -> u64 {
@@ -188,6 +200,17 @@ pub fn note_rule(number: u32) {
     {
         // SAFETY: the only element of the map, which only this run writes.
         unsafe { (*trace).rule = number + 1 };
+    }
+}
+
+/// Tells the sets that decided.
+#[inline(always)]
+pub fn note_sets(sets: u64) {
+    if explaining()
+        && let Some(trace) = TRACE.get_ptr_mut(0)
+    {
+        // SAFETY: the only element of the map, which only this run writes.
+        unsafe { (*trace).sets = sets };
     }
 }
 

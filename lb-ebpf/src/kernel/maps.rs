@@ -20,6 +20,7 @@ use crate::{
     flow::WAYS,
     hash::Tuple,
     rules::{RuleTables, Search},
+    sources,
 };
 
 /// The daemon maps these arrays into its memory, to write many entries without a system call each.
@@ -102,6 +103,44 @@ pub static EXACT_V6: Array<[u64; exact::V6_WAYS], 32768, MMAPABLE> = Array::new(
 /// Exact limits by number, from 1; packets write their arrival times and counters.
 #[btf_map]
 pub static LIMITS: Array<Limit, 131072, MMAPABLE> = Array::new();
+
+/// Whether sources near an IPv4 address are in any set: a bit for the first 21 bits. Most packets read nothing else.
+#[btf_map]
+pub static SOURCE_FILTER: Array<[u32; 2], { exact::V4_FILTER_WORDS as usize / 2 }, MMAPABLE> =
+    Array::new();
+
+/// Classes of IPv4 sources by the first 24 bits, or blocks.
+#[btf_map]
+pub static SOURCES: Array<[u32; 2], { exact::V4_ENTRIES as usize / 2 }, MMAPABLE> = Array::new();
+
+/// Units of blocks for the last 8 bits. When there is no room, the set or prefix is refused.
+#[btf_map]
+pub static SOURCE_BLOCKS: Array<[u16; sources::UNIT_CLASSES], 2097152, MMAPABLE> = Array::new();
+
+/// Which prefix lengths IPv6 sources are in sets by: number of a list in `SOURCE_LENGTHS_V6`, by a hash of the first 32 bits.
+#[btf_map]
+pub static SOURCE_FILTER_V6: Array<[u32; 2], { sources::V6_FILTER as usize / 2 }, MMAPABLE> =
+    Array::new();
+
+/// Lists of prefix lengths, longest first, one more than they are; zero ends.
+#[btf_map]
+pub static SOURCE_LENGTHS_V6: Array<
+    [u8; sources::V6_LENGTHS],
+    { sources::V6_LISTS as usize },
+    MMAPABLE,
+> = Array::new();
+
+/// Classes of IPv6 prefixes: buckets of tag 48 | class 16. When both of its buckets are full, the prefix is refused.
+#[btf_map]
+pub static SOURCES_V6: Array<[u64; sources::V6_WAYS], 65536, MMAPABLE> = Array::new();
+
+/// The sets that sources of a class are in, a bit each.
+#[btf_map]
+pub static SOURCE_CLASSES: Array<u64, { sources::CLASSES as usize }, MMAPABLE> = Array::new();
+
+/// Packets by the class of their source, where one of its sets is of interest: class x (let in, dropped).
+#[btf_map]
+pub static SOURCE_STATS: PerCpuArray<Count, { sources::CLASSES as usize * 2 }> = PerCpuArray::new();
 
 /// What a VIP's budget for TCP out of state has left, by VIP; each CPU has its share.
 #[btf_map]
@@ -220,6 +259,9 @@ pub static SKETCH_MASK: Global<u32> = Global::new(1048575);
 /// Buckets of `EXACT_V6` less one.
 #[unsafe(no_mangle)]
 pub static EXACT_V6_MASK: Global<u32> = Global::new(32767);
+/// Buckets of `SOURCES_V6` less one.
+#[unsafe(no_mangle)]
+pub static SOURCES_V6_MASK: Global<u32> = Global::new(65535);
 
 /// Whether this program explains instead of forwarding.
 #[inline(always)]

@@ -18,6 +18,7 @@ pub mod reset;
 pub mod rules;
 pub mod sample;
 pub mod sanity;
+pub mod sources;
 pub mod too_big;
 pub mod vips;
 

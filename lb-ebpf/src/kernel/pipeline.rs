@@ -17,7 +17,7 @@ use super::{
     out_of_state, reset,
     rules::{self, Meets, Ruled},
     sample::{self, End},
-    sanity,
+    sanity, sources,
     vips::{self, Found},
 };
 use crate::{
@@ -232,6 +232,7 @@ fn try_to_serve(
         return Err(Verdict::Pass);
     }
     sanity::check(wrong, ip, vip, index)?;
+    sources::check(settings, ip, vip, index)?;
     let jiffies = jiffies();
     let packet = Packet {
         context,
@@ -313,6 +314,7 @@ fn steer_icmp(
             return Err(Verdict::Pass);
         }
         sanity::check(wrong, ip, vip, address.icmp_vip)?;
+        sources::check(settings, ip, vip, address.icmp_vip)?;
         let stats = count::class(address.icmp_vip, Class::Icmp, ip.length);
         sanity::check_source(settings, ip, vip, address.icmp_vip)?;
         let jiffies = jiffies();
@@ -474,6 +476,7 @@ fn filter(packet: &Packet<'_>, class: Class, flow: u64) -> Result<(), Verdict> {
     }
     if let Transport::Udp { ports } = packet.transport
         && amplification::is_on(packet.vip)
+        && !sources::is_allowed(packet.settings, packet.ip, packet.vip)
     {
         cold_path();
         check_amplification(packet, u16::from_be(ports as u16))?;
@@ -608,8 +611,10 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         let syn = is_syn(flags);
         if !syn {
             count::out_of_state(packet.vip_index);
-            let vip = (packet.vip, packet.vip_index);
-            out_of_state::check(vip, flow, packet.ip.length, packet.jiffies)?;
+            if !sources::is_allowed(packet.settings, packet.ip, packet.vip) {
+                let vip = (packet.vip, packet.vip_index);
+                out_of_state::check(vip, flow, packet.ip.length, packet.jiffies)?;
+            }
         }
         remember = !syn;
         // While handshakes from before a switch are under way, a SYN whose slot moved leaves a mark, and what has

@@ -9,12 +9,12 @@ use super::{
     Verdict, again, count,
     limits::{charge, would_admit},
     maps::{RULE_COUNTS, RULE_SEARCH, RULE_TABLES, RULES, explaining, settings},
-    sample,
+    sample, sources,
 };
 use crate::{
     abi::{
         Class, DropReason, FILTER_RULES_MONITOR, FILTER_RULES_OFF, NO_BACKEND, RULES_ANY,
-        RULES_ESTABLISHED, RULES_GENERATION, RuleState, Settings, Step, Vip,
+        RULES_ESTABLISHED, RULES_GENERATION, RuleState, SOURCES_ALLOW, Settings, Step, Vip,
     },
     context::frame,
     gcra, hide,
@@ -59,10 +59,17 @@ pub fn check(packet: &Meets<'_>) -> Result<Ruled, Verdict> {
     } else {
         RULES_ANY
     };
-    if again(packet.settings).rules & needed == 0 || packet.vip.filter & FILTER_RULES_OFF != 0 {
+    let there = again(packet.settings);
+    if (there.rules & needed) | (there.sources & SOURCES_ALLOW) == 0 {
         return Ok(Ruled::On);
     }
     cold_path();
+    if sources::is_allowed(packet.settings, packet.ip, packet.vip) {
+        return Ok(Ruled::Pass);
+    }
+    if again(packet.settings).rules & needed == 0 || packet.vip.filter & FILTER_RULES_OFF != 0 {
+        return Ok(Ruled::On);
+    }
     let (ports, byte, transport) = match *packet.transport {
         Transport::Tcp { ports, flags, .. } => (ports, flags, TCP),
         Transport::Udp { ports } => (ports, packet::UDP, PORTS),

@@ -220,6 +220,18 @@ impl Stages {
                 (Stage::Enforce, Mode::Enforce) => {}
                 (Stage::Enforce | Stage::Monitor, _) => stages.filter |= abi::FILTER_RULES_MONITOR,
             }
+            match (policy.sources, policy.mode) {
+                (Stage::Off, _) => stages.filter |= abi::FILTER_SETS_OFF,
+                (Stage::Enforce, Mode::Enforce) => {}
+                (Stage::Enforce | Stage::Monitor, _) => stages.filter |= abi::FILTER_SETS_MONITOR,
+            }
+            match (policy.bogons, policy.mode) {
+                (Stage::Off, _) => {}
+                (Stage::Enforce, Mode::Enforce) => stages.filter |= abi::FILTER_BOGONS,
+                (Stage::Enforce | Stage::Monitor, _) => {
+                    stages.filter |= abi::FILTER_BOGONS_MONITOR;
+                }
+            }
             if policy.out_of_state.is_some() {
                 stages.filter |= abi::FILTER_OUT_OF_STATE;
             }
@@ -333,6 +345,8 @@ mod tests {
             }],
             detect: None,
             rules: Stage::Enforce,
+            sources: Stage::Enforce,
+            bogons: Stage::Off,
             sanity: Sanity::default(),
             amplification: vec![
                 Amplified {
@@ -446,20 +460,23 @@ mod tests {
     }
 
     #[test]
-    fn rules_only_count_where_a_policy_says_so() {
+    fn rules_and_sets_only_count_where_a_policy_says_so() {
         let mut wanted = sources();
         let rules = abi::FILTER_RULES_OFF | abi::FILTER_RULES_MONITOR;
+        let sets = abi::FILTER_SETS_OFF | abi::FILTER_SETS_MONITOR;
+        let (off, count) = (
+            (abi::FILTER_RULES_OFF, abi::FILTER_SETS_OFF),
+            (abi::FILTER_RULES_MONITOR, abi::FILTER_SETS_MONITOR),
+        );
         for (mode, stage, expected) in [
-            (Mode::Enforce, Stage::Enforce, 0),
-            (Mode::Enforce, Stage::Monitor, abi::FILTER_RULES_MONITOR),
-            (Mode::Monitor, Stage::Enforce, abi::FILTER_RULES_MONITOR),
-            (Mode::Monitor, Stage::Off, abi::FILTER_RULES_OFF),
+            (Mode::Enforce, Stage::Enforce, (0, 0)),
+            (Mode::Enforce, Stage::Monitor, count),
+            (Mode::Monitor, Stage::Enforce, count),
+            (Mode::Monitor, Stage::Off, off),
         ] {
-            (wanted.mode, wanted.rules) = (mode, stage);
-            assert_eq!(
-                Stages::of(Some(&wanted), Ordered::Nothing).filter & rules,
-                expected
-            );
+            (wanted.mode, wanted.rules, wanted.sources) = (mode, stage, stage);
+            let filter = Stages::of(Some(&wanted), Ordered::Nothing).filter;
+            assert_eq!((filter & rules, filter & sets), expected);
         }
     }
 

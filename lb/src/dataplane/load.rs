@@ -28,6 +28,7 @@ use sluice_ebpf::{
     decap::Prefix,
     exact, flow,
     rules::RuleTables,
+    sources,
 };
 
 use super::error::{LoadError, MapKind, Shape};
@@ -51,6 +52,8 @@ pub(crate) struct Sizes {
     pub limits: u32,
     pub exact_v4_blocks: u32,
     pub exact_v6_buckets: u32,
+    pub source_units: u32,
+    pub source_v6_buckets: u32,
     /// VIP numbers, 0 included; a power of two.
     pub vips: u32,
     /// Seconds of silence.
@@ -62,6 +65,10 @@ pub(crate) const POLICIES: u32 = 256;
 /// Number of backends.
 pub(crate) const BACKENDS: u32 = NO_BACKEND as u32 + 1;
 const FRAGMENT_BUCKETS: u32 = 2048;
+/// A prefix longer than /24 takes a unit if few are in its /24, and at most 16 of them share 16 more units.
+const UNITS_A_PREFIX: u32 = 2;
+/// A fourth as many IPv6 prefixes as there are of IPv4 fill half of the ways: then none finds both of its buckets full.
+const PREFIXES_A_BUCKET: u32 = 16;
 /// More than three thousand samples: three seconds of the default rate.
 const SAMPLES_BYTES: u32 = 1 << 20;
 const LEAST_VIPS: u32 = 2048;
@@ -90,6 +97,8 @@ impl Sizes {
             limits: config.exact_limits + 1,
             exact_v4_blocks: exact,
             exact_v6_buckets: exact,
+            source_units: config.source_prefixes * UNITS_A_PREFIX,
+            source_v6_buckets: config.source_prefixes / PREFIXES_A_BUCKET,
             vips: (need.vips * 2).next_power_of_two().max(LEAST_VIPS),
             flow_idle: config.flow_idle,
         }
@@ -104,6 +113,8 @@ impl Sizes {
             limits: 1,
             exact_v4_blocks: 1,
             exact_v6_buckets: 1,
+            source_units: 1,
+            source_v6_buckets: 1,
             vips: 1,
             flow_idle: Duration::ZERO,
         }
@@ -192,6 +203,26 @@ impl Sizes {
             array(maps::EXACT_V6_LENGTHS, 4, exact::V6_FILTER_ENTRIES),
             array(maps::EXACT_V6, 8 * exact::V6_WAYS, self.exact_v6_buckets),
             array(maps::LIMITS, size_of::<Limit>(), self.limits),
+            array(maps::SOURCE_FILTER, 8, exact::V4_FILTER_WORDS / 2),
+            array(maps::SOURCES, 8, exact::V4_ENTRIES / 2),
+            array(
+                maps::SOURCE_BLOCKS,
+                size_of::<sources::Sparse>(),
+                self.source_units,
+            ),
+            array(maps::SOURCE_FILTER_V6, 8, sources::V6_FILTER / 2),
+            array(
+                maps::SOURCE_LENGTHS_V6,
+                sources::V6_LENGTHS,
+                sources::V6_LISTS,
+            ),
+            array(
+                maps::SOURCES_V6,
+                8 * sources::V6_WAYS,
+                self.source_v6_buckets,
+            ),
+            array(maps::SOURCE_CLASSES, 8, sources::CLASSES),
+            per_cpu(maps::SOURCE_STATS, size_of::<Count>(), sources::CLASSES * 2),
             per_cpu(maps::BUDGETS, 8, self.vips),
             array(maps::HANDSHAKES, 2 * SLOTS_PER_WORD, HANDSHAKE_WORDS),
             array(maps::PROTECTED, size_of::<Prefix>(), MAX_PROTECTED),
@@ -268,6 +299,7 @@ pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadE
     let flow_mask = sizes.flow_buckets - 1;
     let sketch_mask = sizes.sketch_cells - 1;
     let exact_v6_mask = sizes.exact_v6_buckets - 1;
+    let sources_v6_mask = sizes.source_v6_buckets - 1;
 
     let mut loader = EbpfLoader::new();
     loader
@@ -276,7 +308,8 @@ pub(crate) fn load(sizes: &Sizes, pins: &Path, twin: Twin) -> Result<Ebpf, LoadE
         .override_global("FLOW_MASK", &flow_mask, true)
         .override_global("FLOW_IDLE", &idle, true)
         .override_global("SKETCH_MASK", &sketch_mask, true)
-        .override_global("EXACT_V6_MASK", &exact_v6_mask, true);
+        .override_global("EXACT_V6_MASK", &exact_v6_mask, true)
+        .override_global("SOURCES_V6_MASK", &sources_v6_mask, true);
     for (name, shape) in sizes.shapes() {
         loader
             .map_max_entries(name, shape.entries)

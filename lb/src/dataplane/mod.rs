@@ -12,12 +12,14 @@ pub mod maglev;
 mod pins;
 mod plan;
 mod plane;
+mod prefix;
 mod preview;
 mod registry;
 mod rules;
 mod sampler;
 mod sketch;
 mod slots;
+mod sources;
 mod stats;
 mod steps;
 mod sweep;
@@ -25,6 +27,7 @@ mod watch;
 
 pub use desired::{BackendKey, BackendState, Desired, Ordered, Table, TableKey, Vip};
 pub use error::{ApplyError, LoadError, MapKind, ReadError, Shape};
+pub(crate) use exact::SettingsWords;
 pub use exact::{Adoption, Cells, ExactCounters, ExactError, ExactLimit, ExactLimits, ExactTables};
 pub use explain::{Action, ExplainError, Explained, Explainer};
 pub use inspect::{Inspection, PinnedProgram, inspect};
@@ -33,9 +36,14 @@ pub(crate) use load::{hz, jiffies_now};
 pub use pins::{Attached, DEFAULT_PINS, Mode, check_bpffs, unload};
 pub use plan::Step;
 pub use plane::{Opened, Plane};
+pub(crate) use prefix::Key;
 pub use preview::{Moved, Preview, VipChange};
 pub use rules::{RuleInForce, RuleMaps, RulesError};
 pub use sampler::{SampleError, Sampled, Sampler, Wanted};
 pub use sketch::{Crowding, CrowdingByClass};
+pub use sources::{
+    Masks, Purpose, SetNames, SourceCounts, SourceError, SourceMaps, SourceSet, SourceTables,
+    Sources,
+};
 pub use stats::{Census, Drops, RunStats};
 pub use watch::{Counted, Watch, Watched};

@@ -31,6 +31,7 @@ use super::{
     rules::RuleMaps,
     sketch::Sketch,
     slots::Slots,
+    sources::{SourceError, SourceMaps, SourceSet},
     stats::Counters,
     steps::indexed,
     sweep::Sweep,
@@ -148,6 +149,15 @@ impl Plane {
     /// Where rules are put. To be called once.
     pub fn rules(&mut self) -> Result<RuleMaps, LoadError> {
         RuleMaps::new(&mut self.object, self.hz)
+    }
+
+    /// Takes over the sets of sources, and makes packets meet these; the second value tells for which of them there is no
+    /// room. To be called once.
+    pub fn sources(
+        &mut self,
+        sets: &[SourceSet],
+    ) -> Result<(SourceMaps, Vec<(u8, SourceError)>), LoadError> {
+        SourceMaps::adopt(&mut self.object, sets)
     }
 
     /// Attaches to exactly the config's interfaces. The ones that stay lose no packet. The second value warns.

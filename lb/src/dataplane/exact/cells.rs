@@ -4,10 +4,11 @@ use std::collections::{HashSet, VecDeque};
 
 use sluice_ebpf::{
     abi::{EXACT_ESTABLISHED, MAX_EXACT_LENGTHS, Settings},
-    exact::{BLOCK_ENTRIES, V6_WAYS},
+    exact::{BLOCK_ENTRIES, V4_FILTER_SHIFT, V6_WAYS, v4_filter},
 };
 
 use super::limit::LIMIT_WORDS;
+use crate::sys::Mapped;
 
 /// A table of words that packets read while the daemon writes it.
 ///
@@ -30,6 +31,30 @@ impl<T: Copy> Cells<T> for Vec<T> {
 
     fn set(&mut self, at: usize, value: T) {
         self[at] = value;
+    }
+}
+
+/// `SETTINGS`, as half words.
+pub(crate) struct SettingsWords(Mapped<Settings>);
+
+impl SettingsWords {
+    pub(crate) fn new(settings: Mapped<Settings>) -> Self {
+        Self(settings)
+    }
+}
+
+impl Cells<u32> for SettingsWords {
+    fn len(&self) -> usize {
+        size_of::<Settings>() / 4
+    }
+
+    fn get(&self, at: usize) -> u32 {
+        let settings = self.0.read(0);
+        bytemuck::pod_read_unaligned(&bytemuck::bytes_of(&settings)[at * 4..][..4])
+    }
+
+    fn set(&mut self, at: usize, value: u32) {
+        self.0.store_u32(0, at * 4, value);
     }
 }
 
@@ -106,6 +131,29 @@ const LENGTHS_WORDS: usize = MAX_EXACT_LENGTHS / 4;
 /// No map holds more than 2^32 elements.
 fn count(elements: usize) -> u32 {
     u32::try_from(elements).unwrap_or(u32::MAX)
+}
+
+/// Writes an entry of a table of the first 24 bits. Its filter says so before it is there, and until none of its
+/// neighbours is.
+#[expect(clippy::cast_possible_truncation, reason = "there are 2^24 entries")]
+pub(crate) fn set_filtered(
+    filter: &mut dyn Cells<u32>,
+    entries: &mut dyn Cells<u32>,
+    at: usize,
+    entry: u32,
+) {
+    let (word, bit) = v4_filter(at as u32);
+    let word = word as usize;
+    let bits = filter.get(word);
+    if entry != 0 && bits & bit == 0 {
+        filter.set(word, bits | bit);
+    }
+    entries.set(at, entry);
+    let first = at >> V4_FILTER_SHIFT << V4_FILTER_SHIFT;
+    let mut neighbours = first..first + (1 << V4_FILTER_SHIFT);
+    if entry == 0 && bits & bit != 0 && neighbours.all(|at| entries.get(at) == 0) {
+        filter.set(word, bits & !bit);
+    }
 }
 
 /// Free numbers of a table. One that was given back is taken again as late as can be: a packet may still hold it.

@@ -1,6 +1,6 @@
 //! One exact limit, as the daemon means it and as it stands in `LIMITS`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sluice_ebpf::abi::{ANY_VIP, LIMIT_MONITOR, Limit, Limiter};
@@ -106,11 +106,3 @@ pub(super) const LIMIT_WORDS: usize = size_of::<Limit>() / 8;
 pub(super) const LINK: usize = std::mem::offset_of!(Limit, next) / 8;
 pub(super) const PACKETS: usize = std::mem::offset_of!(Limit, packets) / 8;
 pub(super) const BYTES: usize = std::mem::offset_of!(Limit, bytes) / 8;
-
-/// An address as it stands in memory, IPv4 mapped.
-pub(super) fn mapped_bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => Ipv4Addr::to_ipv6_mapped(&address).to_bits(),
-        IpAddr::V6(address) => address.to_bits(),
-    }
-}

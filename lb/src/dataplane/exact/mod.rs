@@ -21,6 +21,8 @@ use sluice_ebpf::abi::{
 };
 
 pub use adopt::Adoption;
+pub(crate) use cells::SettingsWords;
+pub(super) use cells::set_filtered;
 pub use cells::{Cells, ExactTables};
 pub use limit::ExactLimit;
 

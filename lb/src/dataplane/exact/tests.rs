@@ -21,8 +21,8 @@ use sluice_ebpf::{
     exact, flow, vip,
 };
 
-use super::{limit::mapped_bits, tree::words_of, *};
-use crate::{config::Mode, limits::ClassWord};
+use super::{tree::words_of, *};
+use crate::{config::Mode, dataplane::prefix::mapped_bits, limits::ClassWord};
 
 const KEY: [u64; 4] = [0x1234_5678_9abc_def1, 77, 0x5555_aaaa_3333_cccc, 99];
 

@@ -2,70 +2,9 @@
 //!
 //! A change costs the logarithm of all prefixes, and a step for each prefix inside the one that changes.
 
-use std::{
-    collections::BTreeMap,
-    ops::Bound::{Excluded, Included},
-};
+use std::collections::BTreeMap;
 
-use ipnet::IpNet;
-
-use super::limit::mapped_bits;
-
-/// A prefix, IPv4 mapped. In order, each prefix is followed by what it covers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key {
-    pub(super) bits: u128,
-    /// In IPv6 terms.
-    pub(super) length: u8,
-}
-
-impl Key {
-    pub(super) fn of(prefix: IpNet) -> Self {
-        let length = match prefix {
-            IpNet::V4(prefix) => prefix.prefix_len() + 96,
-            IpNet::V6(prefix) => prefix.prefix_len(),
-        };
-        Self {
-            bits: mapped_bits(prefix.network()),
-            length,
-        }
-    }
-
-    /// This prefix cut to `length`.
-    pub(super) fn cut(self, length: u8) -> Self {
-        Self {
-            bits: self.bits & !host_mask(length),
-            length,
-        }
-    }
-
-    /// Its last address.
-    pub(super) fn last(self) -> u128 {
-        self.bits | host_mask(self.length)
-    }
-
-    pub(super) fn covers(self, other: Self) -> bool {
-        self.length <= other.length && other.cut(self.length).bits == self.bits
-    }
-
-    /// As words in memory.
-    pub(super) fn words(self) -> [u64; 2] {
-        words_of(self.bits)
-    }
-
-    pub(super) fn bits_of(words: [u64; 2]) -> u128 {
-        u128::from_be_bytes(bytemuck::cast(words))
-    }
-}
-
-/// An address as words in memory.
-pub(super) fn words_of(bits: u128) -> [u64; 2] {
-    bytemuck::cast(bits.to_be_bytes())
-}
-
-fn host_mask(length: u8) -> u128 {
-    u128::MAX.checked_shr(length.into()).unwrap_or(0)
-}
+pub(super) use crate::dataplane::prefix::{Key, inside, words_of};
 
 /// The limits of one prefix.
 #[derive(Debug)]
@@ -234,16 +173,4 @@ impl Tree {
         }
         Some(candidate)
     }
-}
-
-fn inside(key: Key) -> (std::ops::Bound<Key>, std::ops::Bound<Key>) {
-    let last = Key {
-        bits: key.last(),
-        length: 128,
-    };
-    // A full-length prefix is its own last one, and holds nothing.
-    if key == last {
-        return (Included(key), Excluded(key));
-    }
-    (Excluded(key), Included(last))
 }

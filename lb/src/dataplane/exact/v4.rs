@@ -2,30 +2,16 @@
 
 use std::{collections::HashSet, ops::Range};
 
-use sluice_ebpf::exact::{
-    BLOCK, BLOCK_ENTRIES, V4_ENTRIES, V4_FILTER_SHIFT, V4_FILTER_WORDS, v4_filter,
-};
+use sluice_ebpf::exact::{BLOCK, BLOCK_ENTRIES, V4_ENTRIES, V4_FILTER_WORDS, v4_filter};
 
 use super::{
-    cells::{ExactTables, Numbers},
+    cells::{ExactTables, Numbers, set_filtered},
     tree::{Key, Tree},
 };
 
-/// Writes an entry of the first level. The filter says so before it is there, and until none of its neighbours is.
-#[expect(clippy::cast_possible_truncation, reason = "there are 2^24 entries")]
+/// Writes an entry of the first level.
 fn set(tables: &mut ExactTables, at: usize, entry: u32) {
-    let (word, bit) = v4_filter(at as u32);
-    let word = word as usize;
-    let filter = tables.v4_filter.get(word);
-    if entry != 0 && filter & bit == 0 {
-        tables.v4_filter.set(word, filter | bit);
-    }
-    tables.v4.set(at, entry);
-    let first = at >> V4_FILTER_SHIFT << V4_FILTER_SHIFT;
-    let mut neighbours = first..first + (1 << V4_FILTER_SHIFT);
-    if entry == 0 && filter & bit != 0 && neighbours.all(|at| tables.v4.get(at) == 0) {
-        tables.v4_filter.set(word, filter & !bit);
-    }
+    set_filtered(&mut *tables.v4_filter, &mut *tables.v4, at, entry);
 }
 
 /// Whether a limit for this prefix needs a block that is not there yet.

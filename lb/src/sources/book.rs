@@ -1,0 +1,366 @@
+//! The entries that were set, in memory. They are few, however many prefixes they have: what a change would lead to is
+//! tried on a copy.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use sluice_ebpf::abi::{SET_ALLOW, SET_BOGONS, SET_DENY, SET_DENY_MONITOR};
+
+use super::{Kind, SourceSpec, SpecError};
+use crate::{
+    config::Mode,
+    limits::{Etag, Precondition},
+};
+
+/// An entry that was set. Times are milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceRecord {
+    pub id: u64,
+    /// 1 when it is new, and one more with each change.
+    pub revision: u64,
+    /// The number of its set in the data plane; single prefixes share one.
+    pub set: u8,
+    pub spec: SourceSpec,
+    pub created_ms: u64,
+    /// From then on it does not hold.
+    pub expires_ms: Option<u64>,
+}
+
+/// The entries by id. Ids count from 1, and are never used again.
+///
+/// Setting one with the name or the prefix of another of its kind replaces that, which keeps its id.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceBook {
+    records: BTreeMap<u64, Arc<SourceRecord>>,
+    next_id: u64,
+}
+
+/// A change of one entry.
+#[derive(Clone, Debug)]
+pub enum SourceChange {
+    Set(SourceSpec, Precondition),
+    Replace(u64, SourceSpec, Precondition),
+    Remove(Kind, u64, Precondition),
+}
+
+/// What became of one entry.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceStep {
+    New(Arc<SourceRecord>),
+    Changed(Arc<SourceRecord>),
+    Removed(u64),
+}
+
+/// Why a change cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceRefusal {
+    #[error("there is no such entry: {0}")]
+    Unknown(String),
+    #[error("this entry stands in the config file; change it there, and reload")]
+    OfConfig,
+    #[error("the entry was changed meanwhile: it is {etag} now; read it again")]
+    Stale { etag: String },
+    #[error("entry {id} is that already, and `If-None-Match: *` asks for a new one")]
+    Exists { id: u64 },
+    #[error("there is no such entry; without If-Match it is made")]
+    Missing,
+    #[error("entry {id} has this name or prefix already; change or remove that one")]
+    Conflict { id: u64 },
+    #[error("there are {MOST_SETS} named sets already, those of the config among them; join some")]
+    Sets,
+    #[error(
+        "{MOST_SINGLE} single prefixes are set already; put them into a file, and import that as a set"
+    )]
+    Singles,
+    #[error(transparent)]
+    Invalid(#[from] SpecError),
+}
+
+/// Entries of the config have ids from here on.
+pub const FIRST_CONFIG_ID: u64 = 1_000_000_000;
+/// Named sets that there can be at a time.
+pub const MOST_SETS: usize = 60;
+/// Single prefixes of each kind and mode that there can be at a time.
+pub const MOST_SINGLE: usize = 16_384;
+/// Numbers of sets that have names, as bits.
+const NAMED: u64 = u64::MAX << (SET_ALLOW + 1);
+
+impl SourceRecord {
+    /// Names what this entry is now; any change gives it another.
+    pub fn etag(&self) -> Etag {
+        Etag::new(self.id, self.revision)
+    }
+}
+
+impl SourceStep {
+    pub fn id(&self) -> u64 {
+        match self {
+            Self::New(record) | Self::Changed(record) => record.id,
+            Self::Removed(id) => *id,
+        }
+    }
+}
+
+impl SourceBook {
+    pub fn new(records: impl IntoIterator<Item = SourceRecord>, next_id: u64) -> Self {
+        let records: BTreeMap<u64, Arc<SourceRecord>> = records
+            .into_iter()
+            .map(|record| (record.id, Arc::new(record)))
+            .collect();
+        let above = records.keys().next_back().map_or(1, |id| id + 1);
+        Self {
+            records,
+            next_id: next_id.max(above),
+        }
+    }
+
+    pub fn get(&self, id: u64) -> Option<&Arc<SourceRecord>> {
+        self.records.get(&id)
+    }
+
+    /// All, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<SourceRecord>> {
+        self.records.values()
+    }
+
+    /// All ids below this one are used.
+    pub fn next_id(&self) -> u64 {
+        self.next_id
+    }
+
+    /// Numbers of named sets in use, as bits.
+    pub fn named(&self) -> u64 {
+        self.iter()
+            .filter(|record| record.spec.name.is_some())
+            .fold(0, |bits, record| bits | 1 << record.set)
+    }
+
+    pub fn next_expiry_ms(&self) -> Option<u64> {
+        self.iter().filter_map(|record| record.expires_ms).min()
+    }
+
+    /// Takes out what does not hold any more.
+    pub fn expire(&mut self, now_ms: u64) -> Vec<u64> {
+        let over =
+            |record: &Arc<SourceRecord>| record.expires_ms.is_some_and(|time| time <= now_ms);
+        let expired: Vec<u64> = self
+            .iter()
+            .filter(|record| over(record))
+            .map(|record| record.id)
+            .collect();
+        for id in &expired {
+            self.records.remove(id);
+        }
+        expired
+    }
+
+    /// Makes a change, or nothing of it. `taken` are numbers that sets of the config have, as bits.
+    pub fn change(
+        &mut self,
+        change: SourceChange,
+        taken: u64,
+        now_ms: u64,
+    ) -> Result<SourceStep, SourceRefusal> {
+        match change {
+            SourceChange::Set(spec, precondition) => {
+                spec.validate()?;
+                let before = self.find(&spec).cloned();
+                check(before.as_ref(), &precondition)?;
+                self.put(before, spec, taken, now_ms)
+            }
+            SourceChange::Replace(id, spec, precondition) => {
+                spec.validate()?;
+                let before = self.known(spec.kind, id)?;
+                check(Some(&before), &precondition)?;
+                match self.find(&spec) {
+                    Some(other) if other.id != id => Err(SourceRefusal::Conflict { id: other.id }),
+                    _ => self.put(Some(before), spec, taken, now_ms),
+                }
+            }
+            SourceChange::Remove(kind, id, precondition) => {
+                let before = self.known(kind, id)?;
+                check(Some(&before), &precondition)?;
+                self.records.remove(&id);
+                Ok(SourceStep::Removed(id))
+            }
+        }
+    }
+
+    fn known(&self, kind: Kind, id: u64) -> Result<Arc<SourceRecord>, SourceRefusal> {
+        match self.get(id).filter(|record| record.spec.kind == kind) {
+            Some(record) => Ok(record.clone()),
+            None if id >= FIRST_CONFIG_ID => Err(SourceRefusal::OfConfig),
+            None => Err(SourceRefusal::Unknown(id.to_string())),
+        }
+    }
+
+    fn put(
+        &mut self,
+        before: Option<Arc<SourceRecord>>,
+        spec: SourceSpec,
+        taken: u64,
+        now_ms: u64,
+    ) -> Result<SourceStep, SourceRefusal> {
+        let set = match fixed_set(&spec) {
+            Some(set) => {
+                let same = |record: &&Arc<SourceRecord>| record.set == set;
+                if spec.name.is_none() && self.iter().filter(same).count() >= MOST_SINGLE {
+                    return Err(SourceRefusal::Singles);
+                }
+                set
+            }
+            None => match before
+                .as_ref()
+                .filter(|before| NAMED >> before.set & 1 != 0)
+            {
+                Some(before) => before.set,
+                None => free_set(self.named() | taken).ok_or(SourceRefusal::Sets)?,
+            },
+        };
+        let id = before.as_ref().map_or(self.next_id, |before| before.id);
+        self.next_id = self.next_id.max(id + 1);
+        let ttl_ms = spec.ttl_seconds.map(|ttl| ttl.saturating_mul(1_000));
+        let record = Arc::new(SourceRecord {
+            id,
+            revision: before.as_ref().map_or(1, |before| before.revision + 1),
+            set,
+            created_ms: before.as_ref().map_or(now_ms, |before| before.created_ms),
+            expires_ms: ttl_ms.map(|ttl| now_ms.saturating_add(ttl)),
+            spec,
+        });
+        self.records.insert(id, record.clone());
+        Ok(match before {
+            None => SourceStep::New(record),
+            Some(_) => SourceStep::Changed(record),
+        })
+    }
+
+    fn find(&self, spec: &SourceSpec) -> Option<&Arc<SourceRecord>> {
+        let wanted = (spec.kind, &spec.name, spec.prefix);
+        self.iter().find(|record| {
+            let spec = &record.spec;
+            (spec.kind, &spec.name, spec.prefix) == wanted
+        })
+    }
+}
+
+/// The set of an entry, if it is not one of its own.
+pub(crate) fn fixed_set(spec: &SourceSpec) -> Option<u8> {
+    if spec.is_bogons() {
+        return Some(SET_BOGONS);
+    }
+    if spec.name.is_some() {
+        return None;
+    }
+    Some(match (spec.kind, spec.mode) {
+        (Kind::Allow, _) => SET_ALLOW,
+        (Kind::Deny, Mode::Enforce) => SET_DENY,
+        (Kind::Deny, Mode::Monitor) => SET_DENY_MONITOR,
+    })
+}
+
+/// A number that no named set has.
+fn free_set(taken: u64) -> Option<u8> {
+    let free = NAMED & !taken;
+    (free != 0)
+        .then(|| free.trailing_zeros())
+        .and_then(|set| u8::try_from(set).ok())
+}
+
+/// The same from above, where the sets of the config are.
+pub(crate) fn last_free_set(taken: u64) -> Option<u8> {
+    let last = (NAMED & !taken).checked_ilog2()?;
+    u8::try_from(last).ok()
+}
+
+fn check(
+    before: Option<&Arc<SourceRecord>>,
+    precondition: &Precondition,
+) -> Result<(), SourceRefusal> {
+    if precondition.holds_for(before.map(|record| record.etag()).as_ref()) {
+        return Ok(());
+    }
+    Err(match before {
+        Some(record) if *precondition == Precondition::Absent => {
+            SourceRefusal::Exists { id: record.id }
+        }
+        Some(record) => SourceRefusal::Stale {
+            etag: record.etag().to_string(),
+        },
+        None => SourceRefusal::Missing,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::Members;
+
+    fn single(kind: Kind, prefix: &str) -> SourceSpec {
+        SourceSpec::single(kind, prefix.parse().unwrap())
+    }
+
+    fn named(name: &str) -> SourceSpec {
+        let members = Members::of(["192.0.2.0/24".parse().unwrap()]);
+        SourceSpec::named(Kind::Deny, name, Arc::new(members))
+    }
+
+    fn set(book: &mut SourceBook, spec: SourceSpec) -> Result<SourceStep, SourceRefusal> {
+        book.change(SourceChange::Set(spec, Precondition::None), 1 << 63, 1_000)
+    }
+
+    #[test]
+    fn an_entry_with_the_same_name_or_prefix_replaces_the_one_before() {
+        let mut book = SourceBook::new([], 1);
+        assert_eq!(
+            set(&mut book, single(Kind::Deny, "192.0.2.1/32"))
+                .unwrap()
+                .id(),
+            1
+        );
+        assert_eq!(
+            set(&mut book, single(Kind::Allow, "192.0.2.1/32"))
+                .unwrap()
+                .id(),
+            2
+        );
+        let SourceStep::New(record) = set(&mut book, named("list")).unwrap() else {
+            panic!("it is new");
+        };
+        assert_eq!((record.id, record.set), (3, 4));
+        let again = SourceSpec {
+            ttl_seconds: Some(5),
+            ..named("list")
+        };
+        let SourceStep::Changed(record) = set(&mut book, again).unwrap() else {
+            panic!("it was there");
+        };
+        assert_eq!((record.id, record.set, record.revision), (3, 4, 2));
+        assert_eq!(book.next_expiry_ms(), Some(6_000));
+        assert_eq!(book.expire(6_000), [3]);
+        let remove = |id| SourceChange::Remove(Kind::Allow, id, Precondition::None);
+        assert!(
+            book.change(remove(1), 0, 0).is_err(),
+            "it is of the other kind"
+        );
+        book.change(remove(2), 0, 0).unwrap();
+        let records: Vec<SourceRecord> = book.iter().map(|record| (**record).clone()).collect();
+        assert_eq!(SourceBook::new(records, 4), book);
+    }
+
+    #[test]
+    fn there_are_as_many_sets_as_there_are_bits() {
+        let mut book = SourceBook::new([], 1);
+        for n in 0..MOST_SETS - 1 {
+            set(&mut book, named(&format!("list{n}"))).unwrap();
+        }
+        // One is the config's.
+        let refused = set(&mut book, named("another")).unwrap_err();
+        assert!(matches!(refused, SourceRefusal::Sets));
+        let SourceStep::New(bogons) = set(&mut book, named("bogons")).unwrap() else {
+            panic!("it is new");
+        };
+        assert_eq!(bogons.set, SET_BOGONS);
+    }
+}
