@@ -638,6 +638,7 @@ impl Site {
             flows: 1 << 10,
             flow_idle: Duration::from_secs(900),
             exact_limits: 16,
+            source_prefixes: 1 << 10,
             lookup_slots: 4096,
             sketch_cells: 1 << 10,
             tunnel_source_v4: "172.16.0.0/16".parse().unwrap(),

@@ -18,6 +18,7 @@ mod rules;
 mod server;
 mod show;
 mod socket;
+mod sources;
 mod stream;
 mod tls;
 mod tokens;
@@ -26,6 +27,8 @@ mod tokens;
 mod limits_tests;
 #[cfg(test)]
 mod rules_tests;
+#[cfg(test)]
+mod sources_tests;
 #[cfg(test)]
 mod tests;
 
@@ -120,6 +123,18 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(rules::rules, rules::set))
         .routes(routes!(rules::preview))
         .routes(routes!(rules::rule, rules::replace, rules::remove))
+        .routes(routes!(sources::denied, sources::deny))
+        .routes(routes!(
+            sources::denied_one,
+            sources::replace_denied,
+            sources::remove_denied
+        ))
+        .routes(routes!(sources::allowed, sources::allow))
+        .routes(routes!(
+            sources::allowed_one,
+            sources::replace_allowed,
+            sources::remove_allowed
+        ))
         .routes(routes!(detection::mitigations))
         .routes(routes!(detection::revert))
         .routes(routes!(detection::allow))

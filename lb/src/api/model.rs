@@ -9,6 +9,7 @@ use crate::{
     detect::{mitigation::PhaseWord, signature::Evidence, trigger::Rates},
     limits::ClassWord,
     rules::{Action, Components, Origin},
+    sources::Kind,
 };
 
 /// A part of a list, or all of it.
@@ -237,6 +238,50 @@ pub struct RuleItem {
     pub dropped_bytes: u64,
 }
 
+/// Sources that are denied or allowed: a prefix, or a named set of them.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SourceItem {
+    pub id: u64,
+    pub kind: Kind,
+    /// Absent: it is a single prefix.
+    pub name: Option<String>,
+    /// Absent: it is a named set.
+    #[schema(value_type = Option<String>, example = "198.51.100.0/24")]
+    pub prefix: Option<IpNet>,
+    pub mode: Mode,
+    /// Ranges of IPv4 addresses that it has; neighbours are one.
+    pub ranges_v4: usize,
+    /// IPv6 prefixes that no other one of it covers.
+    pub prefixes_v6: usize,
+    pub ttl_seconds: Option<u64>,
+    pub comment: String,
+    /// It stands in the config file.
+    pub of_config: bool,
+    /// Changes with each change of the entry; `If-Match` takes it.
+    pub etag: String,
+    /// RFC 3339 with milliseconds, as `expires`; absent for sets of the config.
+    pub created: Option<String>,
+    /// Absent: it stays until it is removed.
+    pub expires: Option<String>,
+    /// Absent, as the next ones, for a single prefix: these are counted together.
+    pub matched_packets: Option<u64>,
+    pub matched_bytes: Option<u64>,
+    pub dropped_packets: Option<u64>,
+    pub dropped_bytes: Option<u64>,
+}
+
+/// What became of a list that was imported.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SourceImported {
+    pub entry: SourceItem,
+    /// Lines with prefixes.
+    pub lines: usize,
+    /// Lines that are no prefixes.
+    pub skipped: usize,
+    /// The first of these, with the reason.
+    pub bad: Vec<String>,
+}
+
 /// What a rule would have meant lately, by samples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RulePreview {
@@ -393,6 +438,21 @@ pub enum EventItem {
     RuleExpired {
         id: u64,
     },
+    /// Sources are denied or allowed.
+    SourceSet {
+        id: u64,
+        kind: Kind,
+        name: Option<String>,
+        #[schema(value_type = Option<String>)]
+        prefix: Option<IpNet>,
+    },
+    SourceRemoved {
+        id: u64,
+    },
+    /// Its time was over.
+    SourceExpired {
+        id: u64,
+    },
     DrainBegun {
         pool: String,
         address: String,
@@ -471,6 +531,9 @@ impl EventItem {
             Self::RulesSet { .. } => "rules_set",
             Self::RuleRemoved { .. } => "rule_removed",
             Self::RuleExpired { .. } => "rule_expired",
+            Self::SourceSet { .. } => "source_set",
+            Self::SourceRemoved { .. } => "source_removed",
+            Self::SourceExpired { .. } => "source_expired",
             Self::DrainBegun { .. } => "drain_begun",
             Self::DrainEnded { .. } => "drain_ended",
             Self::Health { .. } => "health",

@@ -55,6 +55,7 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
     tags(
         (name = "state", description = "How things are"),
         (name = "limits", description = "What source prefixes may send"),
+        (name = "sources", description = "Who is denied, and who is let in"),
         (name = "rules", description = "Which packets are dropped, limited or let pass"),
         (name = "detection", description = "Attacks, what is done about them, and who sends most"),
         (name = "drains", description = "Backends that get no new flows"),

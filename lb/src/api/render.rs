@@ -14,14 +14,17 @@ use super::{
     detection::whole,
     model::{
         AttackItem, BackendItem, DropItem, EventItem, FlowItem, Flows, InterfaceItem, LastReload,
-        LimitItem, LimitSummary, MitigationItem, RuleItem, RulePreview, Status, TaskItem, Told,
-        VipItem,
+        LimitItem, LimitSummary, MitigationItem, RuleItem, RulePreview, SourceItem, Status,
+        TaskItem, Told, VipItem,
     },
 };
 use crate::{
     config::{Backend, Forward, Mode, Pool},
-    control::{Event, Figures, HealthChange, LimitInForce, RuleInForce, TaskStatus, View},
+    control::{
+        Event, Figures, HealthChange, LimitInForce, RuleInForce, SourceInForce, TaskStatus, View,
+    },
     dataplane::BackendKey,
+    dataplane::SourceCounts,
     desired::way,
     detect::{
         detector::{AttackSeen, Decision},
@@ -34,6 +37,7 @@ use crate::{
     net::{NextHop, Resolution},
     rules::RuleSpec,
     service::capabilities,
+    sources::FIRST_CONFIG_ID,
 };
 
 pub(super) fn status(
@@ -211,6 +215,31 @@ pub(super) fn rule(rule: RuleInForce) -> RuleItem {
     }
 }
 
+pub(super) fn source(entry: SourceInForce) -> SourceItem {
+    let SourceInForce { record, counts } = entry;
+    let spec = &record.spec;
+    let count = |of: fn(&SourceCounts) -> u64| counts.as_ref().map(of);
+    SourceItem {
+        id: record.id,
+        kind: spec.kind,
+        name: spec.name.clone(),
+        prefix: spec.prefix,
+        mode: spec.mode,
+        ranges_v4: spec.members.v4().len(),
+        prefixes_v6: spec.members.v6().len(),
+        ttl_seconds: spec.ttl_seconds,
+        comment: spec.comment.clone(),
+        of_config: record.id >= FIRST_CONFIG_ID,
+        etag: record.etag().to_string(),
+        created: (record.created_ms > 0).then(|| date(record.created_ms)),
+        expires: record.expires_ms.map(date),
+        matched_packets: count(|counts| counts.passed.packets + counts.dropped.packets),
+        matched_bytes: count(|counts| counts.passed.bytes + counts.dropped.bytes),
+        dropped_packets: count(|counts| counts.dropped.packets),
+        dropped_bytes: count(|counts| counts.dropped.bytes),
+    }
+}
+
 pub(super) fn preview(spec: &RuleSpec, replay: &Replay) -> RulePreview {
     RulePreview {
         rule: spec.to_string(),
@@ -246,6 +275,14 @@ impl From<Event> for EventItem {
             },
             Event::RuleRemoved(id) => Self::RuleRemoved { id },
             Event::RuleExpired(id) => Self::RuleExpired { id },
+            Event::SourceSet(record) => Self::SourceSet {
+                id: record.id,
+                kind: record.spec.kind,
+                name: record.spec.name.clone(),
+                prefix: record.spec.prefix,
+            },
+            Event::SourceRemoved(id) => Self::SourceRemoved { id },
+            Event::SourceExpired(id) => Self::SourceExpired { id },
             Event::DrainBegun(name) => {
                 let (pool, address) = parts(name);
                 Self::DrainBegun { pool, address }

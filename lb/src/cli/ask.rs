@@ -9,15 +9,24 @@ use super::{
     detection, limits,
     names::{self, Kind},
     output::{Ink, Output},
-    plan, rules,
+    plan, rules, sources,
     table::{or_dash, table},
 };
-use crate::api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, TaskItem, VipItem};
+use crate::{
+    api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, TaskItem, VipItem},
+    sources::Kind as SourceKind,
+};
 
 pub(super) async fn ask(command: Command, client: Client, output: Output) -> Result<(), Failed> {
     match command {
         Command::Limit(command) => limits::change(command, &client, output).await,
         Command::Rule(command) => rules::change(command, &client, output).await,
+        Command::Deny(sources::SourceCommand::List(_))
+        | Command::Allow(sources::SourceCommand::List(_)) => show(&command, &client, output).await,
+        Command::Deny(command) => sources::change(SourceKind::Deny, command, &client, output).await,
+        Command::Allow(command) => {
+            sources::change(SourceKind::Allow, command, &client, output).await
+        }
         Command::Mitigation(command) => detection::change(&command, &client, output).await,
         Command::Drain(args) => {
             if let Err(error) = client.tell(Method::PUT, &drain_path(&args)).await {
@@ -85,6 +94,12 @@ async fn show_once(noun: &Command, client: &Client, output: Output) -> Result<()
         }
         Command::Limits(filters) => limits::show(filters, client, output).await,
         Command::Rules(filters) => rules::show(filters, client, output).await,
+        Command::Deny(sources::SourceCommand::List(filters)) => {
+            sources::show(SourceKind::Deny, filters, client, output).await
+        }
+        Command::Allow(sources::SourceCommand::List(filters)) => {
+            sources::show(SourceKind::Allow, filters, client, output).await
+        }
         Command::Mitigations(filters) => detection::mitigations(filters, client, output).await,
         Command::Talkers(args) => detection::talkers(args, client, output).await,
         _ => unreachable!("not the daemon's to answer"),

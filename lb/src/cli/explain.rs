@@ -18,7 +18,7 @@ use sluice_ebpf::abi::{DropReason, NO_BACKEND, Step, Trace};
 use super::{ExplainArgs, Failed, numbers::Names, output::Output};
 use crate::{
     config::{self, Config, Forward},
-    dataplane::{Action, Explainer},
+    dataplane::{Action, Explainer, SetNames},
     net,
 };
 
@@ -33,6 +33,8 @@ struct Explanation {
     forward: Option<Forward>,
     /// The last rule that means it.
     rule: Option<u64>,
+    /// The sets that its source is in, of those that decided.
+    sets: Vec<String>,
     steps: Vec<&'static str>,
     /// Hexadecimal, of the frame that would leave.
     out: Option<String>,
@@ -54,6 +56,7 @@ pub(super) fn explain(
         }
     };
     let mut explainer = Explainer::open(&config.dataplane.pin_dir, &config.dataplane)?;
+    let sets = SetNames::read(&config.dataplane.state_dir);
     let ifindex = ingress(&config);
     let mut writer = match &args.out {
         Some(path) => {
@@ -81,6 +84,7 @@ pub(super) fn explain(
             backend: names.backend(backend),
             forward: names.forward(backend),
             rule: explained.rule,
+            sets: sets.within(explained.trace.sets),
             steps: explained.steps().map(|step| step.word()).collect(),
             out: leaves.then(|| hex(&explained.frame)),
         };
@@ -108,12 +112,14 @@ fn reason(trace: &Trace) -> Option<&'static str> {
 
 fn text(number: usize, explanation: &Explanation) -> String {
     let rule = explanation.rule.map(|id| id.to_string());
+    let sets = Some(explanation.sets.join(", ")).filter(|sets| !sets.is_empty());
     let mut head = format!("{number}: {}", explanation.verdict);
     for (what, value) in [
         ("reason", explanation.reason),
         ("VIP", explanation.vip.as_deref()),
         ("backend", explanation.backend.as_deref()),
         ("rule", rule.as_deref()),
+        ("source in", sets.as_deref()),
     ] {
         if let Some(value) = value {
             head.push_str(&format!(", {what} {value}"));

@@ -16,6 +16,7 @@ mod output;
 mod plan;
 mod remote;
 mod rules;
+mod sources;
 mod table;
 mod token;
 mod unload;
@@ -117,6 +118,12 @@ enum Command {
     /// Add or remove a rule
     #[command(subcommand)]
     Rule(RuleCommand),
+    /// Show or change who is denied: prefixes, and lists from files
+    #[command(subcommand)]
+    Deny(sources::SourceCommand),
+    /// Show or change who is let in, whatever else holds
+    #[command(subcommand)]
+    Allow(sources::SourceCommand),
     /// Give a backend no new flows; it keeps those that it has
     Drain(DrainArgs),
     /// End a drain
@@ -174,6 +181,8 @@ impl Command {
             | Self::Mitigations(detection::MitigationFilters { watch, .. })
             | Self::Talkers(detection::TalkerArgs { watch, .. })
             | Self::Rules(RuleFilters { watch, .. })
+            | Self::Deny(sources::SourceCommand::List(sources::SourceFilters { watch, .. }))
+            | Self::Allow(sources::SourceCommand::List(sources::SourceFilters { watch, .. }))
             | Self::Limits(LimitFilters { watch, .. }) => Some(watch),
             _ => None,
         }

@@ -21,6 +21,8 @@ pub(super) const FILE: Keys = Keys {
         "vip",
         "policy",
         "rule",
+        "deny",
+        "allow",
     ],
     later: &["bgp"],
 };
@@ -39,6 +41,7 @@ pub(super) const DATAPLANE: Keys = Keys {
         "flows",
         "flow_idle",
         "exact_limits",
+        "source_prefixes",
         "lookup_slots",
         "sketch_cells",
         "tunnel_source_v4",
@@ -125,13 +128,27 @@ pub(super) const POLICY: Keys = Keys {
         "out_of_state",
         "rules",
         "syn",
+        "sources",
+        "bogons",
     ],
-    later: &["fragments", "bogons"],
+    later: &["fragments"],
 };
 
 pub(super) const RULE: Keys = Keys {
     place: "[[rule]]",
     known: &["text"],
+    later: &[],
+};
+
+pub(super) const DENY: Keys = Keys {
+    place: "[[deny]]",
+    known: &["name", "file", "prefixes", "mode", "skip_bad"],
+    later: &[],
+};
+
+pub(super) const ALLOW: Keys = Keys {
+    place: "[[allow]]",
+    known: &["name", "file", "prefixes", "skip_bad"],
     later: &[],
 };
 
@@ -217,8 +234,8 @@ pub(super) const LIMIT: Keys = Keys {
 #[cfg(test)]
 mod tests {
     use super::{
-        AMPLIFICATION, API, BACKEND, DATAPLANE, FILE, HEALTH, HOST, LIMIT, OUT_OF_STATE, POLICY,
-        POOL, POP, RULE, SANITY, SYN, TLS, VIP,
+        ALLOW, AMPLIFICATION, API, BACKEND, DATAPLANE, DENY, FILE, HEALTH, HOST, LIMIT, OUT_OF_STATE,
+        POLICY, POOL, POP, RULE, SANITY, SYN, TLS, VIP,
     };
 
     #[test]
@@ -245,6 +262,8 @@ mod tests {
             ("[policy.out_of_state]", &OUT_OF_STATE),
             ("[host]", &HOST),
             ("[[rule]]", &RULE),
+            ("[[deny]]", &DENY),
+            ("[[allow]]", &ALLOW),
             ("[[policy.limits]]", &LIMIT),
             ("[policy.syn]", &SYN),
         ];

@@ -19,6 +19,7 @@ mod read_pool;
 mod read_rule;
 mod read_sanity;
 mod read_site;
+mod read_sources;
 mod read_vip;
 mod secret;
 mod section;
@@ -31,6 +32,8 @@ use std::{
 
 use toml::{Spanned, de::DeTable};
 
+use crate::sources::Kind;
+
 pub use ca::{CaError, read_ca};
 pub(crate) use error::suggestion;
 pub use error::{ConfigError, ConfigErrors, Position};
@@ -38,7 +41,7 @@ pub use health::{Check, Health, HttpCheck, Statuses, Tls};
 pub use model::{
     AllDown, Amplified, Api, ApiTls, Backend, Class, Config, Dataplane, Detect, Forward, HashInput,
     Host, Mode, Origin, OutOfState, Policy, Pool, Pop, PrefixLengths, Protocol, Remote, Sanity,
-    Scope, SourceLimit, Stage, Stance, Syn, SynMode, Vip, XdpMode,
+    Scope, SourceLimit, SourceList, Stage, Stance, Syn, SynMode, Vip, XdpMode,
 };
 pub(crate) use read_policy::class_words;
 pub use secret::{SecretError, read_secret};
@@ -179,6 +182,15 @@ fn tables(
     let policy_names = cross::names(&policy_tables, "policy", lines);
     let vip_names = cross::names(&vip_tables, "VIP", lines);
     let rules = read_rule::rules(&list("rule", &keys::RULE), &vip_names);
+    let (denied, allowed) = (list("deny", &keys::DENY), list("allow", &keys::ALLOW));
+    cross::names(&denied, "denied set", lines);
+    cross::names(&allowed, "allowed set", lines);
+    let denied = denied.iter().map(|table| (Kind::Deny, table));
+    let allowed = allowed.iter().map(|table| (Kind::Allow, table));
+    let sources: Vec<_> = denied
+        .chain(allowed)
+        .filter_map(|(kind, table)| read_sources::sources(table, kind, outside))
+        .collect();
 
     let pop = read_site::pop(&file, outside);
     let dataplane = read_site::dataplane(&file);
@@ -217,6 +229,7 @@ fn tables(
         vips: vips.into_iter().map(|placed| placed.vip).collect(),
         policies,
         rules,
+        sources,
         host,
         origin: Origin {
             file: file_name.to_owned(),

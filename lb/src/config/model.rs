@@ -12,7 +12,7 @@ use sluice_ebpf::{abi::Check, amplification::Preset, sanity};
 use utoipa::ToSchema;
 
 use super::{error::Position, health::Health};
-use crate::rules::RuleSpec;
+use crate::{rules::RuleSpec, sources::SourceSpec};
 
 /// A whole config file, checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -25,9 +25,21 @@ pub struct Config {
     pub vips: Vec<Vip>,
     pub policies: Vec<Policy>,
     pub rules: Vec<RuleSpec>,
+    /// Named sets of sources that are denied or allowed.
+    pub sources: Vec<SourceList>,
     pub host: Host,
     #[serde(skip)]
     pub origin: Origin,
+}
+
+/// One `[[deny]]` or `[[allow]]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SourceList {
+    pub spec: SourceSpec,
+    /// Where its prefixes stand, if not in the config.
+    pub file: Option<PathBuf>,
+    /// Of its prefixes, which do not stand in `spec` when that is written.
+    pub fingerprint: u64,
 }
 
 /// Where a config was read from, for what can only be checked later. Says nothing about what the config means.
@@ -66,6 +78,8 @@ pub struct Dataplane {
     pub flow_idle: Duration,
     /// Most limits for single prefixes at a time. Default 131,072.
     pub exact_limits: u32,
+    /// IPv4 prefixes that sets of sources have room for, and a fourth as many of IPv6; a power of two. Default 2^20.
+    pub source_prefixes: u32,
     /// Slots for all lookup tables together, both halves. Default 0: chosen from the config at start.
     pub lookup_slots: u32,
     /// Cells in a row of the limiter's sketch, a power of two. Default 2^20.
@@ -281,6 +295,10 @@ pub struct Policy {
     /// What becomes of packets that a rule would drop.
     pub rules: Stage,
     pub syn: Syn,
+    /// What becomes of packets from sources that are denied.
+    pub sources: Stage,
+    /// The same for addresses that nobody on the internet has.
+    pub bogons: Stage,
 }
 
 /// One of a policy's `amplification`.
@@ -350,6 +368,8 @@ impl Policy {
             amplification: Vec::new(),
             out_of_state: None,
             rules: Stage::Enforce,
+            sources: Stage::Enforce,
+            bogons: Stage::Off,
             limits: Vec::new(),
             detect: None,
             syn: Syn::default(),

@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
-use super::{model::ApiTls, read_ca, read_secret};
-use crate::api::{ServerTls, TlsError, Tokens};
+use super::{model::ApiTls, read_ca, read_secret, read_sources};
+use crate::{
+    api::{ServerTls, TlsError, Tokens},
+    sources::{Members, OnBad},
+};
 
 /// Whether to look at them.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +38,13 @@ impl Outside {
         match self {
             Self::Checked => read_ca(path).map(drop).map_err(|wrong| wrong.to_string()),
             Self::Ignored => Ok(()),
+        }
+    }
+
+    pub(super) fn sources(self, path: &Path, on_bad: OnBad) -> Result<Members, String> {
+        match self {
+            Self::Checked => read_sources::read(path, on_bad),
+            Self::Ignored => Ok(Members::default()),
         }
     }
 

@@ -42,6 +42,12 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
     let rules = section.or("rules", Stage::Enforce, |field| {
         field.word(read_sanity::STAGES, &[])
     });
+    let sources = section.or("sources", Stage::Enforce, |field| {
+        field.word(read_sanity::STAGES, &[])
+    });
+    let bogons = section.or("bogons", Stage::Off, |field| {
+        field.word(read_sanity::STAGES, &[])
+    });
     let out_of_state = section.optional("out_of_state", |field| out_of_state(&field));
 
     let detect = section.optional("detect", |field| read_detect::stance(&field));
@@ -68,6 +74,8 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
         out_of_state: out_of_state?,
         rules: rules?,
         syn: syn?,
+        sources: sources?,
+        bogons: bogons?,
     })
 }
 

@@ -62,6 +62,7 @@ pub(super) fn dataplane(file: &Section<'_>) -> Option<(Dataplane, Vec<usize>)> {
         field.duration(FLOW_IDLE_MIN..=FLOW_IDLE_MAX)
     });
     let exact_limits = number("exact_limits", 1..=1 << 22, 1 << 17);
+    let source_prefixes = power("source_prefixes", 1 << 10..=1 << 24, 1 << 20);
     let lookup_slots = number("lookup_slots", 0..=1 << 28, 0);
     let sketch_cells = power("sketch_cells", 1 << 10..=1 << 24, 1 << 20);
     let tunnel_source_v4 = section.or("tunnel_source_v4", SOURCE_V4, |field| source_v4(&field));
@@ -76,6 +77,7 @@ pub(super) fn dataplane(file: &Section<'_>) -> Option<(Dataplane, Vec<usize>)> {
         flows: flows?,
         flow_idle: flow_idle?,
         exact_limits: exact_limits?,
+        source_prefixes: source_prefixes?,
         lookup_slots: lookup_slots?,
         sketch_cells: sketch_cells?,
         tunnel_source_v4: tunnel_source_v4?,

@@ -16,6 +16,7 @@ use crate::{
     drains::BackendName,
     limits::{Draft, LimitError, LimitSpec, Step},
     rules::RuleBook,
+    sources::SourceBook,
     store::{Change, StoreError, Writer},
 };
 
@@ -41,12 +42,17 @@ struct Flight {
     next_limit_id: u64,
     /// All rules as they are to be.
     rules: RuleBook,
+    corrected_sources: Vec<u64>,
+    /// The same of sources, if they change.
+    sources: Option<SourceBook>,
     outcome: oneshot::Receiver<Result<(), StoreError>>,
 }
 
 /// What was written is being made, a part at a time.
 struct Making {
     planned: VecDeque<Planned>,
+    /// Why the data plane did not take the sources.
+    sources_refused: Option<String>,
     /// Steps of the first that were taken.
     taken: Vec<Before>,
     /// Who waits for the tables.
@@ -57,6 +63,7 @@ struct Making {
 struct Plan<'a> {
     limits: Draft<'a>,
     rules: RuleBook,
+    sources: SourceBook,
     /// Backends that begin to drain, or cease to.
     drains: BTreeMap<BackendName, Draining>,
 }
@@ -111,7 +118,9 @@ impl<P: Dataplane> Control<P> {
     /// Has written what waits, unless a write is under way.
     pub(super) fn begin(&mut self) {
         let in_trouble = self.trouble.borrow().is_some();
-        let differ = self.limits.has_corrections() || self.rules.has_corrections();
+        let differ = self.limits.has_corrections()
+            || self.rules.has_corrections()
+            || self.sets.has_corrections();
         let corrections = differ && !in_trouble;
         let idle = matches!(self.changes.stage, Stage::Idle);
         if !idle || (self.changes.waiting.is_empty() && !corrections) {
@@ -126,10 +135,16 @@ impl<P: Dataplane> Control<P> {
         }
         let corrected_rules = self.rules.corrections();
         changes.extend(corrected_rules.iter().map(|id| Change::RemoveRule(*id)));
+        let mut corrected_sources = Vec::new();
+        for (id, change) in self.sets.corrections() {
+            corrected_sources.push(id);
+            changes.push(change);
+        }
         let requests = std::mem::take(&mut self.changes.waiting);
         let mut plan = Plan {
             limits: Draft::new(self.limits.book(), now_ms()),
             rules: self.rules.book().clone(),
+            sources: self.sets.book().clone(),
             drains: BTreeMap::new(),
         };
         let planned: VecDeque<Planned> = requests
@@ -146,7 +161,11 @@ impl<P: Dataplane> Control<P> {
         if plan.rules.next_id() > self.rules.book().next_id() {
             changes.push(Change::NextRuleId(plan.rules.next_id()));
         }
-        let rules = plan.rules;
+        if plan.sources.next_id() > self.sets.book().next_id() {
+            changes.push(Change::NextSourceId(plan.sources.next_id()));
+        }
+        let (rules, sources) = (plan.rules, plan.sources);
+        let with_sources = planned.iter().any(|planned| planned.source.is_some());
         let outcome = if changes.is_empty() {
             let (done, outcome) = oneshot::channel();
             _ = done.send(Ok(()));
@@ -160,6 +179,8 @@ impl<P: Dataplane> Control<P> {
             corrected_rules,
             next_limit_id,
             rules,
+            corrected_sources,
+            sources: with_sources.then_some(sources),
             outcome,
         });
     }
@@ -174,8 +195,11 @@ impl<P: Dataplane> Control<P> {
                     self.rules.hold(flight.rules);
                     self.rules.apply(&mut self.plane, |_| true);
                 }
+                let sources = flight.sources;
+                let held = sources.map(|book| self.sets.hold(book, &mut self.plane));
                 self.make(Making {
                     planned: flight.planned,
+                    sources_refused: held.and_then(Result::err),
                     taken: Vec::new(),
                     drained: Vec::new(),
                 });
@@ -186,6 +210,7 @@ impl<P: Dataplane> Control<P> {
                     self.limits.differs(id);
                 }
                 self.rules.differ(flight.corrected_rules);
+                self.sets.differ(flight.corrected_sources);
                 for planned in flight.planned {
                     planned.answer.refuse(Refused::Disk(why.clone()));
                 }
@@ -210,6 +235,16 @@ impl<P: Dataplane> Control<P> {
                 plan.rules = rules;
                 let mut planned = Planned::new(Vec::new(), Answer::Rules(reply));
                 planned.rules = steps;
+                Some(planned)
+            }
+            Request::Source(change, reply) => {
+                let step = self
+                    .sets
+                    .check(&change)
+                    .and_then(|()| plan.sources.change(change, self.sets.taken(), now_ms()));
+                let (step, reply) = or_refuse(step.map_err(Refused::from), reply)?;
+                let mut planned = Planned::new(Vec::new(), Answer::Source(reply));
+                planned.source = Some(step);
                 Some(planned)
             }
             Request::SetLimit(spec, precondition, reply) => {
@@ -321,6 +356,9 @@ impl<P: Dataplane> Control<P> {
             };
             let taken = std::mem::take(&mut making.taken);
             match refused {
+                Ok(()) if planned.source.is_some() => {
+                    self.source_made(planned, making.sources_refused.as_deref());
+                }
                 Ok(()) => self.made(planned, &mut making.drained),
                 Err(refused) => self.unmake(planned, taken, refused),
             }
@@ -349,6 +387,18 @@ impl<P: Dataplane> Control<P> {
         planned.answer.give(&planned.steps, |record| {
             self.limits.in_force(record.clone(), &self.plane)
         });
+    }
+
+    fn source_made(&self, planned: Planned, refused: Option<&str>) {
+        let (Some(step), Answer::Source(reply)) = (&planned.source, planned.answer) else {
+            return;
+        };
+        if let Some(why) = refused {
+            drop(reply.send(Err(Refused::Conflict(why.to_owned()))));
+            return;
+        }
+        self.tell_source(step);
+        drop(reply.send(Ok(self.source_changed(step))));
     }
 
     /// The data plane refused a step: those before it are taken back.

@@ -24,6 +24,7 @@ use crate::{
         limits::{Limits, now_ms},
         rules::Rules,
         scrape::LimitSeries,
+        sets::Sets,
     },
     dataplane::{BackendKey, Desired},
     desired::{self, Inputs, Tightened},
@@ -33,6 +34,7 @@ use crate::{
     limits::LimitBook,
     net::{Reason, Resolution},
     rules::RuleBook,
+    sources::SourceBook,
     store::{Contents, Writer},
 };
 
@@ -59,6 +61,7 @@ pub struct Control<P> {
     pub(super) limit_series: LimitSeries,
     pub(super) rules: Rules,
     pub(super) rule_series: LimitSeries,
+    pub(super) sets: Sets,
     /// Limits of detection beside those of policies.
     pub(super) tightened: Tightened,
     pub(super) changes: Changes,
@@ -142,6 +145,8 @@ impl<P: Dataplane> Control<P> {
             next_limit_id,
             rules,
             next_rule_id,
+            sources: entries,
+            next_source_id,
             drains,
             kept: _,
         } = start.contents;
@@ -152,6 +157,9 @@ impl<P: Dataplane> Control<P> {
         let book = RuleBook::new(rules, next_rule_id);
         let mut rules = Rules::new(book, &config, events.clone());
         rules.apply(&mut start.plane, |_| true);
+        let book = SourceBook::new(entries, next_source_id);
+        let mut sets = Sets::new(book, &config, events.clone());
+        sets.apply(&mut start.plane);
         let (sender, commands) = mpsc::channel(COMMANDS);
         handle.commands.store(Arc::new(sender));
         let control = Self {
@@ -164,6 +172,7 @@ impl<P: Dataplane> Control<P> {
             limit_series: LimitSeries::default(),
             rules,
             rule_series: LimitSeries::default(),
+            sets,
             tightened: Tightened::default(),
             trouble: start.writer.trouble(),
             changes: Changes::new(start.writer),
@@ -201,10 +210,15 @@ impl<P: Dataplane> Control<P> {
             // Here, not where its sleep ends: whoever asks often would put that off for ever.
             let more_expired = self.limits.expire(&mut self.plane);
             self.rules.expire(&mut self.plane);
+            self.sets.expire(&mut self.plane);
             self.begin();
             let gathered = self.gathered;
             let step = self.next_step();
-            let expiries = [self.limits.next_expiry_ms(), self.rules.next_expiry_ms()];
+            let expiries = [
+                self.limits.next_expiry_ms(),
+                self.rules.next_expiry_ms(),
+                self.sets.next_expiry_ms(),
+            ];
             let expiry = expiries.into_iter().flatten().min();
             tokio::select! {
                 command = self.commands.recv() => match command {
@@ -253,6 +267,9 @@ impl<P: Dataplane> Control<P> {
         if !what.is_empty() || self.rules.error().is_some() {
             self.rules.apply(&mut self.plane, |_| true);
         }
+        if self.sets.error().is_some() {
+            self.sets.apply(&mut self.plane);
+        }
         if !what.is_empty() && self.apply_error.is_none() {
             tracing::warn!(
                 what = what.join(", "),
@@ -289,6 +306,12 @@ impl<P: Dataplane> Control<P> {
                 drop(reply.send(Ok(self.rules.page(&query, &self.plane))));
             }
             Command::Rule(id, reply) => drop(reply.send(self.rules.get(id, &self.plane))),
+            Command::SourcePage(query, reply) => {
+                drop(reply.send(Ok(self.sets.page(&query, &self.plane))));
+            }
+            Command::Source(kind, key, reply) => {
+                drop(reply.send(self.sets.get(kind, &key, &self.plane)));
+            }
             Command::RuleCounts(reply) => drop(reply.send(Ok(self.plane.rule_counts()))),
             Command::Tighten(tightened, reply) => {
                 self.tightened = tightened;
@@ -338,7 +361,8 @@ impl<P: Dataplane> Control<P> {
         self.watch();
         self.reconcile();
         self.rules.apply(&mut self.plane, |_| true);
-        let result = attached.and_then(|()| self.applied());
+        let sets = self.sets.follow(&self.config, &mut self.plane);
+        let result = attached.and(sets).and_then(|()| self.applied());
         if result.is_err() {
             let refused = std::mem::replace(&mut self.config, old);
             self.rules.follow(&self.config);
@@ -348,6 +372,8 @@ impl<P: Dataplane> Control<P> {
             self.watch();
             self.reconcile();
             self.rules.apply(&mut self.plane, |_| true);
+            // They were there before.
+            _ = self.sets.follow(&self.config, &mut self.plane);
         }
         result
     }
@@ -363,6 +389,7 @@ impl<P: Dataplane> Control<P> {
             });
         }
         self.rules.fit_with(&new)?;
+        self.sets.fit_with(&new)?;
         Ok(new)
     }
 
@@ -466,6 +493,7 @@ impl<P: Dataplane> Control<P> {
         start
             .chain(self.apply_error.clone())
             .chain(self.rules.error())
+            .chain(self.sets.error())
             .chain(refused)
             .collect()
     }

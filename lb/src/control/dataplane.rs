@@ -12,7 +12,9 @@ use sluice_ebpf::{
 
 use crate::{
     config::Mode,
-    dataplane::{BackendKey, CrowdingByClass, Desired, ExactCounters, Preview},
+    dataplane::{
+        BackendKey, CrowdingByClass, Desired, ExactCounters, Preview, SourceCounts, SourceSet,
+    },
     limits::LimitSpec,
     rules::RuleSpec,
 };
@@ -79,6 +81,13 @@ pub trait Dataplane {
 
     /// What each rule counted, by id.
     fn rule_counts(&self) -> BTreeMap<u64, RuleCounts>;
+
+    /// Makes packets meet exactly these sets of sources. On an error they meet those from before; at the first call, those
+    /// that there is room for.
+    fn set_sources(&mut self, sets: &[SourceSet]) -> Result<(), Failure>;
+
+    /// What each set counted, by number.
+    fn source_counts(&self) -> BTreeMap<u8, SourceCounts>;
 }
 
 /// An interface whose packets the program sees.

@@ -6,7 +6,7 @@ use tokio::sync::broadcast;
 
 use crate::{
     detect::detector::Decision, drains::BackendName, health::State, limits::LimitRecord,
-    rules::RuleRecord,
+    rules::RuleRecord, sources::SourceRecord,
 };
 
 /// One change of the state.
@@ -24,6 +24,10 @@ pub enum Event {
     RulesSet(Arc<[u64]>),
     RuleRemoved(u64),
     RuleExpired(u64),
+    /// Sources are denied or allowed.
+    SourceSet(Arc<SourceRecord>),
+    SourceRemoved(u64),
+    SourceExpired(u64),
     DrainBegun(BackendName),
     DrainEnded(BackendName),
     Health(HealthChange),
@@ -68,6 +72,9 @@ impl Event {
             Self::RulesSet(_) => "rules_set",
             Self::RuleRemoved(_) => "rule_removed",
             Self::RuleExpired(_) => "rule_expired",
+            Self::SourceSet(_) => "source_set",
+            Self::SourceRemoved(_) => "source_removed",
+            Self::SourceExpired(_) => "source_expired",
             Self::DrainBegun(_) => "drain_begun",
             Self::DrainEnded(_) => "drain_ended",
             Self::Health(_) => "health",

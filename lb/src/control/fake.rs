@@ -13,7 +13,10 @@ use sluice_ebpf::{
 use super::{Attachment, Dataplane, DropFigure, Failure, Figures, Measured};
 use crate::{
     config::Mode,
-    dataplane::{BackendKey, Crowding, CrowdingByClass, Desired, ExactCounters, Preview},
+    dataplane::{
+        BackendKey, Crowding, CrowdingByClass, Desired, ExactCounters, Preview, Purpose,
+        SourceCounts, SourceSet,
+    },
     limits::LimitSpec,
     rules::RuleSpec,
 };
@@ -31,6 +34,7 @@ struct Held {
     limits: BTreeMap<u32, LimitSpec>,
     last_limit: u32,
     rules: Vec<(u64, RuleSpec)>,
+    sources: Vec<SourceSet>,
     /// For so many limits.
     room: Option<usize>,
 }
@@ -50,6 +54,14 @@ impl Fake {
         held.rules
             .iter()
             .map(|(_, rule)| rule.to_string())
+            .collect()
+    }
+
+    /// Numbers and purposes of the sets, and IPv4 ranges in each.
+    pub(crate) fn sources(&self) -> Vec<(u8, Purpose, usize)> {
+        let held = self.0.lock().unwrap();
+        let sets = held.sources.iter();
+        sets.map(|set| (set.number, set.purpose, set.members.v4().len()))
             .collect()
     }
 
@@ -230,6 +242,32 @@ impl Dataplane for Fake {
         let rules = rules.iter().map(|(id, spec)| (*id, RuleSpec::clone(spec)));
         self.0.lock().unwrap().rules = rules.collect();
         Ok(())
+    }
+
+    fn set_sources(&mut self, sets: &[SourceSet]) -> Result<(), Failure> {
+        let mut held = self.0.lock().unwrap();
+        let ranges = sets.iter().map(|set| set.members.v4().len()).sum::<usize>();
+        if held.room.is_some_and(|room| ranges > room) {
+            return Err("there is no room for these sources".into());
+        }
+        held.sources = sets.to_vec();
+        Ok(())
+    }
+
+    fn source_counts(&self) -> BTreeMap<u8, SourceCounts> {
+        let count = |packets| Count {
+            packets,
+            bytes: packets * 100,
+        };
+        let counts = SourceCounts {
+            passed: count(1),
+            dropped: count(5),
+        };
+        let held = self.0.lock().unwrap();
+        held.sources
+            .iter()
+            .map(|set| (set.number, counts))
+            .collect()
     }
 
     fn rule_counts(&self) -> BTreeMap<u64, RuleCounts> {

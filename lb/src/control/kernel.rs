@@ -7,7 +7,7 @@ use std::{
 };
 
 use sluice_ebpf::{
-    abi::{ANY_VIP, RuleCounts, Settings, maps},
+    abi::{ANY_VIP, RuleCounts, maps},
     exact::V6_WAYS,
 };
 
@@ -17,7 +17,7 @@ use crate::{
     dataplane::{
         Attached, BackendKey, Cells, Census, Desired, ExactCounters, ExactLimit, ExactLimits,
         ExactTables, LoadError, Mode, Need, Opened, Plane, Preview, RuleInForce, RuleMaps,
-        RunStats, TableKey,
+        RunStats, SetNames, SettingsWords, SourceCounts, SourceMaps, SourceSet, TableKey,
     },
     limits::LimitSpec,
     net,
@@ -34,6 +34,8 @@ pub(super) struct Kernel {
     gone: Vec<String>,
     program_id: Option<u32>,
     rules: RuleMaps,
+    /// `None` until sets of sources are taken over.
+    sources: Option<SourceMaps>,
     /// `None` until limits are adopted.
     exact: Option<ExactLimits>,
     /// Lookup tables by VIP.
@@ -89,6 +91,7 @@ impl Kernel {
         let kernel = Self {
             plane,
             rules,
+            sources: None,
             config: config.dataplane.clone(),
             attached: opened.interfaces.clone(),
             gone: Vec::new(),
@@ -197,7 +200,7 @@ impl Kernel {
 
     fn exact_tables(&self) -> Result<ExactTables, LoadError> {
         Ok(ExactTables {
-            settings: Box::new(SettingsWords(self.plane.map(maps::SETTINGS)?)),
+            settings: Box::new(SettingsWords::new(self.plane.map(maps::SETTINGS)?)),
             v4_filter: Box::new(self.plane.map::<[u32; 2]>(maps::EXACT_V4_FILTER)?),
             v4: Box::new(self.plane.map::<[u32; 2]>(maps::EXACT_V4)?),
             blocks: Box::new(self.plane.map::<[u32; 2]>(maps::EXACT_V4_BLOCKS)?),
@@ -237,6 +240,12 @@ impl Dataplane for Kernel {
         self.audit_limits(&mut found);
         if !self.rules.audit() {
             found.push("rules".to_owned());
+        }
+        let local_key = self.plane.settings().local_key;
+        if let Some(sources) = &mut self.sources
+            && !sources.audit(local_key)
+        {
+            found.push("sets of sources".to_owned());
         }
         self.audit_interfaces(&mut found);
         found
@@ -372,6 +381,27 @@ impl Dataplane for Kernel {
         Ok(self.rules.set(&rules)?)
     }
 
+    fn set_sources(&mut self, sets: &[SourceSet]) -> Result<(), Failure> {
+        let names = SetNames::of(sets);
+        names.save(&self.config.state_dir)?;
+        if let Some(sources) = &mut self.sources {
+            return Ok(sources.set(sets)?);
+        }
+        let (sources, refused) = self.plane.sources(sets)?;
+        self.sources = Some(sources);
+        match refused.first() {
+            Some((_, error)) => Err((*error).into()),
+            None => Ok(()),
+        }
+    }
+
+    fn source_counts(&self) -> BTreeMap<u8, SourceCounts> {
+        self.sources
+            .as_ref()
+            .map(SourceMaps::counts)
+            .unwrap_or_default()
+    }
+
     fn rule_counts(&self) -> BTreeMap<u64, RuleCounts> {
         self.rules.counts().unwrap_or_else(|error| {
             tracing::error!(
@@ -442,24 +472,6 @@ impl<const WORDS: usize> Cells<u64> for Mapped<[u64; WORDS]> {
 
     fn set(&mut self, at: usize, value: u64) {
         self.store_u64(index(at / WORDS), at % WORDS * 8, value);
-    }
-}
-
-/// `SETTINGS`, as half words.
-struct SettingsWords(Mapped<Settings>);
-
-impl Cells<u32> for SettingsWords {
-    fn len(&self) -> usize {
-        size_of::<Settings>() / 4
-    }
-
-    fn get(&self, at: usize) -> u32 {
-        let settings = self.0.read(0);
-        bytemuck::pod_read_unaligned(&bytemuck::bytes_of(&settings)[at * 4..][..4])
-    }
-
-    fn set(&mut self, at: usize, value: u32) {
-        self.0.store_u32(0, at * 4, value);
     }
 }
 

@@ -15,6 +15,7 @@ mod plan;
 mod request;
 mod rules;
 mod scrape;
+mod sets;
 mod sources;
 mod supervise;
 mod tasks;
@@ -41,6 +42,7 @@ use crate::{
     limits::{LimitError, LimitQuery, LimitSpec, Precondition},
     rules::{Origin, RuleChange, RuleSpec},
     service::Manager,
+    sources::{Kind, SourceChange, SourceSpec},
 };
 
 use plan::Draft;
@@ -58,6 +60,7 @@ pub use limits::{LimitInForce, LimitPage, Novelty};
 pub use plan::{Plan, VipPlan};
 pub use rules::{RuleInForce, RulePage, RuleQuery};
 pub use scrape::{LimitCounts, LimitLabel, MOST_LIMIT_SERIES, Scrape};
+pub use sets::{SetFigures, SourceInForce, SourcePage, SourceQuery};
 pub use sources::Sources;
 pub use supervise::{Heart, Supervisor, TaskStatus};
 pub use view::{Reload, View};
@@ -154,6 +157,8 @@ enum Command {
     Limit(u64, Reply<LimitInForce>),
     RulePage(RuleQuery, Reply<RulePage>),
     Rule(u64, Reply<RuleInForce>),
+    SourcePage(SourceQuery, Reply<SourcePage>),
+    Source(Kind, String, Reply<SourceInForce>),
     RuleCounts(Reply<BTreeMap<u64, RuleCounts>>),
     /// Limits of detection beside those of policies.
     Tighten(Tightened, Reply<()>),
@@ -365,6 +370,54 @@ impl Handle {
         self.change(|reply| Request::Rules(change, reply))
             .await
             .map(drop)
+    }
+
+    /// Some sources that are denied or allowed, by id.
+    pub async fn source_page(&self, query: SourceQuery) -> Result<SourcePage, Refused> {
+        self.ask(|reply| Command::SourcePage(query, reply)).await
+    }
+
+    /// The entry with this id, name or prefix.
+    pub async fn source(&self, kind: Kind, key: String) -> Result<SourceInForce, Refused> {
+        self.ask(|reply| Command::Source(kind, key, reply)).await
+    }
+
+    /// Denies or allows sources; an entry with the same name or prefix is replaced. Packets meet it when this returns.
+    pub async fn set_source(
+        &self,
+        spec: SourceSpec,
+        precondition: Precondition,
+    ) -> Result<(SourceInForce, Novelty), Refused> {
+        self.one_source(SourceChange::Set(spec, precondition)).await
+    }
+
+    /// Makes an entry be another; it keeps its id.
+    pub async fn replace_source(
+        &self,
+        id: u64,
+        spec: SourceSpec,
+        precondition: Precondition,
+    ) -> Result<SourceInForce, Refused> {
+        let change = SourceChange::Replace(id, spec, precondition);
+        self.one_source(change).await.map(|(entry, _)| entry)
+    }
+
+    /// No packet meets it any more when this returns.
+    pub async fn remove_source(
+        &self,
+        kind: Kind,
+        id: u64,
+        precondition: Precondition,
+    ) -> Result<(), Refused> {
+        let change = SourceChange::Remove(kind, id, precondition);
+        self.change(|reply| Request::Source(change, reply))
+            .await
+            .map(drop)
+    }
+
+    async fn one_source(&self, change: SourceChange) -> Result<(SourceInForce, Novelty), Refused> {
+        let changed = self.change(|reply| Request::Source(change, reply)).await?;
+        changed.ok_or(Refused::Ended)
     }
 
     async fn one_rule(&self, change: RuleChange) -> Result<(RuleInForce, Novelty), Refused> {

@@ -9,7 +9,7 @@ use std::{
 
 use super::{Control, Dataplane, Refused, control_loop::chain};
 use crate::{
-    config::{self, Config, Forward},
+    config::{self, Config, Forward, SourceList},
     dataplane::{BackendKey, Moved, Preview, VipChange},
     desired::{self, Inputs, way},
     drains::BackendName,
@@ -134,6 +134,7 @@ impl Draft {
         let mut steps = interface_steps(&self.before, &self.after);
         steps.extend(self.preview.steps().iter().map(ToString::to_string));
         steps.extend(rule_steps(&self.before, &self.after));
+        steps.extend(source_steps(&self.before, &self.after));
         let before = Vips::of(&self.before);
         let after = Vips::of(&self.after);
         let mut changes = self.preview.vips();
@@ -193,6 +194,26 @@ fn interface_steps(before: &Config, after: &Config) -> Vec<String> {
         .map(|name| format!("attach to interface {name}"))
         .chain(detach.map(|name| format!("detach from interface {name}")))
         .collect()
+}
+
+fn source_steps(before: &Config, after: &Config) -> impl Iterator<Item = String> {
+    let named = |list: &SourceList| {
+        let name = list.spec.name.as_deref().unwrap_or_default();
+        (list.spec.kind.word(), name.to_owned())
+    };
+    let put = after
+        .sources
+        .iter()
+        .filter(|list| !before.sources.contains(list))
+        .map(named);
+    let stays: Vec<_> = after.sources.iter().map(named).collect();
+    let remove = before
+        .sources
+        .iter()
+        .map(named)
+        .filter(move |list| !stays.contains(list));
+    put.map(|(kind, name)| format!("put {kind} set {name}"))
+        .chain(remove.map(|(kind, name)| format!("remove {kind} set {name}")))
 }
 
 fn rule_steps(before: &Config, after: &Config) -> impl Iterator<Item = String> {

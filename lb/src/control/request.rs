@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{Draining, LimitInForce, Novelty, Refused, Reply, RuleInForce, rules::written};
+use super::{
+    Draining, LimitInForce, Novelty, Refused, Reply, RuleInForce, SourceInForce, rules::written,
+    sets,
+};
 use crate::{
     drains::BackendName,
     limits::{LimitRecord, LimitSpec, Precondition, Step},
     rules::{RuleChange, RuleStep},
+    sources::{SourceChange, SourceStep},
     store::Change,
 };
 
@@ -18,6 +22,7 @@ pub(super) enum Request {
     ReplaceLimit(u64, LimitSpec, Precondition, Reply<(LimitInForce, Novelty)>),
     RemoveLimit(u64, Precondition, Reply<()>),
     Rules(RuleChange, Reply<Vec<(RuleInForce, Novelty)>>),
+    Source(SourceChange, Reply<Option<(SourceInForce, Novelty)>>),
     Drain(BackendName, Draining, Reply<()>),
     /// Rows of detection; without a value: to be removed.
     Keep(Vec<(String, Option<Vec<u8>>)>, Reply<()>),
@@ -35,6 +40,7 @@ pub struct LimitsSet {
 pub(super) struct Planned {
     pub(super) steps: Vec<Step>,
     pub(super) rules: Vec<RuleStep>,
+    pub(super) source: Option<SourceStep>,
     pub(super) drain: Option<(BackendName, Draining)>,
     pub(super) kept: Vec<Change>,
     pub(super) answer: Answer,
@@ -44,6 +50,7 @@ pub(super) enum Answer {
     Limit(Reply<(LimitInForce, Novelty)>),
     Limits(Reply<LimitsSet>),
     Rules(Reply<Vec<(RuleInForce, Novelty)>>),
+    Source(Reply<Option<(SourceInForce, Novelty)>>),
     Done(Reply<()>),
 }
 
@@ -55,6 +62,7 @@ impl Request {
             }
             Self::SetLimits(_, reply) => Answer::Limits(reply),
             Self::Rules(_, reply) => Answer::Rules(reply),
+            Self::Source(_, reply) => Answer::Source(reply),
             Self::RemoveLimit(_, _, reply) | Self::Drain(_, _, reply) | Self::Keep(_, reply) => {
                 Answer::Done(reply)
             }
@@ -67,6 +75,7 @@ impl Planned {
         Self {
             steps,
             rules: Vec::new(),
+            source: None,
             drain: None,
             kept: Vec::new(),
             answer,
@@ -88,6 +97,7 @@ impl Planned {
             Step::Same(_) => None,
         }));
         changes.extend(self.rules.iter().map(written));
+        changes.extend(self.source.iter().map(sets::written));
         changes.extend(self.kept.iter().cloned());
         changes.extend(self.drain.iter().map(|(name, draining)| match draining {
             Draining::Begin => Change::Drain(name.clone()),
@@ -103,6 +113,7 @@ impl Answer {
             Self::Limit(reply) => drop(reply.send(Err(refused))),
             Self::Limits(reply) => drop(reply.send(Err(refused))),
             Self::Rules(reply) => drop(reply.send(Err(refused))),
+            Self::Source(reply) => drop(reply.send(Err(refused))),
             Self::Done(reply) => drop(reply.send(Err(refused))),
         }
     }
@@ -116,7 +127,7 @@ impl Answer {
                 drop(reply.send(Ok((in_force(record), Novelty::Replaced))));
             }
             // No other step sets one limit, and dropping the reply says so.
-            (Self::Limit(_) | Self::Rules(_), _) => {}
+            (Self::Limit(_) | Self::Rules(_) | Self::Source(_), _) => {}
             (Self::Limits(reply), steps) => {
                 let set = LimitsSet {
                     ids: steps.iter().map(Step::id).collect(),

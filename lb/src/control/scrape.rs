@@ -5,7 +5,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use super::{Control, Dataplane, Figures, Refused, chain, dataplane::Measured, rules::Rules};
+use super::{
+    Control, Dataplane, Figures, Refused, chain, dataplane::Measured, rules::Rules,
+    sets::SetFigures,
+};
 use crate::dataplane::CrowdingByClass;
 
 /// What a scrape of the metrics shows, but for what stands in the view.
@@ -20,6 +23,8 @@ pub struct Scrape {
     pub limits: Vec<(LimitLabel, LimitCounts)>,
     /// The same of rules.
     pub rules: Vec<(LimitLabel, LimitCounts)>,
+    /// What packets from the sources of each set were counted.
+    pub sets: SetFigures,
 }
 
 /// Which limits a series is about.
@@ -57,6 +62,7 @@ impl<P: Dataplane> Control<P> {
             xdp_ns_per_packet,
             limits: self.limit_series.choose(counts),
             rules: self.rule_series.choose(rules),
+            sets: self.sets.figures(&self.plane),
         })
     }
 }

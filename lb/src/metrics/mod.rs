@@ -300,6 +300,15 @@ fn limits(page: &mut Page, scrape: &Scrape) -> Result<(), prometheus::Error> {
         [names::RULE_MATCHED_PACKETS, names::RULE_DROPPED_PACKETS],
         scrape.rules.iter().map(limited),
     )?;
+    let sets = scrape.sets.iter().map(|(kind, name, counts)| {
+        let (passed, dropped) = (counts.passed.packets, counts.dropped.packets);
+        let labels = [kind.word().into(), name.clone()];
+        (labels, [float(passed + dropped), float(dropped)])
+    });
+    page.table(
+        [names::SET_MATCHED_PACKETS, names::SET_DROPPED_PACKETS],
+        sets,
+    )?;
     page.table(
         [names::LIMIT_MATCHED_PACKETS, names::LIMIT_DROPPED_PACKETS],
         scrape.limits.iter().map(limited),

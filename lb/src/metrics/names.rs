@@ -85,6 +85,10 @@ metrics! {
         "Packets that a rule means. The 100 rules that drop most by id, and other for the sum of the rest.";
     RULE_DROPPED_PACKETS = Counter "sluice_rule_dropped_packets_total" ["rule"]
         "Packets that the rule dropped. With mode monitor they were not dropped.";
+    SET_MATCHED_PACKETS = Counter "sluice_set_matched_packets_total" ["kind", "set"]
+        "Packets from sources that are denied or allowed, by set; single prefixes are the set prefixes.";
+    SET_DROPPED_PACKETS = Counter "sluice_set_dropped_packets_total" ["kind", "set"]
+        "Those of them that were dropped for that.";
     LIMITER_FILL_RATIO = Gauge "sluice_limiter_fill_ratio" ["class"]
         "Part of the sketch's cells that are full for the strictest limit of a class, by a sample of its pages.";
     LIMITER_COLLATERAL_PROBABILITY = Gauge "sluice_limiter_collateral_probability" ["class"]

@@ -28,6 +28,7 @@ use crate::{
     drains::{BackendName, Drains},
     limits::LimitRecord,
     rules::RuleRecord,
+    sources::SourceRecord,
 };
 
 pub use disk::{Allocated, Directory};
@@ -47,6 +48,10 @@ pub enum Change {
     RemoveRule(u64),
     /// As [`Change::NextLimitId`].
     NextRuleId(u64),
+    SetSource(Arc<SourceRecord>),
+    RemoveSource(u64),
+    /// As [`Change::NextLimitId`].
+    NextSourceId(u64),
     Drain(BackendName),
     Undrain(BackendName),
     /// What detection knows, by a key of its own; `None`: not any more.
@@ -62,6 +67,9 @@ pub struct Contents {
     /// By id.
     pub rules: Vec<RuleRecord>,
     pub next_rule_id: u64,
+    /// By id.
+    pub sources: Vec<SourceRecord>,
+    pub next_source_id: u64,
     pub drains: Drains,
     /// What detection knew.
     pub kept: BTreeMap<String, Vec<u8>>,
@@ -265,6 +273,8 @@ impl Default for Contents {
             next_limit_id: 1,
             rules: Vec::new(),
             next_rule_id: 1,
+            sources: Vec::new(),
+            next_source_id: 1,
             drains: Drains::new(),
             kept: BTreeMap::new(),
         }

@@ -10,7 +10,11 @@ use redb::{
 };
 
 use super::{Change, Contents, Failure};
-use crate::{limits::LimitRecord, rules::RuleRecord};
+use crate::{
+    limits::LimitRecord,
+    rules::RuleRecord,
+    sources::{Members, SourceRecord},
+};
 
 /// Single numbers by name.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -21,6 +25,8 @@ const DRAINS: TableDefinition<'_, &str, ()> = TableDefinition::new("drains");
 
 /// [`RuleRecord`] as JSON, by id.
 const RULES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rules");
+/// [`SourceRecord`] by id: the length of its JSON, that, and its members.
+const SOURCES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("sources");
 /// What detection knows, as it writes it.
 const DETECTION: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("detection");
 
@@ -28,6 +34,7 @@ const DETECTION: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("detect
 const FORMAT_ROW: &str = "format";
 const NEXT_LIMIT_ID: &str = "next_limit_id";
 const NEXT_RULE_ID: &str = "next_rule_id";
+const NEXT_SOURCE_ID: &str = "next_source_id";
 
 /// What this daemon writes, and the highest that it reads.
 const FORMAT: u64 = 1;
@@ -38,6 +45,7 @@ pub(super) enum Row {
     Meta(&'static str, Option<u64>),
     Limit(u64, Option<Vec<u8>>),
     Rule(u64, Option<Vec<u8>>),
+    Source(u64, Option<Vec<u8>>),
     Drain(String, Option<()>),
     Kept(String, Option<Vec<u8>>),
 }
@@ -47,6 +55,7 @@ pub(super) enum Row {
 pub(super) enum Unreadable {
     Limit(u64),
     Rule(u64),
+    Source(u64),
     Drain(String),
 }
 
@@ -55,6 +64,7 @@ impl Unreadable {
         match self {
             Self::Limit(id) => Row::Limit(*id, None),
             Self::Rule(id) => Row::Rule(*id, None),
+            Self::Source(id) => Row::Source(*id, None),
             Self::Drain(name) => Row::Drain(name.clone(), None),
         }
     }
@@ -65,6 +75,7 @@ impl fmt::Display for Unreadable {
         match self {
             Self::Limit(id) => write!(f, "limit {id}"),
             Self::Rule(id) => write!(f, "rule {id}"),
+            Self::Source(id) => write!(f, "denied or allowed sources {id}"),
             Self::Drain(name) => write!(f, "drain {name:?}"),
         }
     }
@@ -95,6 +106,8 @@ pub(super) fn read(database: &Database) -> Result<Read, Failure> {
     read.contents.next_limit_id = next.map_or(1, |next| next.value().max(1));
     let next = meta.get(NEXT_RULE_ID).map_err(redb::Error::from)?;
     read.contents.next_rule_id = next.map_or(1, |next| next.value().max(1));
+    let next = meta.get(NEXT_SOURCE_ID).map_err(redb::Error::from)?;
+    read.contents.next_source_id = next.map_or(1, |next| next.value().max(1));
     let limits = transaction.open_table(LIMITS).map_err(redb::Error::from)?;
     for row in limits.iter().map_err(redb::Error::from)? {
         let (id, record) = row.map_err(redb::Error::from)?;
@@ -127,6 +140,20 @@ pub(super) fn read(database: &Database) -> Result<Read, Failure> {
         Err(TableError::TableDoesNotExist(_)) => {}
         Err(error) => return Err(redb::Error::from(error).into()),
     }
+    match transaction.open_table(SOURCES) {
+        Ok(sources) => {
+            for row in sources.iter().map_err(redb::Error::from)? {
+                let (id, value) = row.map_err(redb::Error::from)?;
+                match source(value.value()) {
+                    Some(record) if record.id == id.value() => read.contents.sources.push(record),
+                    _ => read.unreadable.push(Unreadable::Source(id.value())),
+                }
+            }
+        }
+        // None was ever set.
+        Err(TableError::TableDoesNotExist(_)) => {}
+        Err(error) => return Err(redb::Error::from(error).into()),
+    }
     match transaction.open_table(DETECTION) {
         Ok(kept) => {
             for row in kept.iter().map_err(redb::Error::from)? {
@@ -151,6 +178,7 @@ pub(super) fn apply(
     let mut limits = transaction.open_table(LIMITS)?;
     let mut drains = transaction.open_table(DRAINS)?;
     let mut rules = transaction.open_table(RULES)?;
+    let mut sources = transaction.open_table(SOURCES)?;
     let mut kept = transaction.open_table(DETECTION)?;
     let mut before = Vec::with_capacity(changes.len());
     let owned = |value: Option<redb::AccessGuard<'_, &[u8]>>| value.map(|v| v.value().to_vec());
@@ -186,6 +214,16 @@ pub(super) fn apply(
                 let value = meta.insert(NEXT_RULE_ID, next)?;
                 Row::Meta(NEXT_RULE_ID, value.map(|value| value.value()))
             }
+            Change::SetSource(record) => {
+                let value = source_bytes(record)
+                    .map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+                Row::Source(record.id, owned(sources.insert(record.id, &*value)?))
+            }
+            Change::RemoveSource(id) => Row::Source(*id, owned(sources.remove(id)?)),
+            Change::NextSourceId(next) => {
+                let value = meta.insert(NEXT_SOURCE_ID, next)?;
+                Row::Meta(NEXT_SOURCE_ID, value.map(|value| value.value()))
+            }
             Change::Keep(key, value) => {
                 let before = match value {
                     Some(value) => owned(kept.insert(&**key, &**value)?),
@@ -207,6 +245,7 @@ pub(super) fn restore(
     let mut limits = transaction.open_table(LIMITS)?;
     let mut drains = transaction.open_table(DRAINS)?;
     let mut rules = transaction.open_table(RULES)?;
+    let mut sources = transaction.open_table(SOURCES)?;
     let mut kept = transaction.open_table(DETECTION)?;
     // A row that changed twice was first what its first change found.
     for row in rows.iter().rev() {
@@ -219,11 +258,32 @@ pub(super) fn restore(
             Row::Drain(name, None) => drop(drains.remove(&**name)?),
             Row::Rule(id, Some(value)) => drop(rules.insert(id, &**value)?),
             Row::Rule(id, None) => drop(rules.remove(id)?),
+            Row::Source(id, Some(value)) => drop(sources.insert(id, &**value)?),
+            Row::Source(id, None) => drop(sources.remove(id)?),
             Row::Kept(key, Some(value)) => drop(kept.insert(&**key, &**value)?),
             Row::Kept(key, None) => drop(kept.remove(&**key)?),
         }
     }
     Ok(Vec::new())
+}
+
+/// A set of a million prefixes as JSON would be several times as long.
+fn source_bytes(record: &SourceRecord) -> Result<Vec<u8>, serde_json::Error> {
+    let json = serde_json::to_vec(record)?;
+    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(json);
+    bytes.extend(record.spec.members.to_bytes());
+    Ok(bytes)
+}
+
+fn source(bytes: &[u8]) -> Option<SourceRecord> {
+    let (length, rest) = bytes.split_first_chunk::<8>()?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+    let (json, members) = rest.split_at_checked(length)?;
+    let mut record: SourceRecord = serde_json::from_slice(json).ok()?;
+    record.spec.members = Members::from_bytes(members)?.into();
+    // The data plane has no more.
+    (record.set < 64).then_some(record)
 }
 
 /// The format that was written; `None` in a database that nobody wrote to.

@@ -8,7 +8,11 @@ use super::{
     shaky::{Luck, Shaky},
     *,
 };
-use crate::{limits::LimitSpec, rules::RuleRecord};
+use crate::{
+    limits::LimitSpec,
+    rules::RuleRecord,
+    sources::{Kind, Members, SourceRecord, SourceSpec},
+};
 
 fn record(id: u64, pps: u64) -> LimitRecord {
     let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 + u32::try_from(id).unwrap());
@@ -51,6 +55,12 @@ fn apply(contents: &mut Contents, changes: &[Change]) {
             }
             Change::RemoveRule(id) => contents.rules.retain(|rule| rule.id != *id),
             Change::NextRuleId(next) => contents.next_rule_id = *next,
+            Change::SetSource(record) => {
+                contents.sources.retain(|source| source.id != record.id);
+                contents.sources.push((**record).clone());
+            }
+            Change::RemoveSource(id) => contents.sources.retain(|source| source.id != *id),
+            Change::NextSourceId(next) => contents.next_source_id = *next,
             Change::Keep(key, Some(value)) => {
                 contents.kept.insert(key.clone(), value.to_vec());
             }
@@ -59,6 +69,7 @@ fn apply(contents: &mut Contents, changes: &[Change]) {
     }
     contents.limits.sort_by_key(|limit| limit.id);
     contents.rules.sort_by_key(|rule| rule.id);
+    contents.sources.sort_by_key(|source| source.id);
 }
 
 /// Opens a store of which nothing may be said.
@@ -82,6 +93,19 @@ fn change() -> impl Strategy<Value = Change> {
         }))),
         1 => (1..20_u64).prop_map(Change::RemoveRule),
         1 => (1..100_u64).prop_map(Change::NextRuleId),
+        2 => (1..20_u64, 1..=32_u8).prop_map(|(id, length)| Change::SetSource(Arc::new(SourceRecord {
+            id,
+            revision: 1,
+            set: 4,
+            spec: SourceSpec::named(Kind::Deny, "list", Arc::new(Members::of([
+                ipnet::IpNet::new("192.0.2.0".parse().unwrap(), length).unwrap(),
+                "2001:db8::/32".parse().unwrap(),
+            ]))),
+            created_ms: 1,
+            expires_ms: None,
+        }))),
+        1 => (1..20_u64).prop_map(Change::RemoveSource),
+        1 => (1..100_u64).prop_map(Change::NextSourceId),
         1 => ("[a-c]", prop::option::of(prop::collection::vec(any::<u8>(), 0..40)))
             .prop_map(|(key, value)| Change::Keep(key, value.map(Into::into))),
         1 => (1..5_u8).prop_map(|n| Change::Drain(drain(n))),

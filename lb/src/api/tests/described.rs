@@ -117,6 +117,29 @@ const PREVIEW: &str = "/v1/rules/preview";
 const RULE: &str = r#""ttl 7 -> drop""#;
 const OTHER_RULE: &str = r#""ttl 8 -> drop""#;
 
+/// Of each kind: the list, one entry as described, two that are set, one that is not, and one of the config if there is any.
+const SOURCES: [[&str; 6]; 2] = [
+    [
+        "/v1/deny",
+        "/v1/deny/{id}",
+        "/v1/deny/one",
+        "/v1/deny/two",
+        "/v1/deny/nine",
+        "/v1/deny/1000000001",
+    ],
+    [
+        "/v1/allow",
+        "/v1/allow/{id}",
+        "/v1/allow/one",
+        "/v1/allow/two",
+        "/v1/allow/nine",
+        "/v1/allow/1000000001",
+    ],
+];
+const SET: &str = r#"{ "name": "one", "prefixes": ["192.0.2.0/24"] }"#;
+const OTHER_SET: &str = r#"{ "name": "two", "list": "192.0.2.0/24\n" }"#;
+const THIRD_SET: &str = r#"{ "name": "three", "prefixes": ["192.0.2.0/24", "198.51.100.0/24"] }"#;
+
 const REVERT: &str = "/v1/mitigations/{id}/revert";
 const ALLOW: &str = "/v1/mitigations/{id}/allow";
 
@@ -184,6 +207,27 @@ async fn every_described_answer_is_given_through_tls() {
         preview_rule("{}"),
         preview_rule(&" ".repeat(2 << 20)),
     ];
+    for [all, one, first, _, none, _] in SOURCES {
+        let post = |body: &str| (Method::POST, all, all, body.to_owned());
+        let put = |path, body: &str| (Method::PUT, one, path, body.to_owned());
+        calls.extend([
+            post(SET),
+            post(SET),
+            post(OTHER_SET),
+            post("["),
+            post("{}"),
+            post(&" ".repeat((64 << 20) + 1)),
+            put(first, SET),
+            put(first, OTHER_SET),
+            put(none, SET),
+            put(first, "["),
+            put(first, "{}"),
+            put(first, &" ".repeat((64 << 20) + 1)),
+            (Method::GET, one, first, String::new()),
+            (Method::GET, one, none, String::new()),
+            (Method::GET, all, all, String::new()),
+        ]);
+    }
     calls.extend(
         [
             "/v1/status",
@@ -208,6 +252,10 @@ async fn every_described_answer_is_given_through_tls() {
     );
     let removed = ["/v1/rules/1", "/v1/rules/9"];
     calls.extend(removed.map(|path| (delete.clone(), ONE_RULE, path, String::new())));
+    for [_, one, first, _, none, config] in SOURCES {
+        let removed = [first, none, config];
+        calls.extend(removed.map(|path| (delete.clone(), one, path, String::new())));
+    }
     for method in [&put, &delete] {
         calls.push(drain(method, BACKEND));
         calls.push(drain(method, "/v1/drains/backend/web/10.0.0.9"));
@@ -223,6 +271,8 @@ async fn every_described_answer_is_given_through_tls() {
             ("/v1/drops", "/v1/drops?limit=1&limit=2"),
             ("/v1/limits", "/v1/limits?class=tcp"),
             ("/v1/rules", "/v1/rules?origin=x"),
+            ("/v1/deny", "/v1/deny?covers=x"),
+            ("/v1/allow", "/v1/allow?covers=x"),
         ]
         .map(|(described, path)| (Method::GET, described, path, String::new())),
     );
@@ -294,6 +344,15 @@ async fn every_described_answer_is_given_through_tls() {
         .await;
     note(&mut seen, &delete, ONE_RULE, &answer);
 
+    world.plane.make_room_for(Some(0));
+    for [all, ..] in SOURCES {
+        let answer = remote
+            .send(&remote.operate, Method::POST, all, THIRD_SET)
+            .await;
+        note(&mut seen, &Method::POST, all, &answer);
+    }
+    world.plane.make_room_for(None);
+
     // Conditions that do not hold, that make no sense, and a disk that fails.
     let answer = remote
         .send(&remote.operate, Method::POST, "/v1/limits", LIMIT)
@@ -304,7 +363,7 @@ async fn every_described_answer_is_given_through_tls() {
         .await;
     let one_rule = format!("/v1/rules/{}", answer.json()["id"]);
     let slower = LIMIT.replace("1000", "7");
-    let changes = [
+    let mut changes = vec![
         (Method::POST, "/v1/limits", "/v1/limits", slower.as_str()),
         (put.clone(), ONE, one.as_str(), slower.as_str()),
         (delete.clone(), ONE, one.as_str(), ""),
@@ -312,6 +371,15 @@ async fn every_described_answer_is_given_through_tls() {
         (put.clone(), ONE_RULE, one_rule.as_str(), RULE),
         (delete.clone(), ONE_RULE, one_rule.as_str(), ""),
     ];
+    for [all, one, first, ..] in SOURCES {
+        let set = remote.send(&remote.operate, Method::POST, all, SET).await;
+        assert_eq!(set.status, 201, "{}", set.text());
+        changes.extend([
+            (Method::POST, all, all, SET),
+            (put.clone(), one, first, SET),
+            (delete.clone(), one, first, ""),
+        ]);
+    }
     for (method, described, path, body) in &changes {
         for tag in ["\"99-99\"", "nonsense"] {
             let request = request(&remote.operate, method.clone(), path);
@@ -345,6 +413,10 @@ async fn every_described_answer_is_given_through_tls() {
         (Method::POST, "/v1/rules", "/v1/rules"),
         (put.clone(), ONE_RULE, "/v1/rules/1"),
         (Method::POST, PREVIEW, PREVIEW),
+        (Method::POST, "/v1/deny", "/v1/deny"),
+        (put.clone(), "/v1/deny/{id}", "/v1/deny/1"),
+        (Method::POST, "/v1/allow", "/v1/allow"),
+        (put.clone(), "/v1/allow/{id}", "/v1/allow/1"),
     ] {
         let request = || request(&remote.operate, method.clone(), path);
         let typed = request().header(header::CONTENT_TYPE, "text/plain");
@@ -439,6 +511,15 @@ async fn every_described_answer_is_given_through_tls() {
         [Method::GET, delete.clone()]
             .map(|method| (method, ONE_RULE, "/v1/rules/1", String::new())),
     );
+    for [all, one, _, second, ..] in SOURCES {
+        ended.extend([
+            (Method::GET, all, all, String::new()),
+            (Method::POST, all, all, SET.to_owned()),
+            (put.clone(), one, second, SET.to_owned()),
+            (delete.clone(), one, second, String::new()),
+            (Method::GET, one, second, String::new()),
+        ]);
+    }
     for (method, described, path, body) in ended {
         let answer = remote
             .send(&remote.operate, method.clone(), path, body)

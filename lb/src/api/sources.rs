@@ -1,0 +1,398 @@
+//! `/v1/deny` and `/v1/allow`: sources that are denied or allowed, single prefixes and whole lists.
+
+use std::net::IpAddr;
+
+use axum::{
+    Json,
+    extract::{Path, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::{
+    Answer, Api, Problem, Shared, guard,
+    limits::{precondition, read},
+    model::{Page, SourceImported, SourceItem},
+    query::{self, Params},
+    render,
+};
+use crate::{
+    config::Mode,
+    control::{Novelty, Refused, SourceInForce, SourceQuery},
+    sources::{Imported, Kind, OnBad, SourceSpec, SpecError, import},
+};
+
+/// Who is denied, by id
+#[utoipa::path(get, path = "/v1/deny", tag = "sources", params(
+    ("key" = Option<String>, Query, description = "With this id, name or prefix"),
+    ("covers" = Option<String>, Query, description = "Those that hold this address"),
+    query::WindowParams,
+), responses(
+    (status = 200, body = Page<SourceItem>, description = "A page of them"),
+    (status = 400, description = "A parameter is wrong; `field` says which"),
+    (status = 503, description = "The daemon is about to end"),
+))]
+pub(super) async fn denied(State(api): Shared, params: Params) -> Answer<Page<SourceItem>> {
+    page(&api, Kind::Deny, params).await
+}
+
+/// Who is let in whatever else holds, by id
+#[utoipa::path(get, path = "/v1/allow", tag = "sources", params(
+    ("key" = Option<String>, Query, description = "With this id, name or prefix"),
+    ("covers" = Option<String>, Query, description = "Those that hold this address"),
+    query::WindowParams,
+), responses(
+    (status = 200, body = Page<SourceItem>, description = "A page of them"),
+    (status = 400, description = "A parameter is wrong; `field` says which"),
+    (status = 503, description = "The daemon is about to end"),
+))]
+pub(super) async fn allowed(State(api): Shared, params: Params) -> Answer<Page<SourceItem>> {
+    page(&api, Kind::Allow, params).await
+}
+
+/// One entry of those that are denied
+#[utoipa::path(get, path = "/v1/deny/{id}", tag = "sources", params(
+    ("id" = String, Path, description = "Its id, or its name"),
+), responses(
+    (status = 200, body = SourceItem, description = "As it is", headers(("ETag" = String, description = "Changes with the entry"))),
+    (status = 404, description = "There is no such entry"),
+    (status = 503, description = "The daemon is about to end"),
+))]
+pub(super) async fn denied_one(
+    State(api): Shared,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    Ok(tagged(api.control.source(Kind::Deny, id).await?))
+}
+
+/// One entry of those that are allowed
+#[utoipa::path(get, path = "/v1/allow/{id}", tag = "sources", params(
+    ("id" = String, Path, description = "Its id, or its name"),
+), responses(
+    (status = 200, body = SourceItem, description = "As it is", headers(("ETag" = String, description = "Changes with the entry"))),
+    (status = 404, description = "There is no such entry"),
+    (status = 503, description = "The daemon is about to end"),
+))]
+pub(super) async fn allowed_one(
+    State(api): Shared,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    Ok(tagged(api.control.source(Kind::Allow, id).await?))
+}
+
+/// Deny a prefix, or a list of them
+///
+/// An entry with the same name or prefix is replaced at once. Of a list with a line that is no prefix nothing is taken, unless `skip_bad` says so.
+#[utoipa::path(post, path = "/v1/deny", tag = "sources", params(
+    ("If-Match" = Option<String>, Header, description = "Only if the entry still has this entity tag"),
+    ("If-None-Match" = Option<String>, Header, description = "`*`: only if there is none yet"),
+), request_body = Given, responses(
+    (status = 200, body = Done, description = "It replaced another"),
+    (status = 201, body = Done, description = "It is new", headers(("ETag" = String, description = "Changes with the entry"))),
+    (status = 409, description = "It stands in the config, or the data plane has no room for it"),
+    (status = 412, description = "The entry is not what the condition says"),
+    (status = 422, description = "A value is wrong; `field` says which"),
+    (status = 503, description = "Other large requests are being read, or the daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn deny(
+    State(api): Shared,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
+    set(&api, Kind::Deny, &headers, request).await
+}
+
+/// Allow a prefix, or a list of them
+///
+/// Packets from there meet no deny, rule or limit. Otherwise as for `/v1/deny`.
+#[utoipa::path(post, path = "/v1/allow", tag = "sources", params(
+    ("If-Match" = Option<String>, Header, description = "Only if the entry still has this entity tag"),
+    ("If-None-Match" = Option<String>, Header, description = "`*`: only if there is none yet"),
+), request_body = Given, responses(
+    (status = 200, body = Done, description = "It replaced another"),
+    (status = 201, body = Done, description = "It is new", headers(("ETag" = String, description = "Changes with the entry"))),
+    (status = 409, description = "It stands in the config, or the data plane has no room for it"),
+    (status = 412, description = "The entry is not what the condition says"),
+    (status = 422, description = "A value is wrong; `field` says which"),
+    (status = 503, description = "Other large requests are being read, or the daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn allow(
+    State(api): Shared,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
+    set(&api, Kind::Allow, &headers, request).await
+}
+
+/// Make an entry be another
+#[utoipa::path(put, path = "/v1/deny/{id}", tag = "sources", params(
+    ("id" = String, Path, description = "Its id, or its name"),
+    ("If-Match" = Option<String>, Header, description = "Only if the entry still has this entity tag"),
+), request_body = Given, responses(
+    (status = 200, body = Done, description = "Packets meet it", headers(("ETag" = String, description = "Changes with the entry"))),
+    (status = 404, description = "There is no such entry"),
+    (status = 409, description = "Another entry has this name or prefix, it stands in the config, or the data plane has no room"),
+    (status = 412, description = "The entry is not what the condition says"),
+    (status = 422, description = "A value is wrong; `field` says which"),
+    (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn replace_denied(
+    State(api): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
+    replace(&api, Kind::Deny, id, &headers, request).await
+}
+
+/// Make an entry be another
+#[utoipa::path(put, path = "/v1/allow/{id}", tag = "sources", params(
+    ("id" = String, Path, description = "Its id, or its name"),
+    ("If-Match" = Option<String>, Header, description = "Only if the entry still has this entity tag"),
+), request_body = Given, responses(
+    (status = 200, body = Done, description = "Packets meet it", headers(("ETag" = String, description = "Changes with the entry"))),
+    (status = 404, description = "There is no such entry"),
+    (status = 409, description = "Another entry has this name or prefix, it stands in the config, or the data plane has no room"),
+    (status = 412, description = "The entry is not what the condition says"),
+    (status = 422, description = "A value is wrong; `field` says which"),
+    (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn replace_allowed(
+    State(api): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
+    replace(&api, Kind::Allow, id, &headers, request).await
+}
+
+/// Deny sources no more
+#[utoipa::path(delete, path = "/v1/deny/{id}", tag = "sources", params(
+    ("id" = String, Path, description = "Its id, or its name"),
+    ("If-Match" = Option<String>, Header, description = "Only if the entry still has this entity tag"),
+), responses(
+    (status = 204, description = "No packet meets it any more"),
+    (status = 400, description = "The condition makes no sense"),
+    (status = 404, description = "There is no such entry"),
+    (status = 409, description = "It stands in the config"),
+    (status = 412, description = "The entry is not what the condition says"),
+    (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn remove_denied(
+    State(api): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    remove(&api, Kind::Deny, id, &headers).await
+}
+
+/// Allow sources no more
+#[utoipa::path(delete, path = "/v1/allow/{id}", tag = "sources", params(
+    ("id" = String, Path, description = "Its id, or its name"),
+    ("If-Match" = Option<String>, Header, description = "Only if the entry still has this entity tag"),
+), responses(
+    (status = 204, description = "No packet meets it any more"),
+    (status = 400, description = "The condition makes no sense"),
+    (status = 404, description = "There is no such entry"),
+    (status = 409, description = "It stands in the config"),
+    (status = 412, description = "The entry is not what the condition says"),
+    (status = 503, description = "The daemon is about to end"),
+    (status = 507, description = "The disk refused, and nothing changed"),
+))]
+pub(super) async fn remove_allowed(
+    State(api): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    remove(&api, Kind::Allow, id, &headers).await
+}
+
+/// What `POST` and `PUT` take: a prefix, a named set of prefixes, or a named list as it is given away.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only described")]
+enum Given {
+    Prefix {
+        #[schema(example = "198.51.100.0/24")]
+        prefix: String,
+        /// `monitor`: count whom it would deny.
+        mode: Option<Mode>,
+        ttl_seconds: Option<u64>,
+        comment: Option<String>,
+    },
+    Prefixes {
+        name: String,
+        prefixes: Vec<String>,
+        mode: Option<Mode>,
+        ttl_seconds: Option<u64>,
+        comment: Option<String>,
+    },
+    List {
+        name: String,
+        /// The text of a file: a prefix a line, with comments; netset; CSV; JSON lines.
+        list: String,
+        /// Whether lines that are no prefixes are skipped.
+        skip_bad: Option<bool>,
+        mode: Option<Mode>,
+        ttl_seconds: Option<u64>,
+        comment: Option<String>,
+    },
+}
+
+/// What they answer: for a list, also what was read.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only described")]
+enum Done {
+    One(SourceItem),
+    List(SourceImported),
+}
+
+async fn page(api: &Api, kind: Kind, mut params: Params) -> Answer<Page<SourceItem>> {
+    let key = params.text("key").0;
+    let covers = params.value::<IpAddr>("covers", "an address")?;
+    let window = params.window()?;
+    let query = SourceQuery {
+        kind,
+        after: window.after,
+        most: window.most,
+        key,
+        covers,
+    };
+    let page = api.control.source_page(query).await?;
+    Ok(Json(Page {
+        items: page.entries.into_iter().map(render::source).collect(),
+        next: page.next.map(|id| id.to_string()),
+    }))
+}
+
+async fn set(
+    api: &Api,
+    kind: Kind,
+    headers: &HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
+    let precondition = precondition(headers)?;
+    let (spec, imported) = spec(kind, request).await?;
+    let (entry, novelty) = api.control.set_source(spec, precondition).await?;
+    let status = match novelty {
+        Novelty::New => StatusCode::CREATED,
+        Novelty::Replaced => StatusCode::OK,
+    };
+    Ok((status, answer(entry, imported)).into_response())
+}
+
+async fn replace(
+    api: &Api,
+    kind: Kind,
+    id: String,
+    headers: &HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
+    let precondition = precondition(headers)?;
+    let (spec, imported) = spec(kind, request).await?;
+    let id = id_of(api, kind, id).await?;
+    let entry = api.control.replace_source(id, spec, precondition).await?;
+    Ok(answer(entry, imported))
+}
+
+async fn remove(
+    api: &Api,
+    kind: Kind,
+    id: String,
+    headers: &HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let precondition = precondition(headers)?;
+    let id = id_of(api, kind, id).await?;
+    api.control.remove_source(kind, id, precondition).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The id of an entry, which may be given by its name.
+async fn id_of(api: &Api, kind: Kind, key: String) -> Result<u64, Problem> {
+    match key.parse() {
+        Ok(id) => Ok(id),
+        Err(_) => Ok(api.control.source(kind, key).await?.record.id),
+    }
+}
+
+/// What is asked for, and what was read if it is a list.
+async fn spec(kind: Kind, request: Request) -> Result<(SourceSpec, Option<Imported>), Problem> {
+    let (body, _permit) = read(request, guard::MAX_BODY_BYTES).await?;
+    // Others must not wait for a million prefixes being read.
+    tokio::task::spawn_blocking(move || from_json(kind, &body))
+        .await
+        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
+        .map_err(|error| {
+            if error.field.is_empty() {
+                Problem::new(StatusCode::BAD_REQUEST, error.message)
+            } else {
+                Refused::from(error).into()
+            }
+        })
+}
+
+fn from_json(kind: Kind, body: &[u8]) -> Result<(SourceSpec, Option<Imported>), SpecError> {
+    #[derive(Deserialize)]
+    struct Listed {
+        list: String,
+        skip_bad: Option<bool>,
+        #[serde(flatten)]
+        rest: Map<String, Value>,
+    }
+    let is_list = serde_json::from_slice::<Map<String, Value>>(body)
+        .is_ok_and(|fields| fields.contains_key("list"));
+    if !is_list {
+        return Ok((SourceSpec::from_json(kind, body)?, None));
+    }
+    let mut listed: Listed =
+        serde_json::from_slice(body).map_err(|wrong| SpecError::of("list", wrong.to_string()))?;
+    let on_bad = if listed.skip_bad == Some(true) {
+        OnBad::Skip
+    } else {
+        OnBad::Refuse
+    };
+    if listed.rest.contains_key("prefixes") {
+        return Err(SpecError::of("prefixes", "give it or `list`"));
+    }
+    listed
+        .rest
+        .insert("prefixes".to_owned(), Value::Array(Vec::new()));
+    let json =
+        serde_json::to_vec(&listed.rest).map_err(|wrong| SpecError::of("", wrong.to_string()))?;
+    let mut spec = SourceSpec::from_json(kind, &json)?;
+    let imported = import(listed.list.as_bytes(), on_bad)
+        .map_err(|wrong| SpecError::of("list", wrong.to_string()))?;
+    spec.members = imported.members.clone().into();
+    Ok((spec, Some(imported)))
+}
+
+fn answer(entry: SourceInForce, imported: Option<Imported>) -> Response {
+    let Some(imported) = imported else {
+        return tagged(entry);
+    };
+    let entry = render::source(entry);
+    let etag = HeaderValue::from_str(&entry.etag).expect("made of digits");
+    let done = SourceImported {
+        entry,
+        lines: imported.lines,
+        skipped: imported.skipped,
+        bad: imported.bad.iter().map(ToString::to_string).collect(),
+    };
+    ([(header::ETAG, etag)], Json(done)).into_response()
+}
+
+/// An entry, with its entity tag in the header.
+fn tagged(entry: SourceInForce) -> Response {
+    let item = render::source(entry);
+    let etag = HeaderValue::from_str(&item.etag).expect("made of digits");
+    ([(header::ETAG, etag)], Json(item)).into_response()
+}

@@ -1,0 +1,495 @@
+//! Sources that are denied or allowed, of the config and set at run time, in memory and in the data plane. What is changed
+//! here is on the disk already.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use sluice_ebpf::abi::SET_BOGONS;
+
+use super::{Control, Dataplane, Event, Novelty, Refused, chain, events::Events, limits::now_ms};
+use crate::{
+    config::{Config, Mode, Stage},
+    dataplane::{Purpose, SourceCounts, SourceSet},
+    limits::{IF_MATCH, IF_NONE_MATCH},
+    sources::{
+        BOGONS, FIRST_CONFIG_ID, Kind, Members, SourceBook, SourceChange, SourceRecord,
+        SourceRefusal, SourceSpec, SourceStep, SpecError, bogons, fixed_set, last_free_set,
+    },
+    store::Change,
+};
+
+/// An entry, and what packets from its sources were counted; nothing of a single prefix, which shares its set.
+#[derive(Clone, Debug)]
+pub struct SourceInForce {
+    pub record: Arc<SourceRecord>,
+    pub counts: Option<SourceCounts>,
+}
+
+/// Which entries somebody asks for: a page by id, of those that match all of this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceQuery {
+    pub kind: Kind,
+    /// Only higher ids.
+    pub after: u64,
+    /// No more than so many.
+    pub most: usize,
+    /// The one with this name, prefix or id.
+    pub key: Option<String>,
+    /// Those that hold this address.
+    pub covers: Option<IpAddr>,
+}
+
+/// Some entries, and whether there are more.
+#[derive(Clone, Debug)]
+pub struct SourcePage {
+    pub entries: Vec<SourceInForce>,
+    /// Ask for those after this id; `None` if there are no more.
+    pub next: Option<u64>,
+}
+
+/// What the packets of a set's sources were counted, by the set's kind and name.
+pub type SetFigures = Vec<(Kind, String, SourceCounts)>;
+
+/// All entries that hold.
+pub(super) struct Sets {
+    book: SourceBook,
+    /// Those of the config.
+    config: Vec<Arc<SourceRecord>>,
+    /// Whether a policy asks for the addresses that nobody has.
+    wants_bogons: bool,
+    /// Those that stand on the disk otherwise than here.
+    differing: BTreeSet<u64>,
+    /// Why the data plane does not hold them.
+    error: Option<String>,
+    events: Events,
+}
+
+/// The label of what single prefixes counted.
+const SINGLES: &str = "prefixes";
+
+impl Sets {
+    pub(super) fn new(book: SourceBook, config: &Config, events: Events) -> Self {
+        let mut this = Self {
+            book,
+            config: Vec::new(),
+            wants_bogons: false,
+            differing: BTreeSet::new(),
+            error: None,
+            events,
+        };
+        this.take(config);
+        this
+    }
+
+    pub(super) fn book(&self) -> &SourceBook {
+        &self.book
+    }
+
+    pub(super) fn error(&self) -> Option<String> {
+        self.error.clone()
+    }
+
+    /// Numbers that sets of the config have, as bits.
+    pub(super) fn taken(&self) -> u64 {
+        self.config
+            .iter()
+            .fold(0, |bits, record| bits | 1 << record.set)
+    }
+
+    /// Whether there is room for the sets of a config beside those set at run time.
+    pub(super) fn fit_with(&self, config: &Config) -> Result<(), Refused> {
+        let own = |spec: &&SourceSpec| fixed_set(spec).is_none();
+        let wanted = config
+            .sources
+            .iter()
+            .map(|list| &list.spec)
+            .filter(own)
+            .count();
+        let named = usize::try_from(self.book.named().count_ones()).unwrap_or(usize::MAX);
+        if wanted + named > crate::sources::MOST_SETS {
+            return Err(SourceRefusal::Sets.into());
+        }
+        Ok(())
+    }
+
+    /// Takes the sets of another config, and makes packets meet them.
+    pub(super) fn follow(
+        &mut self,
+        config: &Config,
+        plane: &mut impl Dataplane,
+    ) -> Result<(), Refused> {
+        self.take(config);
+        self.apply(plane);
+        self.error
+            .clone()
+            .map_or(Ok(()), |error| Err(Refused::Conflict(error)))
+    }
+
+    fn take(&mut self, config: &Config) {
+        let (old, mut taken) = (std::mem::take(&mut self.config), self.book.named());
+        let held = |spec: &SourceSpec| {
+            let same = |record: &&Arc<SourceRecord>| {
+                (record.spec.kind, &record.spec.name) == (spec.kind, &spec.name)
+            };
+            old.iter().find(same).map(|record| record.set)
+        };
+        let specs = || config.sources.iter().map(|list| &list.spec);
+        taken |= specs()
+            .filter_map(held)
+            .fold(0, |bits, set| bits | 1 << set);
+        for spec in specs() {
+            // From above, while those set at run time are taken from below.
+            let set = fixed_set(spec)
+                .or_else(|| held(spec))
+                .or_else(|| last_free_set(taken));
+            let Some(set) = set else {
+                continue;
+            };
+            taken |= 1 << set;
+            self.config.push(Arc::new(SourceRecord {
+                id: config_id(spec),
+                revision: 1,
+                set,
+                spec: spec.clone(),
+                created_ms: 0,
+                expires_ms: None,
+            }));
+        }
+        let policies = config.policies.iter();
+        self.wants_bogons = policies
+            .map(|policy| policy.bogons)
+            .any(|stage| stage != Stage::Off);
+    }
+
+    /// Holds what is on the disk now, and makes packets meet it; or everything stays as it was, and the disk follows.
+    pub(super) fn hold(
+        &mut self,
+        book: SourceBook,
+        plane: &mut impl Dataplane,
+    ) -> Result<(), String> {
+        let before = std::mem::replace(&mut self.book, book);
+        let trouble = self.error.take();
+        self.end_expired();
+        match plane.set_sources(&self.wanted()) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let tried = std::mem::replace(&mut self.book, before);
+                let changed = tried.iter().filter(|record| {
+                    self.book
+                        .get(record.id)
+                        .is_none_or(|held| !Arc::ptr_eq(held, record))
+                });
+                self.differing.extend(changed.map(|record| record.id));
+                let gone = self
+                    .book
+                    .iter()
+                    .filter(|record| tried.get(record.id).is_none());
+                self.differing.extend(gone.map(|record| record.id));
+                self.error = trouble;
+                Err(chain(&*error))
+            }
+        }
+    }
+
+    /// Makes packets meet what there is.
+    pub(super) fn apply(&mut self, plane: &mut impl Dataplane) {
+        let error = plane.set_sources(&self.wanted()).err();
+        let error = error.map(|error| {
+            format!(
+                "packets do not meet all sets of sources: {}",
+                chain(&*error)
+            )
+        });
+        if let Some(error) = &error
+            && self.error.as_ref() != Some(error)
+        {
+            tracing::error!("{error}");
+        }
+        self.error = error;
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<SourceRecord>> {
+        self.book.iter().chain(&self.config)
+    }
+
+    /// The sets as packets are to meet them.
+    fn wanted(&self) -> Vec<SourceSet> {
+        let mut singles: BTreeMap<u8, (&SourceSpec, Vec<_>)> = BTreeMap::new();
+        let mut sets = Vec::new();
+        for record in self.all() {
+            let spec = &record.spec;
+            match spec.prefix {
+                Some(prefix) => {
+                    let entry = singles.entry(record.set);
+                    entry.or_insert_with(|| (spec, Vec::new())).1.push(prefix);
+                }
+                None => sets.push(SourceSet {
+                    number: record.set,
+                    name: set_name(spec),
+                    purpose: purpose(spec),
+                    members: spec.members.clone(),
+                }),
+            }
+        }
+        sets.extend(
+            singles
+                .into_iter()
+                .map(|(number, (spec, prefixes))| SourceSet {
+                    number,
+                    name: set_name(spec),
+                    purpose: purpose(spec),
+                    members: Arc::new(Members::of(prefixes)),
+                }),
+        );
+        if self.wants_bogons && !sets.iter().any(|set| set.number == SET_BOGONS) {
+            sets.push(SourceSet {
+                number: SET_BOGONS,
+                name: format!("deny {BOGONS}"),
+                purpose: Purpose::Bogons,
+                members: Arc::new(bogons()),
+            });
+        }
+        sets
+    }
+
+    pub(super) fn page(&self, query: &SourceQuery, plane: &impl Dataplane) -> SourcePage {
+        let counts = plane.source_counts();
+        let mut all: Vec<&Arc<SourceRecord>> = self.all().collect();
+        all.sort_by_key(|record| record.id);
+        let mut found = all
+            .into_iter()
+            .filter(|record| record.id > query.after && query.matches(record));
+        let entries: Vec<SourceInForce> = found
+            .by_ref()
+            .take(query.most)
+            .map(|record| in_force(record, &counts))
+            .collect();
+        let last = entries.last().map(|entry| entry.record.id);
+        SourcePage {
+            next: last.filter(|_| found.next().is_some()),
+            entries,
+        }
+    }
+
+    /// The entry with this id, name or prefix.
+    pub(super) fn get(
+        &self,
+        kind: Kind,
+        key: &str,
+        plane: &impl Dataplane,
+    ) -> Result<SourceInForce, Refused> {
+        let found = self
+            .all()
+            .find(|record| record.spec.kind == kind && is_named(record, key));
+        match found {
+            Some(record) => Ok(in_force(record, &plane.source_counts())),
+            None => Err(SourceRefusal::Unknown(key.to_owned()).into()),
+        }
+    }
+
+    /// What each set counted.
+    pub(super) fn figures(&self, plane: &impl Dataplane) -> SetFigures {
+        let mut counts = plane.source_counts();
+        let mut figures: BTreeMap<(Kind, String), SourceCounts> = BTreeMap::new();
+        for record in self.all() {
+            let name = record.spec.name.as_deref().unwrap_or(SINGLES);
+            let sum = figures
+                .entry((record.spec.kind, name.to_owned()))
+                .or_default();
+            if let Some(more) = counts.remove(&record.set) {
+                sum.passed.packets += more.passed.packets;
+                sum.passed.bytes += more.passed.bytes;
+                sum.dropped.packets += more.dropped.packets;
+                sum.dropped.bytes += more.dropped.bytes;
+            }
+        }
+        if let Some(counts) = counts.remove(&SET_BOGONS) {
+            figures.insert((Kind::Deny, BOGONS.to_owned()), counts);
+        }
+        let figures = figures.into_iter();
+        figures
+            .map(|((kind, name), counts)| (kind, name, counts))
+            .collect()
+    }
+
+    pub(super) fn next_expiry_ms(&self) -> Option<u64> {
+        self.book.next_expiry_ms()
+    }
+
+    /// Takes out what does not hold any more. The disk follows.
+    pub(super) fn expire(&mut self, plane: &mut impl Dataplane) {
+        if self.end_expired() {
+            self.apply(plane);
+        }
+    }
+
+    /// Whether there was any.
+    fn end_expired(&mut self) -> bool {
+        let expired = self.book.expire(now_ms());
+        for id in &expired {
+            // What ended before, and was held again, was told then.
+            if self.differing.insert(*id) {
+                tracing::info!(entry = id, "expired");
+                self.events.tell(Event::SourceExpired(*id));
+            }
+        }
+        !expired.is_empty()
+    }
+
+    /// What makes the disk hold what is here.
+    pub(super) fn corrections(&mut self) -> Vec<(u64, Change)> {
+        let differing = std::mem::take(&mut self.differing);
+        let change = |id: u64| match self.book.get(id) {
+            Some(record) => (id, Change::SetSource(record.clone())),
+            None => (id, Change::RemoveSource(id)),
+        };
+        differing.into_iter().map(change).collect()
+    }
+
+    pub(super) fn has_corrections(&self) -> bool {
+        !self.differing.is_empty()
+    }
+
+    /// The disk holds these entries otherwise than they are here.
+    pub(super) fn differ(&mut self, ids: impl IntoIterator<Item = u64>) {
+        self.differing.extend(ids);
+    }
+
+    /// Whether a change may be made beside what the config has.
+    pub(super) fn check(&self, change: &SourceChange) -> Result<(), SourceRefusal> {
+        let spec = match change {
+            SourceChange::Set(spec, _) | SourceChange::Replace(_, spec, _) => spec,
+            SourceChange::Remove(..) => return Ok(()),
+        };
+        let same = |record: &Arc<SourceRecord>| {
+            spec.name.is_some() && (record.spec.kind, &record.spec.name) == (spec.kind, &spec.name)
+        };
+        if self.config.iter().any(same) {
+            return Err(SourceRefusal::OfConfig);
+        }
+        Ok(())
+    }
+}
+
+impl SourceQuery {
+    fn matches(&self, record: &SourceRecord) -> bool {
+        record.spec.kind == self.kind
+            && self.key.as_ref().is_none_or(|key| is_named(record, key))
+            && self
+                .covers
+                .is_none_or(|address| record.spec.members.contains(address))
+    }
+}
+
+impl<P: Dataplane> Control<P> {
+    /// What became of an entry, for who asked for it.
+    pub(super) fn source_changed(&self, step: &SourceStep) -> Option<(SourceInForce, Novelty)> {
+        let counts = self.plane.source_counts();
+        match step {
+            SourceStep::New(record) => Some((in_force(record, &counts), Novelty::New)),
+            SourceStep::Changed(record) => Some((in_force(record, &counts), Novelty::Replaced)),
+            SourceStep::Removed(_) => None,
+        }
+    }
+
+    pub(super) fn tell_source(&self, step: &SourceStep) {
+        self.events.tell(match step {
+            SourceStep::New(record) | SourceStep::Changed(record) => {
+                Event::SourceSet(record.clone())
+            }
+            SourceStep::Removed(id) => Event::SourceRemoved(*id),
+        });
+    }
+}
+
+/// What a step changes on the disk.
+pub(super) fn written(step: &SourceStep) -> Change {
+    match step {
+        SourceStep::New(record) | SourceStep::Changed(record) => Change::SetSource(record.clone()),
+        SourceStep::Removed(id) => Change::RemoveSource(*id),
+    }
+}
+
+fn purpose(spec: &SourceSpec) -> Purpose {
+    if spec.is_bogons() {
+        return Purpose::Bogons;
+    }
+    match (spec.kind, spec.mode) {
+        (Kind::Allow, _) => Purpose::Allow,
+        (Kind::Deny, Mode::Enforce) => Purpose::Deny,
+        (Kind::Deny, Mode::Monitor) => Purpose::Monitor,
+    }
+}
+
+/// As `sluice explain` tells it.
+fn set_name(spec: &SourceSpec) -> String {
+    format!(
+        "{} {}",
+        spec.kind.word(),
+        spec.name.as_deref().unwrap_or(SINGLES)
+    )
+}
+
+fn is_named(record: &SourceRecord, key: &str) -> bool {
+    record.spec.name.as_deref() == Some(key)
+        || key.parse() == Ok(record.id)
+        || record.spec.prefix.is_some_and(|prefix| {
+            key.parse() == Ok(prefix) || key.parse::<IpAddr>().ok().map(Into::into) == Some(prefix)
+        })
+}
+
+/// It comes from the name, so that it is the same after a reload.
+fn config_id(spec: &SourceSpec) -> u64 {
+    let name = format!(
+        "{} {}",
+        spec.kind.word(),
+        spec.name.as_deref().unwrap_or_default()
+    );
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    FIRST_CONFIG_ID + hash % FIRST_CONFIG_ID
+}
+
+fn in_force(record: &Arc<SourceRecord>, counts: &BTreeMap<u8, SourceCounts>) -> SourceInForce {
+    let counts = record
+        .spec
+        .name
+        .is_some()
+        .then(|| counts.get(&record.set).copied().unwrap_or_default());
+    SourceInForce {
+        record: record.clone(),
+        counts,
+    }
+}
+
+impl From<SpecError> for Refused {
+    fn from(error: SpecError) -> Self {
+        Self::Invalid {
+            message: error.message,
+            field: Some(error.field).filter(|field| !field.is_empty()),
+        }
+    }
+}
+
+impl From<SourceRefusal> for Refused {
+    fn from(refusal: SourceRefusal) -> Self {
+        let unmet = |header| Self::Precondition {
+            header,
+            message: refusal.to_string(),
+        };
+        match refusal {
+            SourceRefusal::Unknown(_) => Self::NotFound(refusal.to_string()),
+            SourceRefusal::Conflict { .. }
+            | SourceRefusal::OfConfig
+            | SourceRefusal::Sets
+            | SourceRefusal::Singles => Self::Conflict(refusal.to_string()),
+            SourceRefusal::Stale { .. } | SourceRefusal::Missing => unmet(IF_MATCH),
+            SourceRefusal::Exists { .. } => unmet(IF_NONE_MATCH),
+            SourceRefusal::Invalid(invalid) => invalid.into(),
+        }
+    }
+}
