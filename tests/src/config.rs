@@ -12,6 +12,8 @@ pub struct Config {
     /// `[[policy]]` tables and whatever else, as they are.
     pub extra: String,
     pub exact_limits: u32,
+    /// Room for sources in sets, a power of two.
+    pub source_prefixes: u32,
     /// Room of the flow table, a power of two.
     pub flows: u32,
     /// More lines for `[dataplane]`.
@@ -93,6 +95,7 @@ impl Config {
             ],
             extra: String::new(),
             exact_limits: 16_384,
+            source_prefixes: 16_384,
             flows: 65_536,
             dataplane: String::new(),
             api: String::new(),

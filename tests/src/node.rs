@@ -118,12 +118,13 @@ impl Node {
     pub fn config_text(&self, config: &Config) -> String {
         format!(
             "[pop]\nname = \"lab\"\nid = 1\nsecret_file = {:?}\n\n\
-             [dataplane]\ninterfaces = {:?}\nflows = {}\nexact_limits = {}\nsketch_cells = 65536\n\
+             [dataplane]\ninterfaces = {:?}\nflows = {}\nexact_limits = {}\nsketch_cells = 65536\nsource_prefixes = {}\n\
              pin_dir = {:?}\nstate_dir = {:?}\n{}\n[api]\nsocket = {:?}\n{}\n{}",
             self.secret_file,
             self.interfaces,
             config.flows,
             config.exact_limits,
+            config.source_prefixes,
             self.pin_dir,
             self.state_dir(),
             config.dataplane,

@@ -33,5 +33,6 @@ mod rules;
 mod scale;
 mod service;
 mod several_interfaces;
+mod sources;
 mod store;
 mod upgrade;

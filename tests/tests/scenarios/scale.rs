@@ -57,6 +57,7 @@ fn empty() -> sluice_tests::Config {
         vips: Vec::new(),
         extra: String::new(),
         exact_limits: 16_384,
+        source_prefixes: 16_384,
         flows: 65_536,
         dataplane: String::new(),
         api: String::new(),

@@ -22,6 +22,7 @@ mod rig;
 mod rules;
 mod sanity;
 mod services;
+mod sources;
 mod table;
 mod too_big;
 mod vip_index;

@@ -1,6 +1,7 @@
 //! Every reason for a drop has its row.
 
-use sluice_ebpf::abi::DropReason;
+use sluice::dataplane::Purpose;
+use sluice_ebpf::abi::{DropReason, FILTER_BOGONS, SET_BOGONS};
 
 use crate::{
     amplification::{self, ANSWER},
@@ -9,7 +10,7 @@ use crate::{
     out_of_state,
     packet::{ACK, FIN, Family, Packet, RST, client, vip},
     rig::{Action, Counted, Rig},
-    sanity,
+    sanity, sources,
     table::{Expect, Row, check_all},
     world,
 };
@@ -104,6 +105,25 @@ fn rows(rig: &mut Rig, reason: DropReason, family: Family) -> Vec<Row> {
             vec![
                 plain.clone().tcp((45_600, 80), ACK, b"data"),
                 plain.udp((45_600, 53), b"query"),
+            ]
+        }
+        DropReason::Deny => {
+            let plain = Packet::new(client(family, 151, 7), vip(family, world::L2));
+            let prefix = sources::around(plain.from);
+            rig.set_sources(&[sources::set(4, Purpose::Deny, &[prefix])]);
+            vec![
+                plain.clone().tcp((45_700, 80), ACK, b"data"),
+                plain.udp((45_700, 53), b"query"),
+            ]
+        }
+        DropReason::Bogon => {
+            let plain = Packet::new(client(family, 152, 7), vip(family, world::L2));
+            let prefix = sources::around(plain.from);
+            rig.set_sources(&[sources::set(SET_BOGONS, Purpose::Bogons, &[prefix])]);
+            sources::with_filter(rig, family, FILTER_BOGONS);
+            vec![
+                plain.clone().tcp((45_800, 80), ACK, b"data"),
+                plain.udp((45_800, 53), b"query"),
             ]
         }
         DropReason::NoBackend => [world::EMPTY, world::DOWN]

@@ -1,6 +1,7 @@
 //! The program, loaded with the test's world, and run on single frames.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     ops::Sub,
     sync::atomic::{AtomicUsize, Ordering},
@@ -17,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 use sluice::{
-    dataplane::{RuleInForce, RuleMaps},
+    dataplane::{RuleInForce, RuleMaps, SourceCounts, SourceMaps, SourceSet},
     objects,
 };
 use sluice_ebpf::{
@@ -38,6 +39,7 @@ pub(crate) const SLOTS: u32 = 64;
 /// Of epochs of challenges: a minute or more.
 pub(crate) const EPOCH_SHIFT: u32 = 14;
 const SKETCH_CELLS: u32 = 1 << 16;
+const SOURCE_BUCKETS: u32 = 1 << 8;
 const FLOW_BUCKETS: u32 = 1 << 17;
 const MAX_FRAME: usize = 4096;
 const HZ: u32 = 250;
@@ -48,6 +50,7 @@ pub(crate) struct Rig {
     pub(crate) services: Vec<Service>,
     pub(crate) settings: Settings,
     rules: Option<RuleMaps>,
+    sources: Option<SourceMaps>,
 }
 
 /// What the program did with a frame.
@@ -80,6 +83,9 @@ impl Rig {
             .map_max_entries(maps::SKETCH, SKETCH_CELLS * 4)
             .map_max_entries(maps::FLOWS, FLOW_BUCKETS)
             .map_max_entries(maps::EXACT_V4_BLOCKS, 256 * 256 / 2)
+            .override_global("SOURCES_V6_MASK", &(SOURCE_BUCKETS - 1), true)
+            .map_max_entries(maps::SOURCE_BLOCKS, 1 << 12)
+            .map_max_entries(maps::SOURCES_V6, SOURCE_BUCKETS)
             .map_max_entries(maps::LIMITS, 1024)
             .map_max_entries(maps::SLOTS, 65_536)
             .load(objects::BALANCER)
@@ -91,6 +97,7 @@ impl Rig {
             services: world::services(),
             settings: Settings::zeroed(),
             rules: None,
+            sources: None,
         };
         rig.fill();
         rig
@@ -155,6 +162,29 @@ impl Rig {
         self.rules().set(rules).expect("they fit");
         let now: Settings = self.get(maps::SETTINGS, 0);
         self.settings.rules = now.rules;
+    }
+
+    /// Makes packets meet these sets of sources alone.
+    pub(crate) fn set_sources(&mut self, sets: &[SourceSet]) {
+        if let Some(sources) = &mut self.sources {
+            sources.set(sets).expect("they fit");
+        } else {
+            let adopted = SourceMaps::adopt(&mut self.ebpf, sets);
+            let (sources, refused) = adopted.expect("the program has the maps");
+            assert!(refused.is_empty(), "{refused:?}");
+            self.sources = Some(sources);
+        }
+        let now: Settings = self.get(maps::SETTINGS, 0);
+        self.settings.sources = now.sources;
+        self.settings.sets_allow = now.sets_allow;
+        self.settings.sets_deny = now.sets_deny;
+        self.settings.sets_monitor = now.sets_monitor;
+    }
+
+    /// What each set counted.
+    pub(crate) fn source_counts(&self) -> BTreeMap<u8, SourceCounts> {
+        let sources = self.sources.as_ref();
+        sources.map(SourceMaps::counts).unwrap_or_default()
     }
 
     /// The VIP of packets to an address; the first of them for ICMP.

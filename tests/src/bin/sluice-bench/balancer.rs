@@ -14,9 +14,10 @@ use aya::{
 use bytemuck::{NoUninit, Zeroable};
 use nix::time::{ClockId, clock_getres};
 use sluice::{
-    dataplane::{RuleInForce, RuleMaps},
+    dataplane::{Purpose, RuleInForce, RuleMaps, SourceMaps, SourceSet},
     objects::BALANCER,
     rules::RuleSpec,
+    sources::Members,
 };
 use sluice_ebpf::{
     abi::{
@@ -116,9 +117,11 @@ pub(crate) struct Balancer {
     ebpf: Ebpf,
     table: Table,
     rules: RuleMaps,
+    /// `None` until any is denied.
+    sources: Option<SourceMaps>,
 }
 
-/// Counters of one VIP, and what was dropped by a limit of its policy, and by a rule.
+/// Counters of one VIP, and what was dropped by a limit of its policy, by a rule, and for its source.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) pass: u64,
@@ -129,6 +132,7 @@ pub(crate) struct Counters {
     pub(crate) over_limit: u64,
     pub(crate) by_rule: u64,
     pub(crate) challenged: u64,
+    pub(crate) denied: u64,
 }
 
 impl Counters {
@@ -143,6 +147,7 @@ impl Counters {
             over_limit: self.over_limit - before.over_limit,
             by_rule: self.by_rule - before.by_rule,
             challenged: self.challenged - before.challenged,
+            denied: self.denied - before.denied,
         }
     }
 }
@@ -166,7 +171,12 @@ impl Balancer {
         write::<_, POLICY_WORDS>(&mut ebpf, "POLICIES", STRICT.into(), strict()?.with_gates())?;
         write_vips(&mut ebpf)?;
         let rules = RuleMaps::new(&mut ebpf, hz()?)?;
-        let mut this = Self { ebpf, table, rules };
+        let mut this = Self {
+            ebpf,
+            table,
+            rules,
+            sources: None,
+        };
         this.set_exact(false)?;
         this.set_interface(LOOPBACK)?;
         this.insert_flows(jiffies)?;
@@ -179,7 +189,8 @@ impl Balancer {
         program.try_into().expect("it is an XDP program")
     }
 
-    /// Turns exact limits on or off, as the daemon does when the first one comes or the last one goes; and rules off.
+    /// Turns exact limits on or off, as the daemon does when the first one comes or the last one goes; and rules and sets of
+    /// sources off.
     pub(crate) fn set_exact(&mut self, on: bool) -> Result<()> {
         let mut settings = settings();
         settings.exact = if on { EXACT_V4 | EXACT_ESTABLISHED } else { 0 };
@@ -208,6 +219,31 @@ impl Balancer {
             })
             .collect();
         Ok(self.rules.set(&rules)?)
+    }
+
+    /// Denies the sources of so many flows, an address each.
+    pub(crate) fn set_denied(&mut self, flows: u32) -> Result<()> {
+        if let Some(sources) = &mut self.sources {
+            // They are there still, and `set_exact` turned them off.
+            sources.audit(settings().local_key);
+            return Ok(());
+        }
+        let addresses = (0..flows).map(spread).map(|address| (address, address));
+        let members = Members::new(addresses.collect(), []);
+        ensure!(
+            members.v4().len() > flows as usize / 10 * 9,
+            "the sources lie side by side"
+        );
+        let set = SourceSet {
+            number: 4,
+            name: "bench".to_owned(),
+            purpose: Purpose::Deny,
+            members: members.into(),
+        };
+        let (sources, refused) = SourceMaps::adopt(&mut self.ebpf, &[set])?;
+        ensure!(refused.is_empty(), "there is no room: {refused:?}");
+        self.sources = Some(sources);
+        Ok(())
     }
 
     /// Lets all backends stand behind this interface.
@@ -317,6 +353,9 @@ impl Balancer {
             }
             if matches!(reason, DropReason::Rule) {
                 sum.by_rule += packets;
+            }
+            if matches!(reason, DropReason::Deny) {
+                sum.denied += packets;
             }
         }
         let map = self

@@ -23,6 +23,8 @@ pub(crate) struct Case {
     pub(crate) exact: bool,
     /// How many there are.
     pub(crate) rules: u16,
+    /// Prefixes that are denied, each of one source of the bench.
+    pub(crate) denied: u32,
     /// ns above the floor.
     pub(crate) limit: Option<Limit>,
     pub(crate) note: &'static str,
@@ -56,6 +58,8 @@ pub(crate) enum Path {
     OverLimit,
     /// Dropped by the last rule.
     Rule,
+    /// Dropped for its source.
+    Denied,
     NotVip,
     Echo,
     /// A SYN that is answered.
@@ -66,7 +70,7 @@ impl Path {
     /// What the program returns.
     pub(crate) const fn action(self) -> u32 {
         match self {
-            Self::OverLimit | Self::Rule => 1,
+            Self::OverLimit | Self::Rule | Self::Denied => 1,
             Self::NotVip => 2,
             _ => 3,
         }
@@ -75,7 +79,7 @@ impl Path {
     /// The program that does nothing but return that.
     pub(crate) const fn floor(self) -> &'static str {
         match self {
-            Self::OverLimit | Self::Rule => "drop",
+            Self::OverLimit | Self::Rule | Self::Denied => "drop",
             Self::NotVip => "pass",
             _ => "tx",
         }
@@ -99,6 +103,7 @@ impl Path {
             Self::Syn => counted.tx.saturating_sub(counted.inserts),
             Self::OverLimit => counted.over_limit,
             Self::Rule => counted.by_rule,
+            Self::Denied => counted.denied,
             Self::NotVip => counted.pass,
             Self::Echo => counted.tx,
             Self::Challenge => counted.challenged,
@@ -108,6 +113,8 @@ impl Path {
 
 /// Every flow is another address, and all addresses are used before one comes back.
 const EVER_NEW: u32 = u32::MAX;
+/// Prefixes that are denied, where any are.
+const DENIED: u32 = 1 << 20;
 
 pub(crate) fn all() -> Result<Vec<Case>> {
     let ns = |ns: f64| Some(Limit::Ns(ns));
@@ -354,6 +361,34 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         )?;
         cases.push(Case { rules, ..case });
     }
+    for (name, flow_mask, limit, note) in [
+        (
+            "deny_hit",
+            0,
+            20.0,
+            "denied: one source, of 1,048,576 prefixes",
+        ),
+        (
+            "deny_random_sources_1m",
+            DENIED - 1,
+            90.0,
+            "denied: 1,048,576 sources, each a prefix of its own",
+        ),
+    ] {
+        let case = self::case(
+            name,
+            Target::NoLimits,
+            Path::Denied,
+            flow_mask,
+            Ordinary,
+            ns(limit),
+            note,
+        )?;
+        cases.push(Case {
+            denied: DENIED,
+            ..case
+        });
+    }
     Ok(cases)
 }
 
@@ -385,6 +420,7 @@ fn case(
         path,
         exact: false,
         rules: 0,
+        denied: 0,
         limit,
         note,
     })
@@ -417,7 +453,7 @@ pub(crate) fn frame(target: Target, path: Path) -> Result<Vec<u8>> {
         let tcp = ip.tcp(CLIENT_PORT, target.port(), 1, 64_240);
         if matches!(
             path,
-            Path::Syn | Path::OverLimit | Path::Rule | Path::Challenge
+            Path::Syn | Path::OverLimit | Path::Rule | Path::Challenge | Path::Denied
         ) {
             tcp.syn().write(&mut frame, &[])?;
         } else {

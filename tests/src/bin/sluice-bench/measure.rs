@@ -200,6 +200,9 @@ fn sample(row: &mut Row<'_>, balancers: &mut Balancers, repeats: u32) -> Result<
         if case.rules > 0 {
             balancer.set_rules(case.rules)?;
         }
+        if case.denied > 0 {
+            balancer.set_denied(case.denied)?;
+        }
     }
     let counters = |balancer: &Option<&mut Balancer>| match (row.case, balancer) {
         (Some(case), Some(balancer)) => balancer

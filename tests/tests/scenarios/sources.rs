@@ -1,0 +1,183 @@
+//! Sources that are denied or allowed, on a machine with traffic.
+
+use std::{fmt::Write as _, net::Ipv4Addr, path::PathBuf, time::Duration};
+
+use sluice_tests::{Conn, DNS_V4, DNS_V6, Flood, Lab, WEB_V4, WEB_V6, eventually, within};
+
+const ATTACKER: &str = "198.51.100.0/24";
+const ATTACKER_V6: &str = "2001:db8:bad::/48";
+
+/// Client 0 is good; client 1 is in the attacker's prefixes.
+fn lab() -> Lab {
+    Lab::new()
+        .alone()
+        .client(&["198.18.0.0/15", "3fff::/20"])
+        .client(&[ATTACKER, ATTACKER_V6])
+        .start()
+}
+
+fn write(lab: &Lab, name: &str, text: &str) -> PathBuf {
+    let file = lab.node().state_dir().join(name);
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+fn is_served(lab: &Lab, client: usize) -> bool {
+    let client = lab.client(client);
+    let web = client.http_get(WEB_V4, "/health").is_ok();
+    let dns = [DNS_V4, DNS_V6];
+    // The lab's cables lose a frame when a ring of theirs is full, and UDP's clients ask again.
+    web && dns
+        .iter()
+        .all(|vip| (0..3).any(|_| client.udp_ask(*vip, b"good").is_ok()))
+}
+
+fn is_denied(lab: &Lab, client: usize) -> bool {
+    let client = lab.client(client);
+    [DNS_V4, DNS_V6]
+        .iter()
+        .all(|vip| client.udp_ask(*vip, b"bad").is_err())
+}
+
+#[test]
+fn a_flood_from_a_list_is_dropped_and_others_are_served() {
+    let lab = lab();
+    let mut conns: Vec<Conn> = [WEB_V4, WEB_V6]
+        .iter()
+        .cycle()
+        .take(10)
+        .map(|vip| lab.client(0).connect(*vip).unwrap())
+        .collect();
+    let mut list = format!("; a DROP list\n{ATTACKER} ; SBL1\n{ATTACKER_V6} ; SBL2\n");
+    for n in 0..10_000u32 {
+        _ = writeln!(list, "{}", Ipv4Addr::from_bits(0xcb00_7100 + n * 7));
+    }
+    let file = write(&lab, "drop.txt", &list);
+    let import = format!(
+        "deny import drop {} --comment nightly --json",
+        file.display()
+    );
+    let set = lab.node().sluice(&import).succeeds().json();
+    assert_eq!(
+        (set["lines"].as_u64(), set["skipped"].as_u64()),
+        (Some(10_002), Some(0))
+    );
+    let frames = lab.node().frames().flood(ATTACKER.parse().unwrap(), 4096);
+    let flood = Flood::start(lab.uplink_sender(), frames);
+    within(Duration::from_secs(10), "the flood runs", || {
+        flood.sent() > 20_000
+    });
+    assert!(is_served(&lab, 0));
+    for conn in &mut conns {
+        assert_eq!(conn.ask_who(), conn.backend());
+    }
+    let sent = flood.stop();
+    let dropped = lab.node().dropped_for("deny");
+    assert!(dropped > sent * 3 / 4, "{dropped} of {sent}");
+    let listed = lab.node().sluice("deny list --json").succeeds().json();
+    assert_eq!(listed["items"][0]["name"], "drop");
+    assert!(listed["items"][0]["dropped_packets"].as_u64().unwrap() >= dropped);
+    assert!(
+        lab.node()
+            .metrics()
+            .contains("sluice_set_dropped_packets_total{kind=\"deny\",set=\"drop\"}")
+    );
+
+    // Replaced by a list without the attacker's IPv4 prefix.
+    let file = write(
+        &lab,
+        "drop.txt",
+        &format!("{ATTACKER_V6}\n203.0.113.0/24\n"),
+    );
+    lab.node()
+        .sluice(&format!("deny import drop {}", file.display()))
+        .succeeds();
+    let bad = lab.client(1);
+    assert!((0..3).any(|_| bad.udp_ask(DNS_V4, b"now").is_ok()));
+    assert!(bad.udp_ask(DNS_V6, b"still").is_err());
+    lab.node().sluice("deny remove drop").succeeds();
+    assert!(is_served(&lab, 1));
+}
+
+#[test]
+fn a_list_with_a_bad_line_is_refused_whole_or_without_that_line() {
+    let lab = lab();
+    let mut list = String::new();
+    for n in 0..2_000u32 {
+        _ = writeln!(list, "{}", Ipv4Addr::from_bits(0x0b00_0000 + n * 300));
+        if n == 1_000 {
+            list += "198.51.100.0/24 # one\nnonsense\n";
+        }
+    }
+    let file = write(&lab, "list.txt", &list);
+    let import = format!("deny import list {}", file.display());
+    let refused = lab.node().sluice(&import);
+    assert!(
+        refused.status == 1 && refused.stderr.contains("line 1003: \"nonsense\""),
+        "{}",
+        refused.stderr
+    );
+    assert!(is_served(&lab, 1), "nothing of it is taken");
+    let taken = lab
+        .node()
+        .sluice(&format!("{import} --skip-bad --json"))
+        .succeeds();
+    assert_eq!(taken.json()["skipped"], 1);
+    assert!(lab.client(1).udp_ask(DNS_V4, b"bad").is_err());
+    let explain = "explain --from 198.51.100.9:4000 --to 192.0.2.53:53 --protocol udp --json";
+    let explained = lab.node().sluice(explain).succeeds().json();
+    assert_eq!(explained["reason"], "deny", "{explained}");
+    assert_eq!(explained["sets"][0], "deny list", "{explained}");
+}
+
+#[test]
+fn entries_survive_the_daemon_and_end_when_their_time_is_over() {
+    let lab = lab();
+    let node = lab.node();
+    node.sluice(&format!("deny add {ATTACKER} {ATTACKER_V6}"))
+        .succeeds();
+    assert!(is_denied(&lab, 1));
+    node.sluice("allow add 198.51.100.0/24").succeeds();
+    assert!(
+        (0..3).any(|_| lab.client(1).udp_ask(DNS_V4, b"friend").is_ok()),
+        "what is allowed counts for more"
+    );
+    node.sluice("allow remove 198.51.100.0/24").succeeds();
+    node.daemon().kill9();
+    assert!(is_denied(&lab, 1), "packets meet sets without the daemon");
+    node.daemon().start();
+    eventually("the daemon has its entries", || {
+        node.items("deny list").len() == 2
+    });
+    assert!(is_denied(&lab, 1));
+    assert!(is_served(&lab, 0));
+    node.sluice("deny remove 1 2").succeeds();
+    assert!(is_served(&lab, 1));
+    node.sluice(&format!("deny add {ATTACKER} {ATTACKER_V6} --ttl 3s"))
+        .succeeds();
+    assert!(is_denied(&lab, 1));
+    eventually("their time is over", || node.items("deny list").is_empty());
+    assert!(is_served(&lab, 1));
+}
+
+#[test]
+fn sets_of_the_config_follow_a_reload_and_a_bad_file_is_refused() {
+    let lab = lab();
+    let file = write(
+        &lab,
+        "scanners.txt",
+        &format!("{ATTACKER}\n{ATTACKER_V6}\n"),
+    );
+    let mut config = lab.config();
+    config.extra += &format!("\n[[deny]]\nname = \"scanners\"\nfile = {file:?}\n");
+    lab.reload(&config).succeeds();
+    assert!(is_denied(&lab, 1));
+    write(&lab, "scanners.txt", &format!("{ATTACKER}\nnonsense\n"));
+    let refused = lab.reload(&config);
+    assert!(refused.stderr.contains("line 2"), "{}", refused.stderr);
+    assert!(is_denied(&lab, 1), "those from before hold");
+    let refused = lab.node().sluice("deny remove scanners");
+    assert!(refused.stderr.contains("config file"), "{}", refused.stderr);
+    lab.reload(&lab.config()).succeeds();
+    assert!(is_served(&lab, 1));
+}
