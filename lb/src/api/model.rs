@@ -273,6 +273,7 @@ pub struct SourceItem {
 /// What became of a list that was imported.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SourceImported {
+    #[serde(flatten)]
     pub entry: SourceItem,
     /// Lines with prefixes.
     pub lines: usize,

@@ -89,9 +89,9 @@ pub(super) async fn allowed_one(
 #[utoipa::path(post, path = "/v1/deny", tag = "sources", params(
     ("If-Match" = Option<String>, Header, description = "Only if the entry still has this entity tag"),
     ("If-None-Match" = Option<String>, Header, description = "`*`: only if there is none yet"),
-), request_body = Given, responses(
-    (status = 200, body = Done, description = "It replaced another"),
-    (status = 201, body = Done, description = "It is new", headers(("ETag" = String, description = "Changes with the entry"))),
+), request_body = SourceGiven, responses(
+    (status = 200, body = SourceDone, description = "It replaced another"),
+    (status = 201, body = SourceDone, description = "It is new", headers(("ETag" = String, description = "Changes with the entry"))),
     (status = 409, description = "It stands in the config, or the data plane has no room for it"),
     (status = 412, description = "The entry is not what the condition says"),
     (status = 422, description = "A value is wrong; `field` says which"),
@@ -112,9 +112,9 @@ pub(super) async fn deny(
 #[utoipa::path(post, path = "/v1/allow", tag = "sources", params(
     ("If-Match" = Option<String>, Header, description = "Only if the entry still has this entity tag"),
     ("If-None-Match" = Option<String>, Header, description = "`*`: only if there is none yet"),
-), request_body = Given, responses(
-    (status = 200, body = Done, description = "It replaced another"),
-    (status = 201, body = Done, description = "It is new", headers(("ETag" = String, description = "Changes with the entry"))),
+), request_body = SourceGiven, responses(
+    (status = 200, body = SourceDone, description = "It replaced another"),
+    (status = 201, body = SourceDone, description = "It is new", headers(("ETag" = String, description = "Changes with the entry"))),
     (status = 409, description = "It stands in the config, or the data plane has no room for it"),
     (status = 412, description = "The entry is not what the condition says"),
     (status = 422, description = "A value is wrong; `field` says which"),
@@ -133,8 +133,8 @@ pub(super) async fn allow(
 #[utoipa::path(put, path = "/v1/deny/{id}", tag = "sources", params(
     ("id" = String, Path, description = "Its id, or its name"),
     ("If-Match" = Option<String>, Header, description = "Only if the entry still has this entity tag"),
-), request_body = Given, responses(
-    (status = 200, body = Done, description = "Packets meet it", headers(("ETag" = String, description = "Changes with the entry"))),
+), request_body = SourceGiven, responses(
+    (status = 200, body = SourceDone, description = "Packets meet it", headers(("ETag" = String, description = "Changes with the entry"))),
     (status = 404, description = "There is no such entry"),
     (status = 409, description = "Another entry has this name or prefix, it stands in the config, or the data plane has no room"),
     (status = 412, description = "The entry is not what the condition says"),
@@ -155,8 +155,8 @@ pub(super) async fn replace_denied(
 #[utoipa::path(put, path = "/v1/allow/{id}", tag = "sources", params(
     ("id" = String, Path, description = "Its id, or its name"),
     ("If-Match" = Option<String>, Header, description = "Only if the entry still has this entity tag"),
-), request_body = Given, responses(
-    (status = 200, body = Done, description = "Packets meet it", headers(("ETag" = String, description = "Changes with the entry"))),
+), request_body = SourceGiven, responses(
+    (status = 200, body = SourceDone, description = "Packets meet it", headers(("ETag" = String, description = "Changes with the entry"))),
     (status = 404, description = "There is no such entry"),
     (status = 409, description = "Another entry has this name or prefix, it stands in the config, or the data plane has no room"),
     (status = 412, description = "The entry is not what the condition says"),
@@ -219,7 +219,7 @@ pub(super) async fn remove_allowed(
 #[derive(ToSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "only described")]
-enum Given {
+enum SourceGiven {
     Prefix {
         #[schema(example = "198.51.100.0/24")]
         prefix: String,
@@ -251,7 +251,7 @@ enum Given {
 #[derive(ToSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "only described")]
-enum Done {
+enum SourceDone {
     One(SourceItem),
     List(SourceImported),
 }

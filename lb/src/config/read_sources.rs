@@ -30,7 +30,10 @@ pub(super) fn sources(section: &Section<'_>, kind: Kind, outside: Outside) -> Op
     });
     let prefixes = section.optional("prefixes", |field| prefixes(&field));
     let skip_bad = section.or("skip_bad", false, |field| field.boolean());
-    let mode = section.or("mode", Mode::Enforce, |field| field.word(MODES, &[]));
+    let mode = match kind {
+        Kind::Deny => section.or("mode", Mode::Enforce, |field| field.word(MODES, &[])),
+        Kind::Allow => Some(Mode::Enforce),
+    };
     let (name, file, prefixes, skip_bad, mode) = (name?, file?, prefixes?, skip_bad?, mode?);
     let (members, file) = match (file, prefixes) {
         (Some((path, field)), None) => {

@@ -37,7 +37,7 @@ pub(crate) fn set(number: u8, purpose: Purpose, prefixes: &[IpNet]) -> SourceSet
 
 /// The prefix that a client is in, among others.
 pub(crate) fn around(address: IpAddr) -> IpNet {
-    let length = if address.is_ipv4() { 28 } else { 56 };
+    let length = if address.is_ipv4() { 28 } else { 64 };
     IpNet::new(address, length).expect("a length").trunc()
 }
 
