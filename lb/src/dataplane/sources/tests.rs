@@ -112,7 +112,8 @@ impl Memory {
             classes: Box::new(self.classes.clone()),
             grace: Box::new(move || {
                 let before = seen.load(Ordering::SeqCst);
-                while waits && seen.load(Ordering::SeqCst) < before + 2 {
+                // Nobody reads yet before the first lookup ended.
+                while waits && before > 0 && seen.load(Ordering::SeqCst) < before + 2 {
                     std::thread::yield_now();
                 }
             }),
