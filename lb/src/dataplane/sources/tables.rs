@@ -270,6 +270,10 @@ impl Classes {
             .iter()
             .filter(|(sets, _)| sets >> set & 1 != 0)
             .collect();
+        if !gone.is_empty() {
+            // Packets may have found such a class before their source got another.
+            (tables.grace)();
+        }
         for (sets, class) in &gone {
             self.by_sets.remove(sets);
             tables.classes.set(usize::from(*class), 0);

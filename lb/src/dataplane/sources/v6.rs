@@ -1,8 +1,9 @@
 //! The IPv6 tables: buckets of prefixes, and for each of 65,536 groups of /32 the list of lengths that are looked for.
 //!
 //! Changes are made in an order in which each store moves the addresses that it is about from their old class to their
-//! new one: first the lists name the new lengths too; then each prefix that is, was or will be there gets its new class,
-//! the longest first, so that no shorter one shines through; then those that are no more go, and last their lengths.
+//! new one. Those that come are put in, and packets look for their lengths. Then a wait: a packet that had the old list, or
+//! looked for a long prefix before it was there, would now find a shorter one that no longer tells what it did. Then those
+//! that were there get their new classes, and those that are no more go, and last their lengths.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -152,26 +153,33 @@ impl V6 {
         if self.prefixes.len() + come.len() > tables.v6.len() / 2 {
             return Err(SourceError::V6Full);
         }
-        let mut order: Vec<(Key, u64)> = wanted
+        let (new, old): (Vec<(Key, u64)>, Vec<_>) = wanted
             .iter()
             .filter(|(key, sets)| sets.is_some() || self.prefixes.contains_key(key))
             .map(|(key, sets)| (*key, sets.unwrap_or_else(|| above(*key))))
-            .collect();
-        for (_, sets) in &order {
+            .partition(|(key, _)| !self.prefixes.contains_key(key));
+        for (_, sets) in new.iter().chain(&old) {
             classes.class(tables, *sets)?;
         }
         self.lengthen(tables, &come)?;
-        order.sort_by_key(|(key, _)| std::cmp::Reverse(key.length));
-        for (at, (key, sets)) in order.iter().enumerate() {
+        for (at, (key, sets)) in new.iter().enumerate() {
             if self.put(tables, classes, *key, *sets).is_none() {
-                self.take_back(tables, classes, &order[..at]);
+                for (key, _) in &new[..at] {
+                    self.take_out(tables, *key);
+                }
                 self.shorten(tables, &come);
                 return Err(SourceError::BucketFull);
             }
         }
-        for (key, sets) in order {
-            self.prefixes.insert(key, sets);
+        let is_changed = |(key, sets): &(Key, u64)| self.prefixes.get(key) != Some(sets);
+        if !go.is_empty() || old.iter().any(is_changed) {
+            (tables.grace)();
         }
+        for (key, sets) in &old {
+            // It is there, so it needs no room.
+            _ = self.put(tables, classes, *key, *sets);
+        }
+        self.prefixes.extend(new.into_iter().chain(old));
         for key in &go {
             self.take_out(tables, *key);
             self.prefixes.remove(key);
@@ -221,17 +229,6 @@ impl V6 {
         let hash = self.hash(key);
         if let Some(at) = find(tables, hash, |held| v6_matches(held, hash)) {
             tables.v6.set(at, 0);
-        }
-    }
-
-    /// Makes prefixes be what they were, the last one first.
-    fn take_back(&self, tables: &mut SourceTables, classes: &Classes, order: &[(Key, u64)]) {
-        for (key, _) in order.iter().rev() {
-            match self.prefixes.get(key) {
-                // It is there, so it needs no room.
-                Some(sets) => _ = self.put(tables, classes, *key, *sets),
-                None => self.take_out(tables, *key),
-            }
         }
     }
 
