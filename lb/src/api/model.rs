@@ -270,17 +270,20 @@ pub struct SourceItem {
     pub dropped_bytes: Option<u64>,
 }
 
-/// What became of a list that was imported.
+/// An entry that was set and, if a list was given, what was read of it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct SourceImported {
+pub struct SourceDone {
     #[serde(flatten)]
     pub entry: SourceItem,
     /// Lines with prefixes.
-    pub lines: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lines: Option<usize>,
     /// Lines that are no prefixes.
-    pub skipped: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<usize>,
     /// The first of these, with the reason.
-    pub bad: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bad: Option<Vec<String>>,
 }
 
 /// What a rule would have meant lately, by samples.

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::{
     Answer, Api, Problem, Shared, guard,
     limits::{precondition, read},
-    model::{Page, SourceImported, SourceItem},
+    model::{Page, SourceDone, SourceItem},
     query::{self, Params},
     render,
 };
@@ -247,15 +247,6 @@ enum SourceGiven {
     },
 }
 
-/// What they answer: for a list, also what was read.
-#[derive(ToSchema)]
-#[serde(untagged)]
-#[expect(dead_code, reason = "only described")]
-enum SourceDone {
-    One(SourceItem),
-    List(SourceImported),
-}
-
 async fn page(api: &Api, kind: Kind, mut params: Params) -> Answer<Page<SourceItem>> {
     let key = params.text("key").0;
     let covers = params.value::<IpAddr>("covers", "an address")?;
@@ -381,11 +372,11 @@ fn answer(entry: SourceInForce, imported: Option<Imported>) -> Response {
     };
     let entry = render::source(entry);
     let etag = HeaderValue::from_str(&entry.etag).expect("made of digits");
-    let done = SourceImported {
+    let done = SourceDone {
         entry,
-        lines: imported.lines,
-        skipped: imported.skipped,
-        bad: imported.bad.iter().map(ToString::to_string).collect(),
+        lines: Some(imported.lines),
+        skipped: Some(imported.skipped),
+        bad: Some(imported.bad.iter().map(ToString::to_string).collect()),
     };
     ([(header::ETAG, etag)], Json(done)).into_response()
 }

@@ -13,7 +13,7 @@ use super::{
     table::{or_dash, table},
 };
 use crate::{
-    api::model::{Page, SourceImported, SourceItem},
+    api::model::{Page, SourceDone, SourceItem},
     sources::Kind,
 };
 
@@ -125,14 +125,14 @@ pub(super) async fn change(
             fields.insert("list".to_owned(), read(&file)?.into());
             fields.insert("skip_bad".to_owned(), skip_bad.into());
             let sent = client.send_json(Method::POST, &path(kind), &fields).await;
-            let done: SourceImported = sent.map_err(|error| {
+            let done: SourceDone = sent.map_err(|error| {
                 Failed::from(format!("{}: {error}; nothing changed", file.display()))
             })?;
-            for line in &done.bad {
+            for line in done.bad.iter().flatten() {
                 eprintln!("skipped: {}: {line}", file.display());
             }
             output.show(&done, |done| {
-                let (lines, skipped) = (done.lines, done.skipped);
+                let (lines, skipped) = (done.lines.unwrap_or(0), done.skipped.unwrap_or(0));
                 let item = std::slice::from_ref(&done.entry);
                 format!(
                     "{}\n{lines} lines taken, {skipped} skipped",

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Map;
+
 use super::{
     super::{docs::operations, document},
     remote::{Mutual, Remote, request},
@@ -44,15 +46,23 @@ fn note(seen: &mut Seen, method: &Method, path: &str, answer: &Answer) {
     seen.insert((method, path.to_owned(), answer.status));
 }
 
-/// A schema, or the one that it names.
-fn resolved(schema: &Value) -> &Value {
+/// A schema, or the one that it names; one that is made of others has all that these have.
+fn resolved(schema: &Value) -> Value {
+    if let Some(parts) = schema["allOf"].as_array() {
+        let (mut properties, mut required) = (Map::new(), Vec::new());
+        for part in parts.iter().map(resolved) {
+            properties.extend(part["properties"].as_object().unwrap().clone());
+            required.extend(part["required"].as_array().into_iter().flatten().cloned());
+        }
+        return json!({ "type": "object", "properties": properties, "required": required });
+    }
     let Some(reference) = schema["$ref"].as_str() else {
-        return schema;
+        return schema.clone();
     };
     let name = reference.rsplit('/').next().unwrap();
     let schema = &document()["components"]["schemas"][name];
     assert!(schema.is_object(), "no schema {name}");
-    schema
+    resolved(schema)
 }
 
 /// Whether a value is as a schema says: types, and no fields that are missing or unknown.
@@ -60,11 +70,10 @@ fn check(value: &Value, schema: &Value, place: &str) {
     let schema = resolved(schema);
     if let Some(kinds) = schema["oneOf"].as_array() {
         let fits = |kind: &&Value| {
-            let required = resolved(kind)["required"].as_array().into_iter().flatten();
+            let kind = resolved(kind);
+            let mut required = kind["required"].as_array().into_iter().flatten();
             (kind["type"] == "null") == value.is_null()
-                && required
-                    .clone()
-                    .all(|field| value.get(field.as_str().unwrap()).is_some())
+                && required.all(|field| value.get(field.as_str().unwrap()).is_some())
         };
         let kind = kinds.iter().find(fits);
         let kind = kind.unwrap_or_else(|| panic!("{place}: {value} is none of {kinds:?}"));
@@ -117,7 +126,7 @@ const PREVIEW: &str = "/v1/rules/preview";
 const RULE: &str = r#""ttl 7 -> drop""#;
 const OTHER_RULE: &str = r#""ttl 8 -> drop""#;
 
-/// Of each kind: the list, one entry as described, two that are set, one that is not, and one of the config if there is any.
+/// Of each kind: the list, one entry as described, two that are set, one that is not, and one of the config.
 const SOURCES: [[&str; 6]; 2] = [
     [
         "/v1/deny",
@@ -125,7 +134,7 @@ const SOURCES: [[&str; 6]; 2] = [
         "/v1/deny/one",
         "/v1/deny/two",
         "/v1/deny/nine",
-        "/v1/deny/1000000001",
+        "/v1/deny/fixed",
     ],
     [
         "/v1/allow",
@@ -133,7 +142,7 @@ const SOURCES: [[&str; 6]; 2] = [
         "/v1/allow/one",
         "/v1/allow/two",
         "/v1/allow/nine",
-        "/v1/allow/1000000001",
+        "/v1/allow/fixed",
     ],
 ];
 const SET: &str = r#"{ "name": "one", "prefixes": ["192.0.2.0/24"] }"#;
@@ -252,8 +261,8 @@ async fn every_described_answer_is_given_through_tls() {
     );
     let removed = ["/v1/rules/1", "/v1/rules/9"];
     calls.extend(removed.map(|path| (delete.clone(), ONE_RULE, path, String::new())));
-    for [_, one, first, _, none, config] in SOURCES {
-        let removed = [first, none, config];
+    for [_, one, first, _, none, _] in SOURCES {
+        let removed = [first, none];
         calls.extend(removed.map(|path| (delete.clone(), one, path, String::new())));
     }
     for method in [&put, &delete] {
@@ -343,6 +352,22 @@ async fn every_described_answer_is_given_through_tls() {
         .send(&remote.operate, delete.clone(), &path, "")
         .await;
     note(&mut seen, &delete, ONE_RULE, &answer);
+
+    // Nor are sets of the config.
+    let mut config = std::fs::read_to_string(world.config_file()).unwrap();
+    config += "[[deny]]\nname = \"fixed\"\nprefixes = [\"203.0.113.0/24\"]\n";
+    config += "[[allow]]\nname = \"fixed\"\nprefixes = [\"203.0.113.7\"]\n";
+    std::fs::write(world.config_file(), config).unwrap();
+    let answer = remote
+        .send(&remote.operate, Method::POST, "/v1/reload", "")
+        .await;
+    assert_eq!(answer.status, 204, "{}", answer.text());
+    for [_, one, .., fixed] in SOURCES {
+        let answer = remote
+            .send(&remote.operate, delete.clone(), fixed, "")
+            .await;
+        note(&mut seen, &delete, one, &answer);
+    }
 
     world.plane.make_room_for(Some(0));
     for [all, ..] in SOURCES {
