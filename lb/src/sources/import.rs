@@ -101,7 +101,7 @@ enum Line {
 
 /// `None` for a line without a prefix that is none by right: empty, a comment, a header.
 fn line_of(line: &[u8], may_be_header: bool) -> Result<Option<Line>, String> {
-    let line = std::str::from_utf8(line).map_err(|_| "it is no text (UTF-8)".to_owned())?;
+    let line = std::str::from_utf8(line).map_err(|_not_utf8| "it is no text (UTF-8)".to_owned())?;
     let line = line.trim();
     if line.starts_with("//") {
         return Ok(None);

@@ -129,7 +129,7 @@ fn a_policy_can_count_only_or_leave_sets_out_and_says_what_becomes_of_bogons() {
             set(SET_BOGONS, Purpose::Bogons, &[around(bogon)]),
         ]);
         let vip_index = rig.number_of(vip(family, world::L2), UDP);
-        let mut look = |rig: &mut Rig, from: IpAddr, filter: u32| {
+        let look = |rig: &mut Rig, from: IpAddr, filter: u32| {
             with_filter(rig, family, filter);
             let udp = packet(from, family).udp((45_000, 53), b"query");
             let before = rig.counts(udp.to);
