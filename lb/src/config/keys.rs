@@ -234,8 +234,8 @@ pub(super) const LIMIT: Keys = Keys {
 #[cfg(test)]
 mod tests {
     use super::{
-        ALLOW, AMPLIFICATION, API, BACKEND, DATAPLANE, DENY, FILE, HEALTH, HOST, LIMIT, OUT_OF_STATE,
-        POLICY, POOL, POP, RULE, SANITY, SYN, TLS, VIP,
+        ALLOW, AMPLIFICATION, API, BACKEND, DATAPLANE, DENY, FILE, HEALTH, HOST, LIMIT,
+        OUT_OF_STATE, POLICY, POOL, POP, RULE, SANITY, SYN, TLS, VIP,
     };
 
     #[test]
