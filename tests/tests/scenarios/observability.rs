@@ -217,6 +217,8 @@ fn dashboards_have_data_and_attack_alerts_fire_under_attack() {
     lab.node()
         .sluice_words(&["rule", "add", "src 16.1.0.0/16; ttl 1 -> drop"])
         .succeeds();
+    // There is no set either, and panels ask for one.
+    lab.node().sluice("deny add 16.2.0.0/16").succeeds();
     let prometheus = Prometheus::start(&lab);
     // So long that there is peace to tell an attack by.
     for _ in 0..20 {
