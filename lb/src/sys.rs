@@ -298,6 +298,14 @@ pub fn detach_link(pin: &Path) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut [fd.to_le(), 0]).map(drop)
 }
 
+/// Has all threads allocate from two arenas, where glibc would give each thread one of its own, which keeps what that thread
+/// once needed: 14 MiB with 1,000 VIPs. To be called before there are threads.
+pub fn share_memory() {
+    // SAFETY: sets a parameter of the allocator.
+    #[cfg(target_env = "gnu")]
+    let _known = unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
+}
+
 /// Waits until every program of the kernel that runs now has ended: they do so within one of the kernel's grace periods,
 /// which this call waits for. An error where the kernel leaves CPUs alone (`nohz_full`).
 pub fn wait_for_programs() -> io::Result<()> {

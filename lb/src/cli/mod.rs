@@ -33,6 +33,7 @@ use serde_json::json;
 use crate::{
     backend, config, control, decap,
     log::{self, LogFormat},
+    sys,
 };
 
 use output::Output;
@@ -406,6 +407,7 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs the command that this process was started with.
 pub fn main() -> ExitCode {
+    sys::share_memory();
     let cli = Cli::parse();
     let format = cli.global.log_format;
     if let Err(error) = log::init(&cli.global.log, format) {
