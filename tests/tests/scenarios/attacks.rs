@@ -22,7 +22,7 @@ const DETECT: &str = r#"
 [detect]
 mode = "enforce"
 learn = "3s"
-thresholds = { pps = 4_000, factor = 3, cap = 3 }
+thresholds = { pps = 20_000, factor = 3, cap = 3 }
 "#;
 const NETWORK: &str = "198.51.100.0/24";
 const BOTNET: &str = "198.51.0.0/16";
