@@ -23,6 +23,7 @@ name = "strict"
 mode = "enforce"
 detect = "advise"
 limits = [{ class = "syn", per = "host", pps = 1, burst = 1 }]
+syn = { mode = "auto", monitor = true }
 
 [[policy]]
 name = "watch"
