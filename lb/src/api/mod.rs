@@ -55,7 +55,7 @@ pub use openapi::document;
 pub use problem::{FileError, Problem};
 pub(crate) use render::{is_up, told, up_and_state};
 pub use server::{serve_local, serve_remote};
-pub use socket::{SocketError, bind};
+pub use socket::{SocketError, bind, bind_remote};
 pub use tls::{ServerTls, TlsError};
 pub(crate) use tls::{certificates, provider, roots, said};
 pub use tokens::{Denied, Grant, Role, Tokens, TokensError, create};

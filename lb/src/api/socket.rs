@@ -1,7 +1,8 @@
-//! The Unix socket that the daemon listens on.
+//! The sockets that the daemon listens on.
 
 use std::{
     fs, io,
+    net::{SocketAddr, TcpListener},
     os::unix::{
         fs::{FileTypeExt, PermissionsExt},
         net,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use nix::sys::stat::{Mode, fchmod};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::net::UnixListener;
 
 /// Why the daemon cannot listen.
@@ -56,6 +57,15 @@ fn listener(path: &Path) -> io::Result<UnixListener> {
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     UnixListener::from_std(socket.into())
+}
+
+/// Listens on an address.
+pub fn bind_remote(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    // Once more, for more may wait: a SYN that finds no room comes again a second later.
+    SockRef::from(&listener).listen(BACKLOG)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// Connections that may wait to be taken.

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -76,6 +76,9 @@ pub async fn run(config_file: &Path, socket: Option<PathBuf>) -> Result<(), Daem
     // Before the data plane: what cannot listen shall not touch it.
     let access = Access::load(config.api.remote.clone())?;
     let remote = config.api.remote.as_ref().map(|remote| remote.listen);
+    let bind_remote = |address| {
+        api::bind_remote(address).map_err(|source| DaemonError::Listen { address, source })
+    };
     let listeners = Listeners {
         remote: remote.map(bind_remote).transpose()?,
         local: api::bind(&socket)?,
@@ -135,14 +138,6 @@ fn prepare(config: Config, config_file: &Path) -> Result<(Start<Kernel>, bool), 
         warnings,
     };
     Ok((start, opened.adopted))
-}
-
-fn bind_remote(address: SocketAddr) -> Result<TcpListener, DaemonError> {
-    let bound = TcpListener::bind(address).and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    });
-    bound.map_err(|source| DaemonError::Listen { address, source })
 }
 
 /// Runs the loop and the API over an open plane.

@@ -127,7 +127,10 @@ impl Bench {
             command("ip", &["link", "set", interface, "up"])?;
         }
         for state in [State::Ordinary, State::Full] {
-            balancers.of(state).set_interface(if_nametoindex(TESTED)?)?;
+            let balancer = balancers.of(state);
+            // What rows of the test run left on.
+            balancer.set_exact(false)?;
+            balancer.set_interface(if_nametoindex(TESTED)?)?;
         }
         let small = Frames {
             bytes: 0,
