@@ -66,7 +66,8 @@ pub(crate) fn figures() -> Result<ExitCode> {
             ],
         )
         .and_then(|()| {
-            run.cargo_test(
+            run.cargo_test_under(
+                &[("FLOOD_SECONDS", "60")],
                 "figures of the daemon",
                 &[
                     "test",
@@ -83,6 +84,8 @@ pub(crate) fn figures() -> Result<ExitCode> {
                     "idle::",
                     "health_load::",
                     "scale::",
+                    "challenge::a_flood",
+                    "attacks::",
                 ],
             )
         });
@@ -270,8 +273,19 @@ impl Run {
 
     /// Shows what the tests print while they run, and counts their results.
     fn cargo_test(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        self.cargo_test_under(&[], name, arguments)
+    }
+
+    /// The same with variables of the environment.
+    fn cargo_test_under(
+        &mut self,
+        variables: &[(&str, &str)],
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<()> {
         self.stage(name, |run| {
             let mut child = cargo(arguments)
+                .envs(variables.iter().copied())
                 .stdout(Stdio::piped())
                 .spawn()
                 .context("cannot run cargo")?;
