@@ -17,6 +17,7 @@ use sluice_tests::{
 /// Client 0 is many, each in a network of its own. Client 1 is in the attacker's prefix.
 const GOOD: [&str; 2] = ["198.18.0.0/15", "3fff::/20"];
 const ATTACKER: &str = "198.51.100.0/24";
+const BOTNET: &str = "203.0.0.0/16";
 /// Sources that are all different, and nobody's.
 const SPOOFED: &str = "16.0.0.0/4";
 const FRAMES: u32 = 8192;
@@ -282,6 +283,61 @@ fn carpet_bombing_over_a_network_of_vips_costs_good_clients_nothing() {
             answer.unwrap_or_else(|error| panic!("{to} does not serve: {error}"));
         }
     });
+}
+
+/// Bots that are real hosts: their connections are proven, and only the class `established` holds them.
+#[test]
+fn a_botnet_with_real_handshakes_costs_good_clients_nothing() {
+    let lab = lab()
+        .client(&[BOTNET])
+        .config(|config| {
+            let mut limits = LIMITS.to_owned();
+            let established = r#"{ class = "established", per = "network", pps = 50, burst = 50 }"#;
+            limits.insert_str(limits.len() - 1, established);
+            let mut config = config.policy("enforce", &limits);
+            config.extra += POLICY;
+            config
+        })
+        .start();
+    let mut good = Good::new(&lab);
+    let bots = lab.client(2);
+    let mut conns: Vec<(SocketAddr, Conn)> = (0..32)
+        .map(|network| SocketAddr::new(bots.address_in_network(WEB_V4, network * 8), 40_000))
+        .map(|source| (source, bots.source_port(source).connect(WEB_V4)))
+        .map(|(source, conn)| (source, conn.expect("a handshake")))
+        .collect();
+    // Flows are proven by some seconds of peace.
+    for _ in 0..30 {
+        for (_, conn) in &mut conns {
+            conn.ask_who();
+        }
+        good.go_on(&lab, 0);
+        thread::sleep(Duration::from_millis(200));
+    }
+    within(Duration::from_secs(10), "all flows are proven", || {
+        proven(&lab) >= conns.len() + good.conns.len()
+    });
+
+    let frames = lab.node().frames();
+    let flood: Vec<_> = conns
+        .iter()
+        .map(|(source, _)| frames.tcp(*source, WEB_V4, ACK))
+        .collect();
+    let dropped = || lab.node().dropped_for("limit_network");
+    is_dropped(&lab, "bots", (flood, 10_000), dropped, || {
+        for _ in 0..3 {
+            good.go_on(&lab, 6);
+            thread::sleep(Duration::from_millis(300));
+        }
+    });
+}
+
+/// Flows of the table that are proven.
+fn proven(lab: &Lab) -> usize {
+    let metrics = lab.node().metrics();
+    let name = "sluice_flow_table_entries{state=\"proven\"} ";
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name));
+    value.map_or(0, |value| value.parse().expect("a number"))
 }
 
 /// SSH of a host whose address is a VIP that takes every port, with everything on and under attack from the same network.
