@@ -16,15 +16,14 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use utoipa::ToSchema;
 
 use super::{
-    Answer, MAX_BODY_BYTES, Problem, Shared, guard,
+    Answer, MAX_BODY_BYTES, Problem, Shared, entry, guard,
     model::{LimitItem, LimitsDone, Page},
     query::{self, Params},
     render,
 };
 use crate::{
     config::Mode,
-    control::{LimitInForce, Novelty, Refused},
-    limits::{ClassWord, IF_MATCH, IF_NONE_MATCH, LimitError, LimitQuery, LimitSpec, Precondition},
+    limits::{ClassWord, IF_MATCH, IF_NONE_MATCH, LimitQuery, LimitSpec, Precondition},
 };
 
 /// Some limits by id, of those that match every parameter
@@ -72,7 +71,8 @@ pub(super) async fn limits(State(api): Shared, mut params: Params) -> Answer<Pag
     (status = 503, description = "The daemon is about to end"),
 ))]
 pub(super) async fn limit(State(api): Shared, Path(id): Path<String>) -> Result<Response, Problem> {
-    Ok(tagged(api.control.limit(limit_id(&id)?).await?))
+    let limit = api.control.limit(limit_id(&id)?).await?;
+    Ok(entry::tagged(render::limit(limit)))
 }
 
 /// Set one limit, or all of an array
@@ -99,20 +99,16 @@ pub(super) async fn set(
     let (body, permit) = read(request, MAX_BATCH_BYTES).await?;
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     if first != Some(&b'[') {
-        let spec = LimitSpec::from_json(&body).map_err(wrong_limit)?;
+        let spec = LimitSpec::from_json(&body).map_err(entry::wrong)?;
         let (limit, novelty) = api.control.set_limit(spec, precondition).await?;
-        let status = match novelty {
-            Novelty::New => StatusCode::CREATED,
-            Novelty::Replaced => StatusCode::OK,
-        };
-        return Ok((status, tagged(limit)).into_response());
+        return Ok(entry::set(novelty, render::limit(limit)));
     }
     refuse_condition(&headers, "an array of limits takes no condition")?;
     // Others must not wait for a hundred thousand limits being read.
     let specs = tokio::task::spawn_blocking(move || LimitSpec::list_from_json(&body))
         .await
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
-        .map_err(wrong_limit)?;
+        .map_err(entry::wrong)?;
     let number = specs.len();
     let done = api.control.set_limits(specs).await?;
     drop(permit);
@@ -145,11 +141,10 @@ pub(super) async fn replace(
 ) -> Result<Response, Problem> {
     let precondition = precondition(&headers)?;
     let (body, _) = read(request, MAX_BODY_BYTES).await?;
-    let spec = LimitSpec::from_json(&body).map_err(wrong_limit)?;
+    let spec = LimitSpec::from_json(&body).map_err(entry::wrong)?;
     let id = limit_id(&id)?;
-    Ok(tagged(
-        api.control.replace_limit(id, spec, precondition).await?,
-    ))
+    let limit = api.control.replace_limit(id, spec, precondition).await?;
+    Ok(entry::tagged(render::limit(limit)))
 }
 
 /// Remove a limit
@@ -194,27 +189,12 @@ enum Done {
     Many(LimitsDone),
 }
 
-/// A limit, with its entity tag in the header.
-fn tagged(limit: LimitInForce) -> Response {
-    let item = render::limit(limit);
-    let etag = HeaderValue::from_str(&item.etag).expect("made of digits");
-    ([(header::ETAG, etag)], Json(item)).into_response()
-}
-
 fn limit_id(text: &str) -> Result<u64, Problem> {
     let no_limit = |_| {
         let why = format!("there is no limit {text}");
         Problem::new(StatusCode::NOT_FOUND, why)
     };
     text.parse().map_err(no_limit)
-}
-
-fn wrong_limit(error: LimitError) -> Problem {
-    if error.field.is_empty() {
-        Problem::new(StatusCode::BAD_REQUEST, error.message)
-    } else {
-        Refused::from(error).into()
-    }
 }
 
 /// What `If-Match` or `If-None-Match` ask for.

@@ -4,6 +4,7 @@ mod access;
 mod connections;
 mod detection;
 mod docs;
+mod entry;
 mod events;
 mod guard;
 mod limits;

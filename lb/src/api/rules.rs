@@ -3,20 +3,20 @@
 use axum::{
     Json,
     extract::{Path, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
 use utoipa::ToSchema;
 
 use super::{
-    Answer, MAX_BODY_BYTES, Problem, Shared,
+    Answer, MAX_BODY_BYTES, Problem, Shared, entry,
     limits::{precondition, read, refuse_condition, word},
     model::{Page, RuleItem, RulePreview, RulesDone},
     query::{self, Params},
     render,
 };
 use crate::{
-    control::{Novelty, Refused, RuleInForce, RuleQuery, now_ms},
+    control::{Novelty, RuleQuery, now_ms},
     rules::{Origin, RuleError, RuleSpec},
 };
 
@@ -58,7 +58,8 @@ pub(super) async fn rules(State(api): Shared, mut params: Params) -> Answer<Page
     (status = 503, description = "The daemon is about to end"),
 ))]
 pub(super) async fn rule(State(api): Shared, Path(id): Path<String>) -> Result<Response, Problem> {
-    Ok(tagged(api.control.rule(rule_id(&id)?).await?))
+    let rule = api.control.rule(rule_id(&id)?).await?;
+    Ok(entry::tagged(render::rule(rule)))
 }
 
 /// Set one rule, or all of an array
@@ -87,21 +88,17 @@ pub(super) async fn set(
     if first != Some(&b'[') {
         let spec = RuleSpec::from_json(&body)
             .and_then(operators)
-            .map_err(wrong_rule)?;
+            .map_err(entry::wrong)?;
         let (rule, novelty) = api.control.set_rule(spec, precondition).await?;
-        let status = match novelty {
-            Novelty::New => StatusCode::CREATED,
-            Novelty::Replaced => StatusCode::OK,
-        };
-        return Ok((status, tagged(rule)).into_response());
+        return Ok(entry::set(novelty, render::rule(rule)));
     }
     refuse_condition(&headers, "an array of rules takes no condition")?;
-    let specs = RuleSpec::list_from_json(&body).map_err(wrong_rule)?;
+    let specs = RuleSpec::list_from_json(&body).map_err(entry::wrong)?;
     let specs = specs.into_iter().enumerate();
     let specs = specs
         .map(|(at, spec)| operators(spec).map_err(|error| error.at(at)))
         .collect::<Result<_, _>>()
-        .map_err(wrong_rule)?;
+        .map_err(entry::wrong)?;
     let done = api.control.set_rules(specs).await?;
     let created = done.iter().filter(|(_, novelty)| *novelty == Novelty::New);
     let created = created.count();
@@ -122,7 +119,7 @@ pub(super) async fn set(
 ))]
 pub(super) async fn preview(State(api): Shared, request: Request) -> Answer<RulePreview> {
     let (body, _) = read(request, MAX_BODY_BYTES).await?;
-    let spec = RuleSpec::from_json(&body).map_err(wrong_rule)?;
+    let spec = RuleSpec::from_json(&body).map_err(entry::wrong)?;
     let known = api.control.detection().lock();
     let vip = match &spec.vip {
         None => None,
@@ -159,11 +156,10 @@ pub(super) async fn replace(
     let (body, _) = read(request, MAX_BODY_BYTES).await?;
     let spec = RuleSpec::from_json(&body)
         .and_then(operators)
-        .map_err(wrong_rule)?;
+        .map_err(entry::wrong)?;
     let id = rule_id(&id)?;
-    Ok(tagged(
-        api.control.replace_rule(id, spec, precondition).await?,
-    ))
+    let rule = api.control.replace_rule(id, spec, precondition).await?;
+    Ok(entry::tagged(render::rule(rule)))
 }
 
 /// Remove a rule
@@ -221,13 +217,6 @@ enum RulesAnswer {
     Many(RulesDone),
 }
 
-/// A rule, with its entity tag in the header.
-fn tagged(rule: RuleInForce) -> Response {
-    let item = render::rule(rule);
-    let etag = HeaderValue::from_str(&item.etag).expect("made of digits");
-    ([(header::ETAG, etag)], Json(item)).into_response()
-}
-
 /// What a client asks for is the operator's, whatever it says of itself.
 fn operators(spec: RuleSpec) -> Result<RuleSpec, RuleError> {
     if spec.origin == Origin::Operator {
@@ -243,12 +232,4 @@ fn rule_id(text: &str) -> Result<u64, Problem> {
         Problem::new(StatusCode::NOT_FOUND, why)
     };
     text.parse().map_err(no_rule)
-}
-
-fn wrong_rule(error: RuleError) -> Problem {
-    if error.field.is_empty() && error.column.is_none() {
-        Problem::new(StatusCode::BAD_REQUEST, error.message)
-    } else {
-        Refused::from(error).into()
-    }
 }

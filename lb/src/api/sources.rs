@@ -5,15 +5,13 @@ use std::net::IpAddr;
 use axum::{
     Json,
     extract::{Path, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+    http::{HeaderMap, StatusCode},
+    response::Response,
 };
-use serde::Deserialize;
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{
-    Answer, Api, Problem, Shared, guard,
+    Answer, Api, Problem, Shared, entry, guard,
     limits::{precondition, read},
     model::{Page, SourceDone, SourceItem},
     query::{self, Params},
@@ -21,8 +19,8 @@ use super::{
 };
 use crate::{
     config::Mode,
-    control::{Novelty, Refused, SourceInForce, SourceQuery},
-    sources::{Imported, Kind, OnBad, SourceSpec, SpecError, import},
+    control::{SourceInForce, SourceQuery},
+    sources::{Kind, Lines, SourceSpec},
 };
 
 /// Who is denied, by id
@@ -65,7 +63,8 @@ pub(super) async fn denied_one(
     State(api): Shared,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
-    Ok(tagged(api.control.source(Kind::Deny, id).await?))
+    let found = api.control.source(Kind::Deny, id).await?;
+    Ok(entry::tagged(render::source(found)))
 }
 
 /// One entry of those that are allowed
@@ -80,7 +79,8 @@ pub(super) async fn allowed_one(
     State(api): Shared,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
-    Ok(tagged(api.control.source(Kind::Allow, id).await?))
+    let found = api.control.source(Kind::Allow, id).await?;
+    Ok(entry::tagged(render::source(found)))
 }
 
 /// Deny a prefix, or a list of them
@@ -272,13 +272,9 @@ async fn set(
     request: Request,
 ) -> Result<Response, Problem> {
     let precondition = precondition(headers)?;
-    let (spec, imported) = spec(kind, request).await?;
-    let (entry, novelty) = api.control.set_source(spec, precondition).await?;
-    let status = match novelty {
-        Novelty::New => StatusCode::CREATED,
-        Novelty::Replaced => StatusCode::OK,
-    };
-    Ok((status, answer(entry, imported)).into_response())
+    let (spec, lines) = spec(kind, request).await?;
+    let (set, novelty) = api.control.set_source(spec, precondition).await?;
+    Ok(entry::set(novelty, done(set, lines)))
 }
 
 async fn replace(
@@ -289,10 +285,10 @@ async fn replace(
     request: Request,
 ) -> Result<Response, Problem> {
     let precondition = precondition(headers)?;
-    let (spec, imported) = spec(kind, request).await?;
+    let (spec, lines) = spec(kind, request).await?;
     let id = id_of(api, kind, id).await?;
-    let entry = api.control.replace_source(id, spec, precondition).await?;
-    Ok(answer(entry, imported))
+    let set = api.control.replace_source(id, spec, precondition).await?;
+    Ok(entry::tagged(done(set, lines)))
 }
 
 async fn remove(
@@ -316,74 +312,21 @@ async fn id_of(api: &Api, kind: Kind, key: String) -> Result<u64, Problem> {
 }
 
 /// What is asked for, and what was read if it is a list.
-async fn spec(kind: Kind, request: Request) -> Result<(SourceSpec, Option<Imported>), Problem> {
+async fn spec(kind: Kind, request: Request) -> Result<(SourceSpec, Option<Lines>), Problem> {
     let (body, _permit) = read(request, guard::MAX_BODY_BYTES).await?;
     // Others must not wait for a million prefixes being read.
-    tokio::task::spawn_blocking(move || from_json(kind, &body))
+    tokio::task::spawn_blocking(move || SourceSpec::from_json(kind, &body))
         .await
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
-        .map_err(|error| {
-            if error.field.is_empty() {
-                Problem::new(StatusCode::BAD_REQUEST, error.message)
-            } else {
-                Refused::from(error).into()
-            }
-        })
+        .map_err(entry::wrong)
 }
 
-fn from_json(kind: Kind, body: &[u8]) -> Result<(SourceSpec, Option<Imported>), SpecError> {
-    #[derive(Deserialize)]
-    struct Listed {
-        list: String,
-        skip_bad: Option<bool>,
-        #[serde(flatten)]
-        rest: Map<String, Value>,
+fn done(entry: SourceInForce, read: Option<Lines>) -> SourceDone {
+    let bad = |lines: &Lines| lines.bad.iter().map(ToString::to_string).collect();
+    SourceDone {
+        entry: render::source(entry),
+        lines: read.as_ref().map(|lines| lines.taken),
+        skipped: read.as_ref().map(|lines| lines.skipped),
+        bad: read.as_ref().map(bad),
     }
-    let is_list = serde_json::from_slice::<Map<String, Value>>(body)
-        .is_ok_and(|fields| fields.contains_key("list"));
-    if !is_list {
-        return Ok((SourceSpec::from_json(kind, body)?, None));
-    }
-    let mut listed: Listed =
-        serde_json::from_slice(body).map_err(|wrong| SpecError::of("list", wrong.to_string()))?;
-    let on_bad = if listed.skip_bad == Some(true) {
-        OnBad::Skip
-    } else {
-        OnBad::Refuse
-    };
-    if listed.rest.contains_key("prefixes") {
-        return Err(SpecError::of("prefixes", "give it or `list`"));
-    }
-    listed
-        .rest
-        .insert("prefixes".to_owned(), Value::Array(Vec::new()));
-    let json =
-        serde_json::to_vec(&listed.rest).map_err(|wrong| SpecError::of("", wrong.to_string()))?;
-    let mut spec = SourceSpec::from_json(kind, &json)?;
-    let imported = import(listed.list.as_bytes(), on_bad)
-        .map_err(|wrong| SpecError::of("list", wrong.to_string()))?;
-    spec.members = imported.members.clone().into();
-    Ok((spec, Some(imported)))
-}
-
-fn answer(entry: SourceInForce, imported: Option<Imported>) -> Response {
-    let Some(imported) = imported else {
-        return tagged(entry);
-    };
-    let entry = render::source(entry);
-    let etag = HeaderValue::from_str(&entry.etag).expect("made of digits");
-    let done = SourceDone {
-        entry,
-        lines: Some(imported.lines),
-        skipped: Some(imported.skipped),
-        bad: Some(imported.bad.iter().map(ToString::to_string).collect()),
-    };
-    ([(header::ETAG, etag)], Json(done)).into_response()
-}
-
-/// An entry, with its entity tag in the header.
-fn tagged(entry: SourceInForce) -> Response {
-    let item = render::source(entry);
-    let etag = HeaderValue::from_str(&item.etag).expect("made of digits");
-    ([(header::ETAG, etag)], Json(item)).into_response()
 }

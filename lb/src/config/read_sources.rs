@@ -88,13 +88,14 @@ pub(super) fn read(path: &Path, on_bad: OnBad) -> Result<Members, String> {
     let shown = path.display();
     let text = std::fs::read(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
     let read = import(&text, on_bad).map_err(|error| format!("{shown}: {error}"))?;
-    if read.skipped > 0 {
-        let first = read
+    let lines = read.lines;
+    if lines.skipped > 0 {
+        let first = lines
             .bad
             .first()
             .map(ToString::to_string)
             .unwrap_or_default();
-        tracing::warn!(file = %shown, skipped = read.skipped, first, "lines that are no prefixes");
+        tracing::warn!(file = %shown, skipped = lines.skipped, first, "lines that are no prefixes");
     }
     Ok(read.members)
 }

@@ -33,7 +33,7 @@ impl RuleSpec {
     pub fn from_value(value: Value) -> Result<Self, RuleError> {
         let mut fields = match value {
             Value::Object(fields) => fields,
-            Value::String(text) => return text.parse(),
+            Value::String(text) => return of_text(&text),
             _ => return Err(RuleError::whole("a rule is a JSON object, or a text")),
         };
         let mut spec = match take::<String>(&mut fields, "rule", "")? {
@@ -44,11 +44,7 @@ impl RuleSpec {
                         return Err(RuleError::of(field, message));
                     }
                 }
-                let wrong = |error: RuleError| RuleError {
-                    field: "rule".into(),
-                    ..error
-                };
-                text.parse().map_err(wrong)?
+                of_text(&text)?
             }
             None => {
                 let components = take_components(&mut fields)?;
@@ -81,6 +77,14 @@ impl RuleSpec {
         spec.validate()?;
         Ok(spec)
     }
+}
+
+/// From the text of one, whose errors are those of the field `rule`.
+fn of_text(text: &str) -> Result<RuleSpec, RuleError> {
+    text.parse().map_err(|error| RuleError {
+        field: "rule".into(),
+        ..error
+    })
 }
 
 fn take_components(fields: &mut Map<String, Value>) -> Result<Components, RuleError> {

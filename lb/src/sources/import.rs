@@ -24,8 +24,14 @@ pub enum OnBad {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Imported {
     pub members: Members,
-    /// Lines with prefixes.
-    pub lines: usize,
+    pub lines: Lines,
+}
+
+/// The lines of a list, but for those that hold nothing by right.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lines {
+    /// Those with prefixes.
+    pub taken: usize,
     pub skipped: usize,
     /// The first of those that were skipped.
     pub bad: Vec<BadLine>,
@@ -56,37 +62,39 @@ pub enum ImportError {
 
 /// Reads a list. An empty one is refused: it is rather a download that failed.
 pub fn import(text: &[u8], on_bad: OnBad) -> Result<Imported, ImportError> {
-    let mut read = Imported::default();
+    let mut lines = Lines::default();
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     for (number, line) in (1..).zip(text.split(|byte| *byte == b'\n')) {
-        match line_of(line, read.lines == 0 && read.skipped == 0) {
+        match line_of(line, lines.taken == 0 && lines.skipped == 0) {
             Ok(None) => {}
             Ok(Some(Line::V4(first, last))) => {
                 v4.push((first, last));
-                read.lines += 1;
+                lines.taken += 1;
             }
             Ok(Some(Line::V6(prefixes))) => {
                 v6.extend(prefixes);
-                read.lines += 1;
+                lines.taken += 1;
             }
             Err(why) => {
                 let bad = BadLine { number, why };
                 if on_bad == OnBad::Refuse {
                     return Err(ImportError::Bad(bad));
                 }
-                read.skipped += 1;
-                if read.bad.len() < MOST_TOLD {
-                    read.bad.push(bad);
+                lines.skipped += 1;
+                if lines.bad.len() < MOST_TOLD {
+                    lines.bad.push(bad);
                 }
             }
         }
     }
-    if read.lines == 0 {
+    if lines.taken == 0 {
         return Err(ImportError::Empty);
     }
-    read.members = Members::new(v4, v6);
-    Ok(read)
+    Ok(Imported {
+        members: Members::new(v4, v6),
+        lines,
+    })
 }
 
 /// Bad lines that are told.
@@ -237,8 +245,8 @@ mod tests {
             "line 500002: \"192.0.2.1/33\" is no IP prefix like 192.0.2.0/24 or 2001:db8::/64"
         );
         let read = import(text.as_bytes(), OnBad::Skip).unwrap();
-        assert_eq!((read.lines, read.skipped), (1_000_000, 1));
-        assert_eq!(read.bad[0].number, 500_002);
+        assert_eq!((read.lines.taken, read.lines.skipped), (1_000_000, 1));
+        assert_eq!(read.lines.bad[0].number, 500_002);
         assert_eq!(read.members.v4().len(), 1_000_000);
     }
 

@@ -10,7 +10,7 @@ pub use book::{
     SourceStep,
 };
 pub(crate) use book::{fixed_set, last_free_set};
-pub use import::{BadLine, ImportError, Imported, OnBad, import};
+pub use import::{BadLine, ImportError, Imported, Lines, OnBad, import};
 pub use members::Members;
 pub use spec::{BOGONS, Kind, SourceSpec, SpecError, bogons};
 pub(crate) use spec::{check_name, prefix_of};

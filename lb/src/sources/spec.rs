@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::Members;
+use super::{Lines, Members, OnBad, import};
 use crate::config::Mode;
 
 /// Whether sources are denied or allowed.
@@ -81,20 +81,30 @@ impl SourceSpec {
         }
     }
 
-    /// Reads one from JSON, and checks it.
-    pub fn from_json(kind: Kind, json: &[u8]) -> Result<Self, SpecError> {
+    /// Reads one from JSON, and checks it. If a list stands there, the second value tells what was read of it.
+    pub fn from_json(kind: Kind, json: &[u8]) -> Result<(Self, Option<Lines>), SpecError> {
         let mut fields: Map<String, Value> = serde_json::from_slice(json)
             .map_err(|wrong| SpecError::of("", format!("this is no JSON object: {wrong}")))?;
         let name: Option<String> = take(&mut fields, "name")?;
         let prefix: Option<String> = take(&mut fields, "prefix")?;
         let prefixes: Option<Vec<String>> = take(&mut fields, "prefixes")?;
-        let mut spec = match (name, prefix, prefixes) {
-            (None, Some(prefix), None) => {
+        let list: Option<String> = take(&mut fields, "list")?;
+        let skip_bad = list.is_some() && take(&mut fields, "skip_bad")?.unwrap_or(false);
+        let mut lines = None;
+        let mut spec = match (name, prefix, prefixes, list) {
+            (None, Some(prefix), None, None) => {
                 let prefix =
                     prefix_of(&prefix).map_err(|message| SpecError::of("prefix", message))?;
                 Self::single(kind, prefix)
             }
-            (Some(name), None, Some(prefixes)) => {
+            (Some(name), None, None, Some(list)) => {
+                let on_bad = if skip_bad { OnBad::Skip } else { OnBad::Refuse };
+                let read = import(list.as_bytes(), on_bad)
+                    .map_err(|wrong| SpecError::of("list", wrong.to_string()))?;
+                lines = Some(read.lines);
+                Self::named(kind, name, Arc::new(read.members))
+            }
+            (Some(name), None, Some(prefixes), None) => {
                 let prefixes: Result<Vec<IpNet>, SpecError> = (0..)
                     .zip(&prefixes)
                     .map(|(at, text): (usize, _)| {
@@ -104,10 +114,13 @@ impl SourceSpec {
                     .collect();
                 Self::named(kind, name, Arc::new(Members::of(prefixes?)))
             }
+            (_, _, Some(_), Some(_)) => {
+                return Err(SpecError::of("prefixes", "give it or `list`"));
+            }
             _ => {
                 return Err(SpecError::of(
                     "prefix",
-                    "give `prefix`, or both of `name` and `prefixes`",
+                    "give `prefix`, or both of `name` and `prefixes`, or of `name` and `list`",
                 ));
             }
         };
@@ -117,11 +130,11 @@ impl SourceSpec {
         if let Some(unknown) = fields.keys().next() {
             return Err(SpecError::of(
                 unknown,
-                "no such field; there are prefix, name, prefixes, mode, ttl_seconds and comment",
+                "no such field; there are prefix, name, prefixes, list, skip_bad, mode, ttl_seconds and comment",
             ));
         }
         spec.validate()?;
-        Ok(spec)
+        Ok((spec, lines))
     }
 
     /// Whether each field may be what it is.
@@ -267,11 +280,11 @@ mod tests {
     #[test]
     fn an_entry_is_a_prefix_or_a_named_set() {
         let json = br#"{"prefix": "192.0.2.0/24", "ttl_seconds": 60, "mode": "monitor"}"#;
-        let spec = SourceSpec::from_json(Kind::Deny, json).unwrap();
+        let (spec, _) = SourceSpec::from_json(Kind::Deny, json).unwrap();
         assert_eq!(spec.prefix, Some("192.0.2.0/24".parse().unwrap()));
         assert_eq!((spec.ttl_seconds, spec.mode), (Some(60), Mode::Monitor));
         let json = br#"{"name": "two", "prefixes": ["192.0.2.1", "2001:db8::/32"]}"#;
-        let spec = SourceSpec::from_json(Kind::Allow, json).unwrap();
+        let (spec, _) = SourceSpec::from_json(Kind::Allow, json).unwrap();
         assert_eq!(spec.members.v4().len() + spec.members.v6().len(), 2);
         for (json, part) in [
             ("[]", "no JSON object"),
