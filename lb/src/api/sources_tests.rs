@@ -4,7 +4,7 @@ use hyper::{Method, header};
 use serde_json::{Value, json};
 
 use super::tests::{Answer, CONFIG, World, assert_problem};
-use crate::dataplane::Purpose;
+use crate::{dataplane::Purpose, sources::writer::Writer};
 
 async fn post(world: &World, path: &str, body: Value) -> Answer {
     world.send(Method::POST, path, body.to_string()).await
@@ -180,4 +180,39 @@ async fn sets_of_the_config_hold_as_long_as_they_stand_there() {
     std::fs::write(world.config_file(), CONFIG).unwrap();
     assert_eq!(world.send(Method::POST, "/v1/reload", "").await.status, 204);
     assert_eq!(world.plane.sources(), [(4, Purpose::Deny, 1)]);
+}
+
+#[tokio::test]
+async fn a_country_of_the_config_follows_its_database_and_stays_without() {
+    let world = World::ready().await;
+    let file = world.dir.path().join("geo.mmdb");
+    let tell = |networks: &[&str]| {
+        let mut database = Writer::new("Test-Country", 28, 6);
+        let record = database.country("KP");
+        for network in networks {
+            database.put(network.parse().unwrap(), record);
+        }
+        std::fs::write(&file, database.bytes()).unwrap();
+    };
+    let reload = || world.send(Method::POST, "/v1/reload", "");
+    tell(&["198.51.100.0/24"]);
+    let with = format!(
+        "{CONFIG}\n[geo]\ndatabases = [{file:?}]\n[[deny]]\nname = \"kp\"\ncountries = [\"KP\"]\n"
+    );
+    std::fs::write(world.config_file(), &with).unwrap();
+    let reloaded = reload().await;
+    assert_eq!(reloaded.status, 204, "{}", reloaded.text());
+    let covers = world.get("/v1/deny?covers=198.51.100.7").await.json();
+    assert_eq!(covers["items"][0]["name"], "kp");
+    tell(&["198.51.100.0/24", "192.0.2.0/24"]);
+    assert_eq!(reload().await.status, 204);
+    let both = [(63, Purpose::Deny, 2)];
+    assert_eq!(world.plane.sources(), both, "the file was read again");
+    std::fs::write(&file, "192.0.2.0/24\n").unwrap();
+    assert_problem(&reload().await, 422, "geo.mmdb: this is no MMDB file");
+    std::fs::remove_file(&file).unwrap();
+    let refused = reload().await;
+    assert_problem(&refused, 422, "cannot read");
+    assert_eq!(refused.json()["errors"][0]["line"], 23);
+    assert_eq!(world.plane.sources(), both, "the set from before holds");
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, io::Read, net::IpAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     api::model::{Page, SourceDone, SourceItem},
-    sources::Kind,
+    sources::{Country, Kind, Places, asn_of},
 };
 
 #[derive(Debug, Subcommand)]
@@ -33,9 +33,12 @@ pub(super) enum SourceCommand {
     Import {
         name: String,
         /// A prefix a line, with comments; netset; CSV; JSON lines; `-` for standard input
-        file: PathBuf,
+        #[arg(required_unless_present = "mmdb", conflicts_with_all = ["mmdb", "places"])]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        places: PlaceOptions,
         /// Skip lines that are no prefixes, and tell them
-        #[arg(long)]
+        #[arg(long, conflicts_with = "mmdb")]
         skip_bad: bool,
         #[command(flatten)]
         options: SourceOptions,
@@ -59,6 +62,21 @@ pub(super) struct SourceFilters {
     covers: Option<IpAddr>,
     #[command(flatten)]
     pub(super) watch: Watch,
+}
+
+/// The networks of some countries and autonomous systems.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("places").multiple(true))]
+pub(super) struct PlaceOptions {
+    /// Instead of a list, a database of countries or autonomous systems; may be given again
+    #[arg(long, value_name = "FILE", requires = "places")]
+    mmdb: Vec<PathBuf>,
+    /// Of these countries, by their codes of ISO 3166
+    #[arg(long, value_name = "CODE", group = "places", requires = "mmdb")]
+    country: Vec<Country>,
+    /// Of these autonomous systems, by their numbers
+    #[arg(long, value_name = "NUMBER", value_parser = asn_of, group = "places", requires = "mmdb")]
+    asn: Vec<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -117,27 +135,32 @@ pub(super) async fn change(
         SourceCommand::Import {
             name,
             file,
+            places,
             skip_bad,
             options,
         } => {
+            let is_list = file.is_some();
+            let (list, from) = match file {
+                Some(file) => (read(&file)?, file.display().to_string()),
+                None => places.list()?,
+            };
             let mut fields = options.fields();
             fields.insert("name".to_owned(), name.into());
-            fields.insert("list".to_owned(), read(&file)?.into());
+            fields.insert("list".to_owned(), list.into());
             fields.insert("skip_bad".to_owned(), skip_bad.into());
             let sent = client.send_json(Method::POST, &path(kind), &fields).await;
-            let done: SourceDone = sent.map_err(|error| {
-                Failed::from(format!("{}: {error}; nothing changed", file.display()))
-            })?;
+            let done: SourceDone =
+                sent.map_err(|error| Failed::from(format!("{from}: {error}; nothing changed")))?;
             for line in done.bad.iter().flatten() {
-                eprintln!("skipped: {}: {line}", file.display());
+                eprintln!("skipped: {from}: {line}");
             }
             output.show(&done, |done| {
-                let (lines, skipped) = (done.lines.unwrap_or(0), done.skipped.unwrap_or(0));
-                let item = std::slice::from_ref(&done.entry);
-                format!(
-                    "{}\n{lines} lines taken, {skipped} skipped",
-                    entries(output.ink, item)
-                )
+                let mut text = entries(output.ink, std::slice::from_ref(&done.entry));
+                if is_list {
+                    let (lines, skipped) = (done.lines.unwrap_or(0), done.skipped.unwrap_or(0));
+                    text += &format!("\n{lines} lines taken, {skipped} skipped");
+                }
+                text
             })
         }
         SourceCommand::Remove { keys } => {
@@ -163,6 +186,25 @@ pub(super) async fn change(
                 format!("removed: {}", ids.join(", "))
             })
         }
+    }
+}
+
+impl PlaceOptions {
+    /// The networks as a list, and where they are from. The daemon does not see the databases.
+    fn list(self) -> Result<(String, String), Failed> {
+        let wanted = Places {
+            countries: self.country.into_iter().collect(),
+            asns: self.asn.into_iter().collect(),
+        };
+        let members = wanted
+            .networks(&self.mmdb)
+            .map_err(|error| format!("{error}; nothing changed"))?;
+        let from: Vec<String> = self
+            .mmdb
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect();
+        Ok((members.to_list(), from.join(", ")))
     }
 }
 

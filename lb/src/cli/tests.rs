@@ -88,6 +88,36 @@ fn a_limit_needs_a_prefix_and_a_rate() {
 }
 
 #[test]
+fn an_import_is_of_a_list_or_of_networks_that_a_database_tells() {
+    let import = |arguments: &[&str]| {
+        let line = ["sluice", "deny", "import", "x"].into_iter();
+        Cli::try_parse_from(line.chain(arguments.iter().copied())).is_ok()
+    };
+    let database = ["--mmdb", "a.mmdb"];
+    for good in [
+        &["list.txt"][..],
+        &["-", "--skip-bad"],
+        &[&database[..], &["--country", "kp"]].concat(),
+        &[&database[..], &["--country", "KP", "--country", "IR"]].concat(),
+        &[&database[..], &database, &["--country", "KP", "--asn", "AS64500"]].concat(),
+    ] {
+        assert!(import(good), "{good:?}");
+    }
+    for wrong in [
+        &[][..],
+        &database,
+        &["--country", "KP"],
+        &["list.txt", "--asn", "64500"],
+        &[&database[..], &["--country", "UK"]].concat(),
+        &[&database[..], &["--asn", "0"]].concat(),
+        &[&database[..], &["list.txt", "--asn", "64500"]].concat(),
+        &[&database[..], &["--skip-bad", "--asn", "64500"]].concat(),
+    ] {
+        assert!(!import(wrong), "{wrong:?}");
+    }
+}
+
+#[test]
 fn without_a_daemon_every_command_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s.sock");

@@ -23,6 +23,7 @@ pub(super) const FILE: Keys = Keys {
         "rule",
         "deny",
         "allow",
+        "geo",
     ],
     later: &["bgp"],
 };
@@ -142,13 +143,27 @@ pub(super) const RULE: Keys = Keys {
 
 pub(super) const DENY: Keys = Keys {
     place: "[[deny]]",
-    known: &["name", "file", "prefixes", "mode", "skip_bad"],
+    known: &[
+        "name",
+        "file",
+        "prefixes",
+        "countries",
+        "asns",
+        "mode",
+        "skip_bad",
+    ],
     later: &[],
 };
 
 pub(super) const ALLOW: Keys = Keys {
     place: "[[allow]]",
-    known: &["name", "file", "prefixes", "skip_bad"],
+    known: &["name", "file", "prefixes", "countries", "asns", "skip_bad"],
+    later: &[],
+};
+
+pub(super) const GEO: Keys = Keys {
+    place: "[geo]",
+    known: &["databases"],
     later: &[],
 };
 
@@ -234,7 +249,7 @@ pub(super) const LIMIT: Keys = Keys {
 #[cfg(test)]
 mod tests {
     use super::{
-        ALLOW, AMPLIFICATION, API, BACKEND, DATAPLANE, DENY, FILE, HEALTH, HOST, LIMIT,
+        ALLOW, AMPLIFICATION, API, BACKEND, DATAPLANE, DENY, FILE, GEO, HEALTH, HOST, LIMIT,
         OUT_OF_STATE, POLICY, POOL, POP, RULE, SANITY, SYN, TLS, VIP,
     };
 
@@ -264,6 +279,7 @@ mod tests {
             ("[[rule]]", &RULE),
             ("[[deny]]", &DENY),
             ("[[allow]]", &ALLOW),
+            ("[geo]", &GEO),
             ("[[policy.limits]]", &LIMIT),
             ("[policy.syn]", &SYN),
         ];

@@ -187,9 +187,14 @@ fn tables(
     cross::names(&allowed, "allowed set", lines);
     let denied = denied.iter().map(|table| (Kind::Deny, table));
     let allowed = allowed.iter().map(|table| (Kind::Allow, table));
+    let databases = read_sources::databases(&file);
+    let beside = read_sources::Beside {
+        databases: databases.as_deref(),
+        outside,
+    };
     let sources: Vec<_> = denied
         .chain(allowed)
-        .filter_map(|(kind, table)| read_sources::sources(table, kind, outside))
+        .filter_map(|(kind, table)| read_sources::sources(table, kind, &beside))
         .collect();
 
     let pop = read_site::pop(&file, outside);

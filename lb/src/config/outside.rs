@@ -1,11 +1,11 @@
 //! The files that a config names: whether they are what they should be.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{model::ApiTls, read_ca, read_secret, read_sources};
 use crate::{
     api::{ServerTls, TlsError, Tokens},
-    sources::{Members, OnBad},
+    sources::{Members, OnBad, Places},
 };
 
 /// Whether to look at them.
@@ -48,6 +48,18 @@ impl Outside {
         }
     }
 
+    pub(super) fn places(self, places: &Places, databases: &[PathBuf]) -> Result<Members, String> {
+        if databases.is_empty() {
+            return Err(NO_DATABASE.to_owned());
+        }
+        match self {
+            Self::Checked => places
+                .networks(databases)
+                .map_err(|wrong| wrong.to_string()),
+            Self::Ignored => Ok(Members::default()),
+        }
+    }
+
     pub(super) fn tls(self, tls: &ApiTls) -> Result<(), TlsError> {
         match self {
             Self::Checked => ServerTls::load(tls).map(drop),
@@ -55,3 +67,5 @@ impl Outside {
         }
     }
 }
+
+const NO_DATABASE: &str = "countries and ASNs need an MMDB file; write `databases = [\"/var/lib/GeoIP/GeoLite2-Country.mmdb\"]` in [geo]";

@@ -123,6 +123,11 @@ impl<'a> Field<'a> {
         self.errors.add(self.at, message);
     }
 
+    /// What came of the value, or its error at this place.
+    pub(super) fn accept<T>(&self, result: Result<T, String>) -> Option<T> {
+        result.map_err(|wrong| self.error(|| wrong)).ok()
+    }
+
     /// The text, if it is one; nothing is reported if not.
     pub(super) fn text(&self) -> Option<&'a str> {
         if let DeValue::String(text) = self.value {

@@ -1,6 +1,6 @@
 //! Which addresses are in a set.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
 
@@ -60,6 +60,17 @@ impl Members {
     /// IPv6 prefixes: first address and length of each.
     pub fn v6(&self) -> impl ExactSizeIterator<Item = (u128, u8)> {
         self.v6.iter().map(|key| (key.bits, key.length))
+    }
+
+    /// As a list that [`import`](super::import) reads.
+    pub fn to_list(&self) -> String {
+        let v4 = self.v4.iter().map(|(first, last)| {
+            let [first, last] = [first, last].map(|bits| Ipv4Addr::from_bits(*bits));
+            format!("{first}-{last}\n")
+        });
+        let v6 = self.v6();
+        v4.chain(v6.map(|(bits, length)| format!("{}/{length}\n", Ipv6Addr::from_bits(bits))))
+            .collect()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -187,9 +198,10 @@ impl Members {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sources::{OnBad, import};
 
     #[test]
-    fn members_come_back_from_the_disk() {
+    fn members_come_back_from_the_disk_and_from_a_list() {
         let prefixes = [
             "192.0.2.0/24",
             "192.0.3.0/24",
@@ -199,6 +211,8 @@ mod tests {
         ];
         let members = Members::of(prefixes.map(|prefix| prefix.parse::<IpNet>().unwrap()));
         assert_eq!(members.v4().len(), 2, "neighbours are one range");
+        let read = import(members.to_list().as_bytes(), OnBad::Refuse).unwrap();
+        assert_eq!(read.members, members);
         let bytes = members.to_bytes();
         assert_eq!(Members::from_bytes(&bytes), Some(members));
         assert_eq!(Members::from_bytes(&bytes[..bytes.len() - 1]), None);

@@ -1,6 +1,7 @@
 //! Sets of source prefixes that an operator denies or allows: how they are read, kept and named.
 
 mod book;
+mod geo;
 mod import;
 mod members;
 mod spec;
@@ -10,6 +11,10 @@ pub use book::{
     SourceStep,
 };
 pub(crate) use book::{fixed_set, last_free_set};
+pub(crate) use geo::asn_of;
+#[cfg(test)]
+pub(crate) use geo::writer;
+pub use geo::{Country, Damage, GeoError, Places};
 pub use import::{BadLine, ImportError, Imported, Lines, OnBad, import};
 pub use members::Members;
 pub use spec::{BOGONS, Kind, SourceSpec, SpecError, bogons};
