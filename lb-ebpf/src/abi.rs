@@ -113,6 +113,8 @@ pub const SOURCES_V4: u32 = 1;
 pub const SOURCES_V6: u32 = 2;
 /// Some are allowed.
 pub const SOURCES_ALLOW: u32 = 4;
+/// Some sets are for one VIP.
+pub const SOURCES_OF_VIPS: u32 = 8;
 
 /// Sets that are always there, by their bit.
 pub const SET_BOGONS: u8 = 0;
@@ -826,6 +828,7 @@ pub mod maps {
     pub const SOURCE_FILTER_V6: &str = "SOURCE_FILTER_V6";
     pub const SOURCES_V6: &str = "SOURCES_V6";
     pub const SOURCE_CLASSES: &str = "SOURCE_CLASSES";
+    pub const SOURCE_SETS_OFF: &str = "SOURCE_SETS_OFF";
     pub const SOURCE_STATS: &str = "SOURCE_STATS";
     pub const TRACE: &str = "TRACE";
     pub const CHALLENGES: &str = "CHALLENGES";

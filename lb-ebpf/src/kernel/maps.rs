@@ -138,6 +138,11 @@ pub static SOURCES_V6: Array<[u64; sources::V6_WAYS], 65536, MMAPABLE> = Array::
 #[btf_map]
 pub static SOURCE_CLASSES: Array<u64, { sources::CLASSES as usize }, MMAPABLE> = Array::new();
 
+/// Sets that do not hold for a VIP, because they are for another one; a bit each. Written by the daemon; read while any set
+/// is for one VIP.
+#[btf_map]
+pub static SOURCE_SETS_OFF: Array<u64, 2048, MMAPABLE> = Array::new();
+
 /// Packets by the class of their source, where one of its sets is of interest: class x (let in, dropped).
 #[btf_map]
 pub static SOURCE_STATS: PerCpuArray<Count, { sources::CLASSES as usize * 2 }> = PerCpuArray::new();

@@ -476,7 +476,7 @@ fn filter(packet: &Packet<'_>, class: Class, flow: u64) -> Result<(), Verdict> {
     }
     if let Transport::Udp { ports } = packet.transport
         && amplification::is_on(packet.vip)
-        && !sources::is_allowed(packet.settings, packet.ip, packet.vip)
+        && !sources::is_allowed(packet.settings, packet.ip, packet.vip, packet.vip_index)
     {
         cold_path();
         check_amplification(packet, u16::from_be(ports as u16))?;
@@ -611,7 +611,7 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         let syn = is_syn(flags);
         if !syn {
             count::out_of_state(packet.vip_index);
-            if !sources::is_allowed(packet.settings, packet.ip, packet.vip) {
+            if !sources::is_allowed(packet.settings, packet.ip, packet.vip, packet.vip_index) {
                 let vip = (packet.vip, packet.vip_index);
                 out_of_state::check(vip, flow, packet.ip.length, packet.jiffies)?;
             }

@@ -64,7 +64,7 @@ pub fn check(packet: &Meets<'_>) -> Result<Ruled, Verdict> {
         return Ok(Ruled::On);
     }
     cold_path();
-    if sources::is_allowed(packet.settings, packet.ip, packet.vip) {
+    if sources::is_allowed(packet.settings, packet.ip, packet.vip, packet.vip_index) {
         return Ok(Ruled::Pass);
     }
     if again(packet.settings).rules & needed == 0 || packet.vip.filter & FILTER_RULES_OFF != 0 {

@@ -6,14 +6,15 @@ use core::hint::cold_path;
 use super::{
     Verdict, again, count, element,
     maps::{
-        SOURCE_BLOCKS, SOURCE_CLASSES, SOURCE_FILTER, SOURCE_FILTER_V6, SOURCE_LENGTHS_V6, SOURCES,
-        SOURCES_V6, SOURCES_V6_MASK, settings,
+        SOURCE_BLOCKS, SOURCE_CLASSES, SOURCE_FILTER, SOURCE_FILTER_V6, SOURCE_LENGTHS_V6,
+        SOURCE_SETS_OFF, SOURCES, SOURCES_V6, SOURCES_V6_MASK, settings,
     },
 };
 use crate::{
     abi::{
         DropReason, FILTER_BOGONS, FILTER_BOGONS_MONITOR, FILTER_SETS_MONITOR, FILTER_SETS_OFF,
-        SET_BOGONS, SOURCES_ALLOW, SOURCES_V4, SOURCES_V6 as HAS_V6, Settings, Step, Vip,
+        SET_BOGONS, SOURCES_ALLOW, SOURCES_OF_VIPS, SOURCES_V4, SOURCES_V6 as HAS_V6, Settings,
+        Step, Vip,
     },
     exact,
     packet::Ip,
@@ -40,12 +41,12 @@ pub fn check(settings: &Settings, ip: &Ip, vip: &Vip, vip_index: u16) -> Result<
 /// Whether the source is in a set that is allowed: asked once more where that counts, for to remember it would take more
 /// of the stack than there is. Without such a set this is a load and a branch.
 #[inline(always)]
-pub fn is_allowed(settings: &Settings, ip: &Ip, vip: &Vip) -> bool {
+pub fn is_allowed(settings: &Settings, ip: &Ip, vip: &Vip, vip_index: u16) -> bool {
     if again(settings).sources & SOURCES_ALLOW == 0 {
         return false;
     }
     cold_path();
-    ask(ip, vip, QUIET) == ALLOWED
+    ask(ip, vip, u64::from(vip_index) | QUIET) == ALLOWED
 }
 
 #[inline(always)]
@@ -95,7 +96,7 @@ fn judge(class: u32, what: u64) -> u32 {
     };
     let bogons = 1u64 << SET_BOGONS;
     let filter = (what >> FILTER_SHIFT) as u32;
-    let mut sets = *sets;
+    let mut sets = *sets & !of_others(settings, what as u16);
     if filter & FILTER_SETS_OFF != 0 {
         sets &= bogons;
     }
@@ -138,6 +139,16 @@ fn judge(class: u32, what: u64) -> u32 {
     };
     count::monitored(what as u16, reason, length);
     ORDINARY
+}
+
+/// Sets that are for another VIP than this one.
+#[inline(always)]
+fn of_others(settings: &Settings, vip: u16) -> u64 {
+    if settings.sources & SOURCES_OF_VIPS == 0 {
+        return 0;
+    }
+    cold_path();
+    SOURCE_SETS_OFF.get(vip.into()).map_or(0, |sets| *sets)
 }
 
 /// An IPv4 source in host byte order.

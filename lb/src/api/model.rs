@@ -248,6 +248,8 @@ pub struct SourceItem {
     /// Absent: it is a named set.
     #[schema(value_type = Option<String>, example = "198.51.100.0/24")]
     pub prefix: Option<IpNet>,
+    /// Absent: it is for all VIPs.
+    pub vip: Option<String>,
     pub mode: Mode,
     /// Ranges of IPv4 addresses that it has; neighbours are one.
     pub ranges_v4: usize,
@@ -449,6 +451,7 @@ pub enum EventItem {
         name: Option<String>,
         #[schema(value_type = Option<String>)]
         prefix: Option<IpNet>,
+        vip: Option<String>,
     },
     SourceRemoved {
         id: u64,

@@ -223,6 +223,8 @@ enum SourceGiven {
     Prefix {
         #[schema(example = "198.51.100.0/24")]
         prefix: String,
+        /// Only packets to this VIP meet it.
+        vip: Option<String>,
         /// `monitor`: count whom it would deny.
         mode: Option<Mode>,
         ttl_seconds: Option<u64>,
@@ -231,6 +233,7 @@ enum SourceGiven {
     Prefixes {
         name: String,
         prefixes: Vec<String>,
+        vip: Option<String>,
         mode: Option<Mode>,
         ttl_seconds: Option<u64>,
         comment: Option<String>,
@@ -241,6 +244,7 @@ enum SourceGiven {
         list: String,
         /// Whether lines that are no prefixes are skipped.
         skip_bad: Option<bool>,
+        vip: Option<String>,
         mode: Option<Mode>,
         ttl_seconds: Option<u64>,
         comment: Option<String>,

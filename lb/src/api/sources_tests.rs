@@ -2,6 +2,7 @@
 
 use hyper::{Method, header};
 use serde_json::{Value, json};
+use sluice_ebpf::abi::NO_VIP;
 
 use super::tests::{Answer, CONFIG, World, assert_problem};
 use crate::{dataplane::Purpose, sources::writer::Writer};
@@ -133,6 +134,33 @@ async fn a_stale_entry_is_not_replaced() {
         )
         .await;
     assert_problem(&stale, 412, "changed meanwhile");
+}
+
+#[tokio::test]
+async fn an_entry_of_one_vip_is_for_that_vip_while_it_is_there() {
+    let world = World::ready().await;
+    let list = json!({ "name": "list", "prefixes": ["192.0.2.0/24"], "vip": "site" });
+    let set = post(&world, "/v1/deny", list).await;
+    assert_eq!((set.status, &set.json()["vip"]), (201, &json!("site")));
+    for (n, vip) in [(2, json!("site")), (3, Value::Null), (2, json!("site"))] {
+        let one = json!({ "prefix": "198.51.100.7", "vip": vip });
+        let set = post(&world, "/v1/deny", one).await.json();
+        assert_eq!((&set["id"], &set["vip"]), (&json!(n), &vip));
+    }
+    let nowhere = json!({ "prefix": "198.51.100.7", "vip": "nowhere" });
+    let refused = post(&world, "/v1/deny", nowhere).await;
+    assert_problem(&refused, 422, "no VIP `nowhere`");
+    assert_eq!(refused.json()["field"], "vip");
+    let of = |vip| [(4, vip), (1, None), (5, vip)];
+    assert_eq!(world.plane.source_vips(), of(Some(1)));
+
+    let renamed = CONFIG.replace("\"site\"", "\"other\"");
+    std::fs::write(world.config_file(), renamed).unwrap();
+    assert_eq!(world.send(Method::POST, "/v1/reload", "").await.status, 204);
+    assert_eq!(world.plane.source_vips(), of(Some(NO_VIP)));
+    let world = World::ready_in(world.stop().await).await;
+    assert_eq!(world.plane.source_vips(), of(Some(1)), "it is there again");
+    assert_eq!(world.get("/v1/deny/list").await.json()["vip"], "site");
 }
 
 #[tokio::test]

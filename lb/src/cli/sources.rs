@@ -81,6 +81,9 @@ pub(super) struct PlaceOptions {
 
 #[derive(Debug, Args)]
 pub(super) struct SourceOptions {
+    /// Only for packets to this VIP
+    #[arg(long, value_name = "NAME")]
+    vip: Option<String>,
     /// How long it stays, like `90s`, `10m`, `24h`
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     ttl: Option<Duration>,
@@ -169,17 +172,19 @@ pub(super) async fn change(
                 let found: Page<SourceItem> = client
                     .list(&format!("{}?key={}", path(kind), encoded(&key)))
                     .await?;
-                let Some(item) = found.items.first() else {
+                if found.items.is_empty() {
                     let word = kind.word();
                     return Err(format!(
                         "no entry has the id, name or prefix {key}; `sluice {word} list` lists them"
                     )
                     .into());
-                };
-                client
-                    .tell(Method::DELETE, &format!("{}/{}", path(kind), item.id))
-                    .await?;
-                removed.push(item.id);
+                }
+                for item in found.items {
+                    client
+                        .tell(Method::DELETE, &format!("{}/{}", path(kind), item.id))
+                        .await?;
+                    removed.push(item.id);
+                }
             }
             output.show(&json!({ "removed": removed }), |_| {
                 let ids: Vec<String> = removed.iter().map(ToString::to_string).collect();
@@ -211,6 +216,9 @@ impl PlaceOptions {
 impl SourceOptions {
     fn fields(&self) -> Map<String, Value> {
         let mut fields = Map::new();
+        if let Some(vip) = &self.vip {
+            fields.insert("vip".to_owned(), vip.clone().into());
+        }
         if let Some(ttl) = self.ttl {
             fields.insert("ttl_seconds".to_owned(), ttl.as_secs().into());
         }
@@ -250,6 +258,7 @@ fn entries(ink: Ink, items: &[SourceItem]) -> String {
         [
             item.id.to_string(),
             what,
+            or_dash(item.vip.as_ref()),
             format!("{:?}", item.mode).to_lowercase(),
             item.ranges_v4.to_string(),
             item.prefixes_v6.to_string(),
@@ -261,7 +270,7 @@ fn entries(ink: Ink, items: &[SourceItem]) -> String {
     };
     let rows: Vec<_> = items.iter().map(row).collect();
     let header = [
-        "ID", "NAME", "MODE", "IPV4", "IPV6", "EXPIRES", "MATCHED", "DROPPED", "COMMENT",
+        "ID", "NAME", "VIP", "MODE", "IPV4", "IPV6", "EXPIRES", "MATCHED", "DROPPED", "COMMENT",
     ];
     table(ink, header, &rows)
 }

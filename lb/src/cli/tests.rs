@@ -99,7 +99,12 @@ fn an_import_is_of_a_list_or_of_networks_that_a_database_tells() {
         &["-", "--skip-bad"],
         &[&database[..], &["--country", "kp"]].concat(),
         &[&database[..], &["--country", "KP", "--country", "IR"]].concat(),
-        &[&database[..], &database, &["--country", "KP", "--asn", "AS64500"]].concat(),
+        &[
+            &database[..],
+            &database,
+            &["--country", "KP", "--asn", "AS64500"],
+        ]
+        .concat(),
     ] {
         assert!(import(good), "{good:?}");
     }

@@ -55,9 +55,9 @@ pub(super) const VIPS: usize = HOST_VIP as usize - 1;
 pub(super) const POLICIES: usize = u8::MAX as usize;
 const BACKENDS: usize = NO_BACKEND as usize;
 
-/// Names of pools and policies that do not exist, also where a VIP is wrong elsewhere.
-pub(super) fn references(vips: &[Section<'_>], key: &'static str, names: &HashSet<&str>) {
-    for field in vips.iter().filter_map(|vip| vip.get(key)) {
+/// Names of pools, policies and VIPs that do not exist, also where a table is wrong elsewhere.
+pub(super) fn references(tables: &[Section<'_>], key: &'static str, names: &HashSet<&str>) {
+    for field in tables.iter().filter_map(|table| table.get(key)) {
         if let Some(name) = field.text()
             && !names.contains(name)
         {

@@ -149,6 +149,7 @@ pub(super) const DENY: Keys = Keys {
         "prefixes",
         "countries",
         "asns",
+        "vip",
         "mode",
         "skip_bad",
     ],
@@ -157,7 +158,15 @@ pub(super) const DENY: Keys = Keys {
 
 pub(super) const ALLOW: Keys = Keys {
     place: "[[allow]]",
-    known: &["name", "file", "prefixes", "countries", "asns", "skip_bad"],
+    known: &[
+        "name",
+        "file",
+        "prefixes",
+        "countries",
+        "asns",
+        "vip",
+        "skip_bad",
+    ],
     later: &[],
 };
 

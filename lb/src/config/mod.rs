@@ -185,6 +185,8 @@ fn tables(
     let (denied, allowed) = (list("deny", &keys::DENY), list("allow", &keys::ALLOW));
     cross::names(&denied, "denied set", lines);
     cross::names(&allowed, "allowed set", lines);
+    cross::references(&denied, "vip", &vip_names);
+    cross::references(&allowed, "vip", &vip_names);
     let denied = denied.iter().map(|table| (Kind::Deny, table));
     let allowed = allowed.iter().map(|table| (Kind::Allow, table));
     let databases = read_sources::databases(&file);

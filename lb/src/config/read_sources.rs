@@ -45,12 +45,13 @@ pub(super) fn sources(
         field.accept(check_name(name).map(|()| name))
     });
     let given = given(section);
+    let vip = section.optional("vip", |field| field.string());
     let skip_bad = section.or("skip_bad", false, |field| field.boolean());
     let mode = match kind {
         Kind::Deny => section.or("mode", Mode::Enforce, |field| field.word(MODES, &[])),
         Kind::Allow => Some(Mode::Enforce),
     };
-    let (name, given, skip_bad, mode) = (name?, given?, skip_bad?, mode?);
+    let (name, given, vip, skip_bad, mode) = (name?, given?, vip?, skip_bad?, mode?);
     let mut file = None;
     let members = match given {
         Given::Prefixes(prefixes) => Members::of(prefixes),
@@ -67,6 +68,7 @@ pub(super) fn sources(
     };
     let fingerprint = members.fingerprint();
     let spec = SourceSpec {
+        vip: vip.map(str::to_owned),
         mode,
         ..SourceSpec::named(kind, name, Arc::new(members))
     };

@@ -239,8 +239,7 @@ impl<P: Dataplane> Control<P> {
             }
             Request::Source(change, reply) => {
                 let step = self
-                    .sets
-                    .check(&change)
+                    .check_source(&change)
                     .and_then(|()| plan.sources.change(change, self.sets.taken(), now_ms()));
                 let (step, reply) = or_refuse(step.map_err(Refused::from), reply)?;
                 let mut planned = Planned::new(Vec::new(), Answer::Source(reply));
@@ -249,21 +248,21 @@ impl<P: Dataplane> Control<P> {
             }
             Request::SetLimit(spec, precondition, reply) => {
                 let step = self
-                    .check_vip(&spec)
+                    .check_limit(&spec)
                     .map_err(Refused::from)
                     .and_then(|()| Ok(limits.set(spec, &precondition)?));
                 Planned::limit(step, reply)
             }
             Request::ReplaceLimit(id, spec, precondition, reply) => {
                 let step = self
-                    .check_vip(&spec)
+                    .check_limit(&spec)
                     .map_err(Refused::from)
                     .and_then(|()| Ok(limits.replace(id, spec, &precondition)?));
                 Planned::limit(step, reply)
             }
             Request::SetLimits(specs, reply) => {
                 let checked = specs.iter().enumerate().try_for_each(|(at, spec)| {
-                    self.check_vip(spec).map_err(|error| error.at(at).into())
+                    self.check_limit(spec).map_err(|error| error.at(at).into())
                 });
                 let steps = checked.and_then(|()| Ok(limits.set_all(specs)?));
                 let (steps, reply) = or_refuse(steps, reply)?;
@@ -292,15 +291,22 @@ impl<P: Dataplane> Control<P> {
         }
     }
 
-    fn check_vip(&self, spec: &LimitSpec) -> Result<(), LimitError> {
-        match &spec.vip {
-            Some(name) if !self.config.vips.iter().any(|vip| vip.name == *name) => {
-                Err(LimitError {
-                    field: "vip".into(),
-                    message: format!("the config has no VIP `{name}`; `sluice vips` lists them"),
-                })
-            }
-            _ => Ok(()),
+    fn check_limit(&self, spec: &LimitSpec) -> Result<(), LimitError> {
+        self.check_vip(spec.vip.as_deref())
+            .map_err(|message| LimitError {
+                field: "vip".into(),
+                message,
+            })
+    }
+
+    /// Whether the one VIP that something is for is there; if not, what to do.
+    pub(super) fn check_vip(&self, name: Option<&str>) -> Result<(), String> {
+        let is_there = |name| self.config.vips.iter().any(|vip| vip.name == name);
+        match name.filter(|name| !is_there(*name)) {
+            Some(name) => Err(format!(
+                "the config has no VIP `{name}`; `sluice vips` lists them"
+            )),
+            None => Ok(()),
         }
     }
 

@@ -159,7 +159,7 @@ impl<P: Dataplane> Control<P> {
         rules.apply(&mut start.plane, |_| true);
         let book = SourceBook::new(entries, next_source_id);
         let mut sets = Sets::new(book, &config, events.clone());
-        sets.apply(&mut start.plane);
+        sets.apply(&mut start.plane, |_| true);
         let (sender, commands) = mpsc::channel(COMMANDS);
         handle.commands.store(Arc::new(sender));
         let control = Self {
@@ -268,7 +268,7 @@ impl<P: Dataplane> Control<P> {
             self.rules.apply(&mut self.plane, |_| true);
         }
         if self.sets.error().is_some() {
-            self.sets.apply(&mut self.plane);
+            self.sets.apply(&mut self.plane, |_| true);
         }
         if !what.is_empty() && self.apply_error.is_none() {
             tracing::warn!(
@@ -530,6 +530,9 @@ impl<P: Dataplane> Control<P> {
             let stays = |vip: &str| desired.vips.contains_key(vip);
             self.limits.before_vips_change(&mut self.plane, stays);
             self.rules.apply(&mut self.plane, stays);
+            if self.sets.are_of_vips() {
+                self.sets.apply(&mut self.plane, stays);
+            }
         }
         self.apply_tables(desired);
         if self.apply_error.is_some() {
@@ -540,6 +543,9 @@ impl<P: Dataplane> Control<P> {
         self.limits.after_vips_change(&mut self.plane);
         if !same_vips {
             self.rules.apply(&mut self.plane, |_| true);
+            if self.sets.are_of_vips() {
+                self.sets.apply(&mut self.plane, |_| true);
+            }
         }
     }
 

@@ -65,6 +65,15 @@ impl Fake {
             .collect()
     }
 
+    /// Numbers of the sets, and of the VIPs that they are for.
+    pub(crate) fn source_vips(&self) -> Vec<(u8, Option<u16>)> {
+        let held = self.0.lock().unwrap();
+        held.sources
+            .iter()
+            .map(|set| (set.number, set.vip))
+            .collect()
+    }
+
     pub(crate) fn make_room_for(&self, limits: Option<usize>) {
         self.0.lock().unwrap().room = limits;
     }

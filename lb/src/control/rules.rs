@@ -244,13 +244,8 @@ impl<P: Dataplane> Control<P> {
     }
 
     fn check_rule(&self, spec: &RuleSpec) -> Result<(), RuleError> {
-        if let Some(name) = &spec.vip
-            && !self.config.vips.iter().any(|vip| vip.name == *name)
-        {
-            let message = format!("the config has no VIP `{name}`; `sluice vips` lists them");
-            return Err(RuleError::of("vip", message));
-        }
-        Ok(())
+        self.check_vip(spec.vip.as_deref())
+            .map_err(|message| RuleError::of("vip", message))
     }
 
     pub(super) fn tell_rules(&self, steps: &[RuleStep]) {

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use sluice_ebpf::abi::SET_BOGONS;
+use sluice_ebpf::abi::{NO_VIP, SET_BOGONS};
 
 use super::{Control, Dataplane, Event, Novelty, Refused, chain, events::Events, limits::now_ms};
 use crate::{
@@ -108,8 +108,8 @@ impl Sets {
             .map(|list| &list.spec)
             .filter(own)
             .count();
-        let named = usize::try_from(self.book.named().count_ones()).unwrap_or(usize::MAX);
-        if wanted + named > crate::sources::MOST_SETS {
+        let taken = usize::try_from(self.book.taken().count_ones()).unwrap_or(usize::MAX);
+        if wanted + taken > crate::sources::MOST_SETS {
             return Err(SourceRefusal::Sets.into());
         }
         Ok(())
@@ -122,14 +122,14 @@ impl Sets {
         plane: &mut impl Dataplane,
     ) -> Result<(), Refused> {
         self.take(config);
-        self.apply(plane);
+        self.apply(plane, |_| true);
         self.error
             .clone()
             .map_or(Ok(()), |error| Err(Refused::Conflict(error)))
     }
 
     fn take(&mut self, config: &Config) {
-        let (old, mut taken) = (std::mem::take(&mut self.config), self.book.named());
+        let (old, mut taken) = (std::mem::take(&mut self.config), self.book.taken());
         let held = |spec: &SourceSpec| {
             let same = |record: &&Arc<SourceRecord>| {
                 (record.spec.kind, &record.spec.name) == (spec.kind, &spec.name)
@@ -173,7 +173,7 @@ impl Sets {
         let before = std::mem::replace(&mut self.book, book);
         let trouble = self.error.take();
         self.end_expired();
-        match plane.set_sources(&self.wanted()) {
+        match plane.set_sources(&self.wanted(plane, |_| true)) {
             Ok(()) => Ok(()),
             Err(error) => {
                 let tried = std::mem::replace(&mut self.book, before);
@@ -194,9 +194,14 @@ impl Sets {
         }
     }
 
-    /// Makes packets meet what there is.
-    pub(super) fn apply(&mut self, plane: &mut impl Dataplane) {
-        let error = plane.set_sources(&self.wanted()).err();
+    /// Whether any of them is for one VIP.
+    pub(super) fn are_of_vips(&self) -> bool {
+        self.all().any(|record| record.spec.vip.is_some())
+    }
+
+    /// Makes packets meet what there is; of sets for one VIP those whose VIP stays there.
+    pub(super) fn apply(&mut self, plane: &mut impl Dataplane, stays: impl Fn(&str) -> bool) {
+        let error = plane.set_sources(&self.wanted(plane, stays)).err();
         let error = error.map(|error| {
             format!(
                 "packets do not meet all sets of sources: {}",
@@ -216,7 +221,12 @@ impl Sets {
     }
 
     /// The sets as packets are to meet them.
-    fn wanted(&self) -> Vec<SourceSet> {
+    fn wanted(&self, plane: &impl Dataplane, stays: impl Fn(&str) -> bool) -> Vec<SourceSet> {
+        let numbers = plane.vip_numbers();
+        let vip_number = |name: &String| {
+            let there = numbers.get(name).filter(|_| stays(name));
+            there.copied().unwrap_or(NO_VIP)
+        };
         let mut singles: BTreeMap<u8, (&SourceSpec, Vec<_>)> = BTreeMap::new();
         let mut sets = Vec::new();
         for record in self.all() {
@@ -230,6 +240,7 @@ impl Sets {
                     number: record.set,
                     name: set_name(spec),
                     purpose: purpose(spec),
+                    vip: spec.vip.as_ref().map(vip_number),
                     members: spec.members.clone(),
                 }),
             }
@@ -241,6 +252,7 @@ impl Sets {
                     number,
                     name: set_name(spec),
                     purpose: purpose(spec),
+                    vip: spec.vip.as_ref().map(vip_number),
                     members: Arc::new(Members::of(prefixes)),
                 }),
         );
@@ -249,6 +261,7 @@ impl Sets {
                 number: SET_BOGONS,
                 name: format!("deny {BOGONS}"),
                 purpose: Purpose::Bogons,
+                vip: None,
                 members: Arc::new(bogons()),
             });
         }
@@ -322,7 +335,7 @@ impl Sets {
     /// Takes out what does not hold any more. The disk follows.
     pub(super) fn expire(&mut self, plane: &mut impl Dataplane) {
         if self.end_expired() {
-            self.apply(plane);
+            self.apply(plane, |_| true);
         }
     }
 
@@ -358,12 +371,8 @@ impl Sets {
         self.differing.extend(ids);
     }
 
-    /// Whether a change may be made beside what the config has.
-    pub(super) fn check(&self, change: &SourceChange) -> Result<(), SourceRefusal> {
-        let spec = match change {
-            SourceChange::Set(spec, _) | SourceChange::Replace(_, spec, _) => spec,
-            SourceChange::Remove(..) => return Ok(()),
-        };
+    /// Whether an entry may be there beside what the config has.
+    fn check(&self, spec: &SourceSpec) -> Result<(), SourceRefusal> {
         let same = |record: &Arc<SourceRecord>| {
             spec.name.is_some() && (record.spec.kind, &record.spec.name) == (spec.kind, &spec.name)
         };
@@ -385,6 +394,17 @@ impl SourceQuery {
 }
 
 impl<P: Dataplane> Control<P> {
+    /// Whether a change may be asked for now.
+    pub(super) fn check_source(&self, change: &SourceChange) -> Result<(), SourceRefusal> {
+        let spec = match change {
+            SourceChange::Set(spec, _) | SourceChange::Replace(_, spec, _) => spec,
+            SourceChange::Remove(..) => return Ok(()),
+        };
+        self.check_vip(spec.vip.as_deref())
+            .map_err(|message| SpecError::of("vip", message))?;
+        self.sets.check(spec)
+    }
+
     /// What became of an entry, for who asked for it.
     pub(super) fn source_changed(&self, step: &SourceStep) -> Option<(SourceInForce, Novelty)> {
         let counts = self.plane.source_counts();
@@ -426,11 +446,9 @@ fn purpose(spec: &SourceSpec) -> Purpose {
 
 /// As `sluice explain` tells it.
 fn set_name(spec: &SourceSpec) -> String {
-    format!(
-        "{} {}",
-        spec.kind.word(),
-        spec.name.as_deref().unwrap_or(SINGLES)
-    )
+    let name = spec.name.as_deref().unwrap_or(SINGLES);
+    let vip = spec.vip.as_ref().map(|vip| format!(" for {vip}"));
+    format!("{} {name}{}", spec.kind.word(), vip.unwrap_or_default())
 }
 
 fn is_named(record: &SourceRecord, key: &str) -> bool {

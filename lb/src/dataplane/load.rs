@@ -222,6 +222,7 @@ impl Sizes {
                 self.source_v6_buckets,
             ),
             array(maps::SOURCE_CLASSES, 8, sources::CLASSES),
+            array(maps::SOURCE_SETS_OFF, 8, self.vips),
             per_cpu(maps::SOURCE_STATS, size_of::<Count>(), sources::CLASSES * 2),
             per_cpu(maps::BUDGETS, 8, self.vips),
             array(maps::HANDSHAKES, 2 * SLOTS_PER_WORD, HANDSHAKE_WORDS),

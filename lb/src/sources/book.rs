@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sluice_ebpf::abi::{SET_ALLOW, SET_BOGONS, SET_DENY, SET_DENY_MONITOR};
 
@@ -19,7 +20,7 @@ pub struct SourceRecord {
     pub id: u64,
     /// 1 when it is new, and one more with each change.
     pub revision: u64,
-    /// The number of its set in the data plane; single prefixes share one.
+    /// The number of its set in the data plane; single prefixes of a kind, mode and VIP share one.
     pub set: u8,
     pub spec: SourceSpec,
     pub created_ms: u64,
@@ -29,7 +30,7 @@ pub struct SourceRecord {
 
 /// The entries by id. Ids count from 1, and are never used again.
 ///
-/// Setting one with the name or the prefix of another of its kind replaces that, which keeps its id.
+/// Setting one with the name, or the prefix and VIP, of another of its kind replaces that, which keeps its id.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceBook {
     records: BTreeMap<u64, Arc<SourceRecord>>,
@@ -67,7 +68,7 @@ pub enum SourceRefusal {
     Missing,
     #[error("entry {id} has this name or prefix already; change or remove that one")]
     Conflict { id: u64 },
-    #[error("there are {MOST_SETS} named sets already, those of the config among them; join some")]
+    #[error("there are {MOST_SETS} sets already, those of the config among them; join some")]
     Sets,
     #[error(
         "{MOST_SINGLE} single prefixes are set already; put them into a file, and import that as a set"
@@ -79,12 +80,12 @@ pub enum SourceRefusal {
 
 /// Entries of the config have ids from here on.
 pub const FIRST_CONFIG_ID: u64 = 1_000_000_000;
-/// Named sets that there can be at a time.
+/// Sets that have names, or are the single prefixes of a VIP, that there can be at a time.
 pub const MOST_SETS: usize = 60;
-/// Single prefixes of each kind and mode that there can be at a time.
+/// Single prefixes of each kind, mode and VIP that there can be at a time.
 pub const MOST_SINGLE: usize = 16_384;
-/// Numbers of sets that have names, as bits.
-const NAMED: u64 = u64::MAX << (SET_ALLOW + 1);
+/// Numbers of sets that are for whoever asks first, as bits.
+const FREE: u64 = u64::MAX << (SET_ALLOW + 1);
 
 impl SourceRecord {
     /// Names what this entry is now; any change gives it another.
@@ -129,11 +130,10 @@ impl SourceBook {
         self.next_id
     }
 
-    /// Numbers of named sets in use, as bits.
-    pub fn named(&self) -> u64 {
-        self.iter()
-            .filter(|record| record.spec.name.is_some())
-            .fold(0, |bits, record| bits | 1 << record.set)
+    /// Numbers in use that no kind of entry always has, as bits.
+    pub fn taken(&self) -> u64 {
+        let used = self.iter().fold(0, |bits, record| bits | 1 << record.set);
+        used & FREE
     }
 
     pub fn next_expiry_ms(&self) -> Option<u64> {
@@ -202,22 +202,14 @@ impl SourceBook {
         taken: u64,
         now_ms: u64,
     ) -> Result<SourceStep, SourceRefusal> {
-        let set = match fixed_set(&spec) {
-            Some(set) => {
-                let same = |record: &&Arc<SourceRecord>| record.set == set;
-                if spec.name.is_none() && self.iter().filter(same).count() >= MOST_SINGLE {
-                    return Err(SourceRefusal::Singles);
-                }
-                set
-            }
-            None => match before
-                .as_ref()
-                .filter(|before| NAMED >> before.set & 1 != 0)
-            {
-                Some(before) => before.set,
-                None => free_set(self.named() | taken).ok_or(SourceRefusal::Sets)?,
-            },
+        let set = match fixed_set(&spec).or_else(|| self.set_of(before.as_deref(), &spec)) {
+            Some(set) => set,
+            None => free_set(self.taken() | taken).ok_or(SourceRefusal::Sets)?,
         };
+        let same = |record: &&Arc<SourceRecord>| record.set == set;
+        if spec.name.is_none() && self.iter().filter(same).count() >= MOST_SINGLE {
+            return Err(SourceRefusal::Singles);
+        }
         let id = before.as_ref().map_or(self.next_id, |before| before.id);
         self.next_id = self.next_id.max(id + 1);
         let ttl_ms = spec.ttl_seconds.map(|ttl| ttl.saturating_mul(1_000));
@@ -236,13 +228,33 @@ impl SourceBook {
         })
     }
 
-    fn find(&self, spec: &SourceSpec) -> Option<&Arc<SourceRecord>> {
-        let wanted = (spec.kind, &spec.name, spec.prefix);
-        self.iter().find(|record| {
-            let spec = &record.spec;
-            (spec.kind, &spec.name, spec.prefix) == wanted
-        })
+    /// The number that an entry has already: a named one for itself, a single prefix with others that are for the same.
+    fn set_of(&self, before: Option<&SourceRecord>, spec: &SourceSpec) -> Option<u8> {
+        if spec.name.is_some() {
+            let named = before.filter(|before| before.spec.name.is_some());
+            return named
+                .map(|before| before.set)
+                .filter(|set| FREE >> set & 1 != 0);
+        }
+        let group = |spec: &SourceSpec| {
+            let single = spec.prefix.is_some();
+            single.then(|| (spec.kind, spec.mode, spec.vip.clone()))
+        };
+        let wanted = group(spec);
+        let same = self.iter().find(|record| group(&record.spec) == wanted);
+        same.map(|record| record.set)
     }
+
+    fn find(&self, spec: &SourceSpec) -> Option<&Arc<SourceRecord>> {
+        let wanted = identity(spec);
+        self.iter().find(|record| identity(&record.spec) == wanted)
+    }
+}
+
+/// What no two entries have in common: names are of one entry, whatever VIP it is for.
+fn identity(spec: &SourceSpec) -> (Kind, Option<&str>, Option<(IpNet, Option<&str>)>) {
+    let single = spec.prefix.map(|prefix| (prefix, spec.vip.as_deref()));
+    (spec.kind, spec.name.as_deref(), single)
 }
 
 /// The set of an entry, if it is not one of its own.
@@ -250,7 +262,7 @@ pub(crate) fn fixed_set(spec: &SourceSpec) -> Option<u8> {
     if spec.is_bogons() {
         return Some(SET_BOGONS);
     }
-    if spec.name.is_some() {
+    if spec.name.is_some() || spec.vip.is_some() {
         return None;
     }
     Some(match (spec.kind, spec.mode) {
@@ -260,9 +272,9 @@ pub(crate) fn fixed_set(spec: &SourceSpec) -> Option<u8> {
     })
 }
 
-/// A number that no named set has.
+/// A number that no set has.
 fn free_set(taken: u64) -> Option<u8> {
-    let free = NAMED & !taken;
+    let free = FREE & !taken;
     (free != 0)
         .then(|| free.trailing_zeros())
         .and_then(|set| u8::try_from(set).ok())
@@ -270,7 +282,7 @@ fn free_set(taken: u64) -> Option<u8> {
 
 /// The same from above, where the sets of the config are.
 pub(crate) fn last_free_set(taken: u64) -> Option<u8> {
-    let last = (NAMED & !taken).checked_ilog2()?;
+    let last = (FREE & !taken).checked_ilog2()?;
     u8::try_from(last).ok()
 }
 
@@ -347,6 +359,34 @@ mod tests {
         book.change(remove(2), 0, 0).unwrap();
         let records: Vec<SourceRecord> = book.iter().map(|record| (**record).clone()).collect();
         assert_eq!(SourceBook::new(records, 4), book);
+    }
+
+    #[test]
+    fn single_prefixes_of_a_vip_share_a_set_of_their_own() {
+        let mut book = SourceBook::new([], 1);
+        let of = |prefix: &str, vip: Option<&str>| SourceSpec {
+            vip: vip.map(str::to_owned),
+            ..single(Kind::Deny, prefix)
+        };
+        let mut number = |spec: SourceSpec| match set(&mut book, spec).unwrap() {
+            SourceStep::New(record) | SourceStep::Changed(record) => (record.id, record.set),
+            SourceStep::Removed(_) => panic!("it is set"),
+        };
+        assert_eq!(number(of("192.0.2.1/32", None)), (1, SET_DENY));
+        assert_eq!(number(of("192.0.2.1/32", Some("web"))), (2, 4));
+        assert_eq!(number(of("192.0.2.2/32", Some("web"))), (3, 4));
+        assert_eq!(number(of("192.0.2.2/32", Some("dns"))), (4, 5));
+        assert_eq!(
+            number(of("192.0.2.1/32", Some("web"))),
+            (2, 4),
+            "it is replaced"
+        );
+        assert_eq!(number(named("list")), (5, 6));
+        let monitored = SourceSpec {
+            mode: Mode::Monitor,
+            ..of("192.0.2.2/32", Some("dns"))
+        };
+        assert_eq!(number(monitored), (4, 7), "another mode is another set");
     }
 
     #[test]

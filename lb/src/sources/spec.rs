@@ -36,6 +36,8 @@ pub struct SourceSpec {
     pub kind: Kind,
     pub name: Option<String>,
     pub prefix: Option<IpNet>,
+    /// The one VIP whose packets meet it.
+    pub vip: Option<String>,
     pub mode: Mode,
     pub ttl_seconds: Option<u64>,
     pub comment: String,
@@ -61,6 +63,7 @@ impl SourceSpec {
             kind,
             name: None,
             prefix: Some(prefix),
+            vip: None,
             mode: Mode::Enforce,
             ttl_seconds: None,
             comment: String::new(),
@@ -74,6 +77,7 @@ impl SourceSpec {
             kind,
             name: Some(name.into()),
             prefix: None,
+            vip: None,
             mode: Mode::Enforce,
             ttl_seconds: None,
             comment: String::new(),
@@ -124,13 +128,14 @@ impl SourceSpec {
                 ));
             }
         };
+        spec.vip = take(&mut fields, "vip")?;
         spec.mode = take(&mut fields, "mode")?.unwrap_or(Mode::Enforce);
         spec.ttl_seconds = take(&mut fields, "ttl_seconds")?;
         spec.comment = take(&mut fields, "comment")?.unwrap_or_default();
         if let Some(unknown) = fields.keys().next() {
             return Err(SpecError::of(
                 unknown,
-                "no such field; there are prefix, name, prefixes, list, skip_bad, mode, ttl_seconds and comment",
+                "no such field; there are prefix, name, prefixes, list, skip_bad, vip, mode, ttl_seconds and comment",
             ));
         }
         spec.validate()?;
@@ -149,6 +154,10 @@ impl SourceSpec {
                 "the key `bogons` of a policy tells the mode of this set"
             };
             return Err(SpecError::of("mode", message));
+        }
+        if self.is_bogons() && self.vip.is_some() {
+            let message = "the key `bogons` of a policy tells for which VIPs this set is";
+            return Err(SpecError::of("vip", message));
         }
         if self
             .ttl_seconds
@@ -298,7 +307,12 @@ mod tests {
                 r#"{"prefix": "::1", "ttl_seconds": 0}"#,
                 "ttl_seconds: give 1 to",
             ),
-            (r#"{"prefix": "::1", "vip": "a"}"#, "no such field"),
+            (r#"{"prefix": "::1", "vips": "a"}"#, "no such field"),
+            (r#"{"prefix": "::1", "skip_bad": true}"#, "no such field"),
+            (
+                r#"{"name": "bogons", "prefixes": [], "vip": "a"}"#,
+                "policy tells for which VIPs",
+            ),
             (
                 r#"{"name": "bogons", "prefixes": [], "mode": "monitor"}"#,
                 "mode of this set",

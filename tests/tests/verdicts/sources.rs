@@ -13,7 +13,7 @@ use sluice::{
     sources::Members,
 };
 use sluice_ebpf::abi::{
-    DropReason, FILTER_BOGONS, FILTER_BOGONS_MONITOR, FILTER_SETS_MONITOR, FILTER_SETS_OFF,
+    DropReason, FILTER_BOGONS, FILTER_BOGONS_MONITOR, FILTER_SETS_MONITOR, FILTER_SETS_OFF, NO_VIP,
     SET_ALLOW, SET_BOGONS, SET_DENY,
 };
 
@@ -31,6 +31,7 @@ pub(crate) fn set(number: u8, purpose: Purpose, prefixes: &[IpNet]) -> SourceSet
         number,
         name: format!("set {number}"),
         purpose,
+        vip: None,
         members: Members::of(prefixes.iter().copied()).into(),
     }
 }
@@ -158,6 +159,37 @@ fn a_policy_can_count_only_or_leave_sets_out_and_says_what_becomes_of_bogons() {
             assert_eq!(look(&mut rig, bogon, filter), expected, "{filter:#x}");
         }
         with_filter(&mut rig, family, 0);
+    }
+}
+
+#[test]
+fn a_set_of_one_vip_is_none_for_others() {
+    let mut rig = Rig::new();
+    for family in Family::BOTH {
+        let from = client(family, 100, 7);
+        let [here, there] = [world::L2, world::IPIP4].map(|host| {
+            let to = vip(family, host);
+            let query = Packet::new(from, to).udp((45_000, 53), b"query");
+            (rig.number_of(to, UDP), query.frame())
+        });
+        let of = |purpose, vip| SourceSet {
+            vip: Some(vip),
+            ..set(4, purpose, &[around(from)])
+        };
+        let is_dropped = |rig: &mut Rig, frame: &[u8]| rig.run(frame).action == Action::Drop;
+        for ((own, own_frame), (_, other_frame)) in [(&here, &there), (&there, &here)] {
+            rig.set_sources(&[of(Purpose::Deny, *own)]);
+            assert!(is_dropped(&mut rig, own_frame), "{family:?}");
+            assert!(!is_dropped(&mut rig, other_frame), "{family:?}");
+            let all = set(5, Purpose::Deny, &[around(from)]);
+            rig.set_sources(&[of(Purpose::Allow, *own), all]);
+            assert!(!is_dropped(&mut rig, own_frame), "{family:?}");
+            assert!(is_dropped(&mut rig, other_frame), "{family:?}");
+        }
+        rig.set_sources(&[of(Purpose::Deny, NO_VIP)]);
+        for (_, frame) in [&here, &there] {
+            assert!(!is_dropped(&mut rig, frame), "{family:?}: its VIP is gone");
+        }
     }
 }
 

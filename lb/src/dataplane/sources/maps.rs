@@ -13,7 +13,8 @@ use sluice_ebpf::{
 };
 
 use super::{
-    Found, Masks, Members, SourceError, SourceTables, Sources, tables::UNIT_WORDS, v6::LIST_WORDS,
+    Found, Masks, Members, SourceError, SourceTables, Sources, scopes::Scopes, tables::UNIT_WORDS,
+    v6::LIST_WORDS,
 };
 use crate::{
     dataplane::{LoadError, SettingsWords, plane::mapped},
@@ -28,6 +29,8 @@ pub struct SourceSet {
     /// For who asks why.
     pub name: String,
     pub purpose: Purpose,
+    /// The number of the one VIP that it is for. `NO_VIP`: of one that is not there.
+    pub vip: Option<u16>,
     pub members: Arc<Members>,
 }
 
@@ -53,6 +56,8 @@ pub struct SourceCounts {
 pub struct SourceMaps {
     sources: Sources,
     stats: PerCpuArray<MapData, [u64; 2]>,
+    /// `SOURCE_SETS_OFF`.
+    off: Mapped<u64>,
     held: BTreeMap<u8, SourceSet>,
     /// What was counted for a set by classes that are no more.
     before: BTreeMap<u8, SourceCounts>,
@@ -74,6 +79,9 @@ impl SourceMaps {
         };
         let stats = stats.map_err(|error| failed(error.into()))?;
         let mut tables = tables(object)?;
+        let off = mapped(object, maps::SOURCE_SETS_OFF)?;
+        let scopes = Scopes::of(wanted);
+        scopes.narrow(&off, &mut tables);
         let settings: Mapped<Settings> = mapped(object, maps::SETTINGS)?;
         let local_key = settings.read(0).local_key;
         // A set that is allowed now may have been denied before: no class may mean what it did.
@@ -93,7 +101,8 @@ impl SourceMaps {
             .iter()
             .map(|set| (set.number, set.members.clone()))
             .collect();
-        let (sources, refused) = Sources::adopt(tables, local_key, members, found);
+        let (mut sources, refused) = Sources::adopt(tables, local_key, members, found);
+        scopes.put(&off, &mut sources.tables);
         let held = wanted
             .iter()
             .filter(|set| !refused.iter().any(|(number, _)| *number == set.number))
@@ -102,6 +111,7 @@ impl SourceMaps {
         let this = Self {
             sources,
             stats,
+            off,
             held,
             before: BTreeMap::new(),
         };
@@ -136,6 +146,8 @@ impl SourceMaps {
             self.held.remove(&number);
             self.retire(number, &classes);
         }
+        let scopes = Scopes::of(wanted);
+        scopes.narrow(&self.off, &mut self.sources.tables);
         let mut all = masks(wanted);
         let now = self.sources.tables.masks();
         // What finds no room is taken back, and what it is for with it.
@@ -158,6 +170,7 @@ impl SourceMaps {
             }
             self.held.insert(set.number, set.clone());
         }
+        scopes.put(&self.off, &mut self.sources.tables);
         Ok(())
     }
 
@@ -167,6 +180,7 @@ impl SourceMaps {
         let masks = masks(&sets);
         let same = self.sources.tables.masks() == masks;
         self.sources.tables.set_masks(masks);
+        let same = Scopes::of(&sets).put(&self.off, &mut self.sources.tables) && same;
         self.sources.audit(local_key) && same
     }
 

@@ -6,6 +6,7 @@
 
 mod maps;
 mod names;
+mod scopes;
 mod tables;
 #[cfg(test)]
 mod tests;

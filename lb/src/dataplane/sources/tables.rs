@@ -3,7 +3,7 @@
 use std::{collections::HashMap, mem::offset_of};
 
 use sluice_ebpf::{
-    abi::{SOURCES_ALLOW, SOURCES_V4, SOURCES_V6, Settings},
+    abi::{SOURCES_ALLOW, SOURCES_OF_VIPS, SOURCES_V4, SOURCES_V6, Settings},
     sources::{CLASSES, FULL, FULL_UNITS, NUMBER, SPARSE, V6_WAYS},
 };
 
@@ -44,7 +44,21 @@ impl SourceTables {
             (self.masks().allow != 0, SOURCES_ALLOW),
         ];
         let bits = given.iter().filter(|(is_given, _)| *is_given);
-        let bits = bits.fold(0, |bits, (_, bit)| bits | bit);
+        let of_vips = self.bits() & SOURCES_OF_VIPS;
+        self.write_bits(bits.fold(of_vips, |bits, (_, bit)| bits | bit));
+    }
+
+    /// Whether packets ask which sets hold for their VIP.
+    pub(super) fn set_of_vips(&mut self, any: bool) {
+        let others = self.bits() & !SOURCES_OF_VIPS;
+        self.write_bits(if any {
+            others | SOURCES_OF_VIPS
+        } else {
+            others
+        });
+    }
+
+    fn write_bits(&mut self, bits: u32) {
         if self.bits() != bits {
             self.settings.set(SOURCES_AT, bits);
         }

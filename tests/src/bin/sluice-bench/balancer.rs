@@ -238,6 +238,7 @@ impl Balancer {
             number: 4,
             name: "bench".to_owned(),
             purpose: Purpose::Deny,
+            vip: None,
             members: members.into(),
         };
         let (sources, refused) = SourceMaps::adopt(&mut self.ebpf, &[set])?;
