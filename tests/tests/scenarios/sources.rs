@@ -4,6 +4,11 @@ use std::{fmt::Write as _, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use sluice_tests::{Conn, DNS_V4, DNS_V6, Flood, Lab, WEB_V4, WEB_V6, eventually, within};
 
+use writer::Writer;
+
+#[path = "../../../lb/src/sources/geo/writer.rs"]
+mod writer;
+
 const ATTACKER: &str = "198.51.100.0/24";
 const ATTACKER_V6: &str = "2001:db8:bad::/48";
 
@@ -179,5 +184,118 @@ fn sets_of_the_config_follow_a_reload_and_a_bad_file_is_refused() {
     let refused = lab.node().sluice("deny remove scanners");
     assert!(refused.stderr.contains("config file"), "{}", refused.stderr);
     lab.reload(&lab.config()).succeeds();
+    assert!(is_served(&lab, 1));
+}
+
+/// A database of countries and one of systems. Client 1 is in KP and in AS64500, unless the countries know nothing of it.
+fn databases(lab: &Lab, is_known: bool) -> [PathBuf; 2] {
+    let mut country = Writer::new("Test-Country", 24, 6);
+    let mut asn = Writer::new("Test-ASN", 28, 6);
+    let (good, bad) = (country.country("AQ"), country.country("KP"));
+    let system = asn.asn(64_500);
+    for network in ["198.18.0.0/15", "3fff::/20"] {
+        country.put(network.parse().unwrap(), good);
+    }
+    country.put("192.0.2.128/25".parse().unwrap(), bad);
+    for network in [ATTACKER, ATTACKER_V6] {
+        let network = network.parse().unwrap();
+        asn.put(network, system);
+        if is_known {
+            country.put(network, bad);
+        }
+    }
+    country.alias("2002::/16".parse().unwrap());
+    [("country.mmdb", country), ("asn.mmdb", asn)].map(|(name, database)| {
+        let file = lab.node().state_dir().join(name);
+        std::fs::write(&file, database.bytes()).unwrap();
+        file
+    })
+}
+
+#[test]
+fn a_country_is_denied_as_its_database_tells_by_config_and_by_command() {
+    let lab = lab();
+    let node = lab.node();
+    let [country, asn] = databases(&lab, true);
+    let mut config = lab.config();
+    config.extra += &format!(
+        "\n[geo]\ndatabases = [{country:?}]\n[[deny]]\nname = \"kp\"\ncountries = [\"KP\"]\n"
+    );
+    lab.reload(&config).succeeds();
+    assert!(is_denied(&lab, 1));
+    assert!(is_served(&lab, 0));
+    databases(&lab, false);
+    lab.reload(&config).succeeds();
+    assert!(is_served(&lab, 1), "the file was read again");
+    databases(&lab, true);
+    lab.reload(&config).succeeds();
+    std::fs::remove_file(&country).unwrap();
+    let refused = lab.reload(&config);
+    let missing = format!("cannot read {}: No such file", country.display());
+    assert!(refused.stderr.contains(&missing), "{}", refused.stderr);
+    assert!(is_denied(&lab, 1), "the set from before holds");
+    lab.reload(&lab.config()).succeeds();
+    assert!(is_served(&lab, 1));
+
+    let [country, asn] = [&country, &asn].map(|file| file.display().to_string());
+    let import = |rest: &str| node.sluice(&format!("deny import places {rest}"));
+    let refused = import(&format!("--mmdb {asn} --country KP"));
+    assert!(
+        refused.status == 1 && refused.stderr.contains("Test-ASN"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(import("--country KP").status, 2, "there is no database");
+    import(&format!("--mmdb {asn} --asn AS64500")).succeeds();
+    assert!(is_denied(&lab, 1));
+    assert!(is_served(&lab, 0));
+    databases(&lab, true);
+    import(&format!(
+        "--mmdb {country} --mmdb {asn} --country aq --asn 64500"
+    ))
+    .succeeds();
+    assert!(is_denied(&lab, 0) && is_denied(&lab, 1));
+}
+
+#[test]
+fn a_set_of_one_vip_denies_nothing_to_others() {
+    let lab = lab();
+    let node = lab.node();
+    node.sluice(&format!("deny add {ATTACKER} {ATTACKER_V6} --vip dns4"))
+        .succeeds();
+    let bad = lab.client(1);
+    let is_answered = |vip| (0..3).any(|_| bad.udp_ask(vip, b"query").is_ok());
+    let is_dropped = |vip| bad.udp_ask(vip, b"query").is_err();
+    assert!(is_dropped(DNS_V4));
+    assert!(is_answered(DNS_V6), "its prefix is denied for another VIP");
+    assert!(bad.http_get(WEB_V4, "/health").is_ok());
+    let explain = "explain --from 198.51.100.9:4000 --to 192.0.2.53:53 --protocol udp --json";
+    let explained = node.sluice(explain).succeeds().json();
+    assert_eq!(
+        explained["sets"][0], "deny prefixes for dns4",
+        "{explained}"
+    );
+    let refused = node.sluice("deny add 192.0.2.1 --vip nowhere");
+    assert!(
+        refused.stderr.contains("no VIP `nowhere`"),
+        "{}",
+        refused.stderr
+    );
+
+    node.sluice(&format!("deny add {ATTACKER}")).succeeds();
+    node.sluice(&format!("allow add {ATTACKER} --vip web4"))
+        .succeeds();
+    assert!(bad.http_get(WEB_V4, "/health").is_ok());
+    assert!(is_dropped(DNS_V4));
+    node.daemon().kill9();
+    node.daemon().start();
+    eventually("the daemon has its entries", || {
+        node.items("deny list").len() == 3
+    });
+    assert!(bad.http_get(WEB_V4, "/health").is_ok());
+    assert!(is_dropped(DNS_V4));
+    node.sluice(&format!("deny remove {ATTACKER} {ATTACKER_V6}"))
+        .succeeds();
+    assert!(node.items("deny list").is_empty());
     assert!(is_served(&lab, 1));
 }
