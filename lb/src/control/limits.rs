@@ -9,9 +9,7 @@ use std::{
 use super::{Dataplane, Event, Failure, LimitCounts, Refused, chain, events::Events};
 use crate::{
     dataplane::ExactCounters,
-    limits::{
-        IF_MATCH, IF_NONE_MATCH, LimitBook, LimitQuery, LimitRecord, LimitRefusal, LimitSpec, Step,
-    },
+    limits::{LimitBook, LimitQuery, LimitRecord, LimitRefusal, LimitSpec, Step},
     store::Change,
 };
 
@@ -349,15 +347,10 @@ pub(crate) fn now_ms() -> u64 {
 
 impl From<LimitRefusal> for Refused {
     fn from(refusal: LimitRefusal) -> Self {
-        let unmet = |header| Self::Precondition {
-            header,
-            message: refusal.to_string(),
-        };
         match refusal {
             LimitRefusal::Unknown { .. } => Self::NotFound(refusal.to_string()),
             LimitRefusal::Conflict { .. } => Self::Conflict(refusal.to_string()),
-            LimitRefusal::Stale { .. } | LimitRefusal::Missing => unmet(IF_MATCH),
-            LimitRefusal::Exists { .. } => unmet(IF_NONE_MATCH),
+            LimitRefusal::Unmet(unmet) => unmet.into(),
             LimitRefusal::Invalid(invalid) => invalid.into(),
         }
     }

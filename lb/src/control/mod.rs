@@ -39,7 +39,7 @@ use crate::{
         shared::{Shared, mitigation_key},
     },
     drains::BackendName,
-    limits::{LimitError, LimitQuery, LimitSpec, Precondition},
+    limits::{LimitError, LimitQuery, LimitSpec, Precondition, Unmet},
     rules::{Origin, RuleChange, RuleSpec},
     service::Manager,
     sources::{Kind, SourceChange, SourceSpec},
@@ -118,6 +118,15 @@ pub enum Refused {
 pub enum Draining {
     Begin,
     End,
+}
+
+impl From<Unmet> for Refused {
+    fn from(unmet: Unmet) -> Self {
+        Self::Precondition {
+            header: unmet.header(),
+            message: unmet.to_string(),
+        }
+    }
 }
 
 impl From<LimitError> for Refused {

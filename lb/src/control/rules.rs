@@ -12,7 +12,6 @@ use super::{
 };
 use crate::{
     config::Config,
-    limits::{IF_MATCH, IF_NONE_MATCH},
     rules::{
         self, FIRST_CONFIG_ID, Origin, RuleBook, RuleChange, RuleError, RuleRecord, RuleRefusal,
         RuleSpec, RuleStep,
@@ -343,17 +342,12 @@ impl From<RuleError> for Refused {
 
 impl From<RuleRefusal> for Refused {
     fn from(refusal: RuleRefusal) -> Self {
-        let unmet = |header| Self::Precondition {
-            header,
-            message: refusal.to_string(),
-        };
         match refusal {
             RuleRefusal::Unknown { .. } => Self::NotFound(refusal.to_string()),
             RuleRefusal::Conflict { .. }
             | RuleRefusal::OfConfig { .. }
             | RuleRefusal::OfDetection { .. } => Self::Conflict(refusal.to_string()),
-            RuleRefusal::Stale { .. } | RuleRefusal::Missing => unmet(IF_MATCH),
-            RuleRefusal::Exists { .. } => unmet(IF_NONE_MATCH),
+            RuleRefusal::Unmet(unmet) => unmet.into(),
             RuleRefusal::Invalid(invalid) => invalid.into(),
         }
     }

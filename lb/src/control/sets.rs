@@ -13,7 +13,6 @@ use super::{Control, Dataplane, Event, Novelty, Refused, chain, events::Events, 
 use crate::{
     config::{Config, Mode, Stage},
     dataplane::{Purpose, SourceCounts, SourceSet},
-    limits::{IF_MATCH, IF_NONE_MATCH},
     sources::{
         BOGONS, FIRST_CONFIG_ID, Kind, Members, SourceBook, SourceChange, SourceRecord,
         SourceRefusal, SourceSpec, SourceStep, SpecError, bogons, fixed_set, last_free_set,
@@ -495,18 +494,13 @@ impl From<SpecError> for Refused {
 
 impl From<SourceRefusal> for Refused {
     fn from(refusal: SourceRefusal) -> Self {
-        let unmet = |header| Self::Precondition {
-            header,
-            message: refusal.to_string(),
-        };
         match refusal {
             SourceRefusal::Unknown(_) => Self::NotFound(refusal.to_string()),
             SourceRefusal::Conflict { .. }
             | SourceRefusal::OfConfig
             | SourceRefusal::Sets
             | SourceRefusal::Singles => Self::Conflict(refusal.to_string()),
-            SourceRefusal::Stale { .. } | SourceRefusal::Missing => unmet(IF_MATCH),
-            SourceRefusal::Exists { .. } => unmet(IF_NONE_MATCH),
+            SourceRefusal::Unmet(unmet) => unmet.into(),
             SourceRefusal::Invalid(invalid) => invalid.into(),
         }
     }

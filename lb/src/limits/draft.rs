@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     book::{Identity, LimitBook, identity},
-    record::{LimitRecord, Precondition},
+    record::{LimitRecord, Precondition, Unmet},
     spec::{LimitError, LimitSpec},
 };
 
@@ -46,14 +46,8 @@ pub enum LimitRefusal {
     Unknown { id: u64 },
     #[error("limit {id} is for the same prefix, VIP and class already; change or remove that one")]
     Conflict { id: u64 },
-    #[error("limit {id} was changed meanwhile: it is {etag} now; read it again")]
-    Stale { id: u64, etag: String },
-    #[error(
-        "limit {id} is for the same prefix, VIP and class already, and `If-None-Match: *` asks for a new one"
-    )]
-    Exists { id: u64 },
-    #[error("there is no limit for this prefix, VIP and class; without If-Match it is made")]
-    Missing,
+    #[error(transparent)]
+    Unmet(#[from] Unmet),
     #[error(transparent)]
     Invalid(#[from] LimitError),
 }
@@ -82,7 +76,7 @@ impl<'a> Draft<'a> {
     ) -> Result<Step, LimitRefusal> {
         spec.validate()?;
         let before = self.find(&spec);
-        self.check(before.as_ref(), precondition)?;
+        precondition.check(before.as_ref().map(|before| before.etag()))?;
         Ok(self.put(before, spec))
     }
 
@@ -113,7 +107,7 @@ impl<'a> Draft<'a> {
     ) -> Result<Step, LimitRefusal> {
         spec.validate()?;
         let before = self.get(id).ok_or(LimitRefusal::Unknown { id })?;
-        self.check(Some(&before), precondition)?;
+        precondition.check(Some(before.etag()))?;
         if before.spec == spec {
             return Ok(Step::Same(before));
         }
@@ -125,30 +119,10 @@ impl<'a> Draft<'a> {
 
     pub fn remove(&mut self, id: u64, precondition: &Precondition) -> Result<Step, LimitRefusal> {
         let before = self.get(id).ok_or(LimitRefusal::Unknown { id })?;
-        self.check(Some(&before), precondition)?;
+        precondition.check(Some(before.etag()))?;
         self.ids.insert(identity(&before.spec), None);
         self.records.insert(id, None);
         Ok(Step::Removed(id))
-    }
-
-    fn check(
-        &self,
-        before: Option<&Arc<LimitRecord>>,
-        precondition: &Precondition,
-    ) -> Result<(), LimitRefusal> {
-        if precondition.holds(before.map(|record| &**record)) {
-            return Ok(());
-        }
-        Err(match before {
-            Some(record) if *precondition == Precondition::Absent => {
-                LimitRefusal::Exists { id: record.id }
-            }
-            Some(record) => LimitRefusal::Stale {
-                id: record.id,
-                etag: record.etag().to_string(),
-            },
-            None => LimitRefusal::Missing,
-        })
     }
 
     fn put(&mut self, before: Option<Arc<LimitRecord>>, spec: LimitSpec) -> Step {

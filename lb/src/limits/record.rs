@@ -60,17 +60,36 @@ pub const IF_MATCH: &str = "If-Match";
 /// The header that asks for [`Precondition::Absent`] (RFC 9110, 13.1.2).
 pub const IF_NONE_MATCH: &str = "If-None-Match";
 
-impl Precondition {
-    pub(super) fn holds(&self, now: Option<&LimitRecord>) -> bool {
-        self.holds_for(now.map(LimitRecord::etag).as_ref())
-    }
+/// Why a precondition does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unmet {
+    #[error("it was changed meanwhile: it is {0} now; read it again")]
+    Stale(Etag),
+    #[error("it is there already, as {0}, and `If-None-Match: *` asks for a new one")]
+    Exists(Etag),
+    #[error("it is not there; without If-Match it is made")]
+    Missing,
+}
 
+impl Precondition {
     /// Whether it holds for what has this tag now; without one it does not exist.
-    pub(crate) fn holds_for(&self, now: Option<&Etag>) -> bool {
+    pub(crate) fn check(&self, now: Option<Etag>) -> Result<(), Unmet> {
         match (self, now) {
-            (Self::None, _) | (Self::Exists, Some(_)) | (Self::Absent, None) => true,
-            (Self::Exists, None) | (Self::Absent, Some(_)) | (Self::Is(_), None) => false,
-            (Self::Is(tags), Some(etag)) => tags.contains(etag),
+            (Self::None, _) | (Self::Exists, Some(_)) | (Self::Absent, None) => Ok(()),
+            (Self::Is(tags), Some(etag)) if tags.contains(&etag) => Ok(()),
+            (Self::Is(_), Some(etag)) => Err(Unmet::Stale(etag)),
+            (Self::Absent, Some(etag)) => Err(Unmet::Exists(etag)),
+            (Self::Exists | Self::Is(_), None) => Err(Unmet::Missing),
+        }
+    }
+}
+
+impl Unmet {
+    /// The header that asked for it.
+    pub fn header(&self) -> &'static str {
+        match self {
+            Self::Stale(_) | Self::Missing => IF_MATCH,
+            Self::Exists(_) => IF_NONE_MATCH,
         }
     }
 }

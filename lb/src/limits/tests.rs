@@ -118,12 +118,12 @@ fn a_stale_tag_refuses_any_change() {
     let exists = draft
         .set(spec(1, 1, None), &Precondition::Absent)
         .unwrap_err();
-    assert!(matches!(exists, LimitRefusal::Exists { id: 1 }));
+    assert!(matches!(exists, LimitRefusal::Unmet(Unmet::Exists(_))));
     draft.set(spec(2, 1, None), &Precondition::Absent).unwrap();
     let missing = draft
         .set(spec(3, 1, None), &Precondition::Exists)
         .unwrap_err();
-    assert!(matches!(missing, LimitRefusal::Missing));
+    assert!(matches!(missing, LimitRefusal::Unmet(Unmet::Missing)));
 }
 
 #[test]

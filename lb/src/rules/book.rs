@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{Action, Components, Origin, RuleError, RuleSpec};
-use crate::limits::{Etag, Precondition};
+use crate::limits::{Etag, Precondition, Unmet};
 
 /// A rule that was set. Times are milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,12 +58,8 @@ pub enum RuleRefusal {
         "rule {id} is detection's, which sets it as long as {comment} lasts; `sluice mitigation revert` ends that"
     )]
     OfDetection { id: u64, comment: String },
-    #[error("rule {id} was changed meanwhile: it is {etag} now; read it again")]
-    Stale { id: u64, etag: String },
-    #[error("rule {id} means the same packets already, and `If-None-Match: *` asks for a new one")]
-    Exists { id: u64 },
-    #[error("there is no rule for these packets; without If-Match it is made")]
-    Missing,
+    #[error(transparent)]
+    Unmet(#[from] Unmet),
     #[error("rule {id} means the same packets already; change or remove that one")]
     Conflict { id: u64 },
     #[error(transparent)]
@@ -168,7 +164,7 @@ impl RuleBook {
     ) -> Result<RuleStep, RuleRefusal> {
         spec.validate()?;
         let before = self.find(&spec).cloned();
-        check(before.as_ref(), precondition)?;
+        precondition.check(before.as_ref().map(|before| before.etag()))?;
         Ok(self.put(before, spec, now_ms))
     }
 
@@ -200,7 +196,7 @@ impl RuleBook {
     ) -> Result<RuleStep, RuleRefusal> {
         spec.validate()?;
         let before = self.known(id, spec.origin)?;
-        check(Some(&before), precondition)?;
+        precondition.check(Some(before.etag()))?;
         match self.find(&spec) {
             Some(other) if other.id != id => Err(RuleRefusal::Conflict { id: other.id }),
             _ => Ok(self.put(Some(before), spec, now_ms)),
@@ -214,7 +210,7 @@ impl RuleBook {
         precondition: &Precondition,
     ) -> Result<RuleStep, RuleRefusal> {
         let before = self.known(id, by)?;
-        check(Some(&before), precondition)?;
+        precondition.check(Some(before.etag()))?;
         self.records.remove(&id);
         Ok(RuleStep::Removed(before))
     }
@@ -271,22 +267,6 @@ fn identity(spec: &RuleSpec) -> (&Components, Option<&str>, bool, Origin, bool) 
         spec.origin,
         samples,
     )
-}
-
-fn check(before: Option<&Arc<RuleRecord>>, precondition: &Precondition) -> Result<(), RuleRefusal> {
-    if precondition.holds_for(before.map(|record| record.etag()).as_ref()) {
-        return Ok(());
-    }
-    Err(match before {
-        Some(record) if *precondition == Precondition::Absent => {
-            RuleRefusal::Exists { id: record.id }
-        }
-        Some(record) => RuleRefusal::Stale {
-            id: record.id,
-            etag: record.etag().to_string(),
-        },
-        None => RuleRefusal::Missing,
-    })
 }
 
 #[cfg(test)]
@@ -363,7 +343,7 @@ mod tests {
         let stale = old.parse::<Precondition>().unwrap();
         let remove = RuleChange::Remove(1, Origin::Operator, stale);
         let refused = book.change(remove, 0).unwrap_err();
-        assert!(matches!(refused, RuleRefusal::Stale { id: 1, .. }));
+        assert!(matches!(refused, RuleRefusal::Unmet(Unmet::Stale(_))));
         let replace = |id, text| RuleChange::Replace(id, Box::new(rule(text)), Precondition::None);
         set(&mut book, "ttl 2 -> drop", 0);
         let refused = book.change(replace(1, "ttl 2 -> drop"), 0).unwrap_err();

@@ -3,14 +3,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sluice_ebpf::abi::{SET_ALLOW, SET_BOGONS, SET_DENY, SET_DENY_MONITOR};
 
 use super::{Kind, SourceSpec, SpecError};
 use crate::{
     config::Mode,
-    limits::{Etag, Precondition},
+    limits::{Etag, Precondition, Unmet},
 };
 
 /// An entry that was set. Times are milliseconds since 1970.
@@ -60,12 +59,8 @@ pub enum SourceRefusal {
     Unknown(String),
     #[error("this entry stands in the config file; change it there, and reload")]
     OfConfig,
-    #[error("the entry was changed meanwhile: it is {etag} now; read it again")]
-    Stale { etag: String },
-    #[error("entry {id} is that already, and `If-None-Match: *` asks for a new one")]
-    Exists { id: u64 },
-    #[error("there is no such entry; without If-Match it is made")]
-    Missing,
+    #[error(transparent)]
+    Unmet(#[from] Unmet),
     #[error("entry {id} has this name or prefix already; change or remove that one")]
     Conflict { id: u64 },
     #[error("there are {MOST_SETS} sets already, those of the config among them; join some")]
@@ -166,13 +161,13 @@ impl SourceBook {
             SourceChange::Set(spec, precondition) => {
                 spec.validate()?;
                 let before = self.find(&spec).cloned();
-                check(before.as_ref(), &precondition)?;
+                precondition.check(before.as_ref().map(|before| before.etag()))?;
                 self.put(before, spec, taken, now_ms)
             }
             SourceChange::Replace(id, spec, precondition) => {
                 spec.validate()?;
                 let before = self.known(spec.kind, id)?;
-                check(Some(&before), &precondition)?;
+                precondition.check(Some(before.etag()))?;
                 match self.find(&spec) {
                     Some(other) if other.id != id => Err(SourceRefusal::Conflict { id: other.id }),
                     _ => self.put(Some(before), spec, taken, now_ms),
@@ -180,7 +175,7 @@ impl SourceBook {
             }
             SourceChange::Remove(kind, id, precondition) => {
                 let before = self.known(kind, id)?;
-                check(Some(&before), &precondition)?;
+                precondition.check(Some(before.etag()))?;
                 self.records.remove(&id);
                 Ok(SourceStep::Removed(id))
             }
@@ -246,15 +241,14 @@ impl SourceBook {
     }
 
     fn find(&self, spec: &SourceSpec) -> Option<&Arc<SourceRecord>> {
-        let wanted = identity(spec);
-        self.iter().find(|record| identity(&record.spec) == wanted)
+        self.iter().find(|record| is_same(&record.spec, spec))
     }
 }
 
-/// What no two entries have in common: names are of one entry, whatever VIP it is for.
-fn identity(spec: &SourceSpec) -> (Kind, Option<&str>, Option<(IpNet, Option<&str>)>) {
-    let single = spec.prefix.map(|prefix| (prefix, spec.vip.as_deref()));
-    (spec.kind, spec.name.as_deref(), single)
+/// Whether one takes the place of the other: a name is of one entry, whatever VIP it is for.
+fn is_same(one: &SourceSpec, other: &SourceSpec) -> bool {
+    (one.kind, &one.name, one.prefix) == (other.kind, &other.name, other.prefix)
+        && (one.name.is_some() || one.vip == other.vip)
 }
 
 /// The set of an entry, if it is not one of its own.
@@ -284,24 +278,6 @@ fn free_set(taken: u64) -> Option<u8> {
 pub(crate) fn last_free_set(taken: u64) -> Option<u8> {
     let last = (FREE & !taken).checked_ilog2()?;
     u8::try_from(last).ok()
-}
-
-fn check(
-    before: Option<&Arc<SourceRecord>>,
-    precondition: &Precondition,
-) -> Result<(), SourceRefusal> {
-    if precondition.holds_for(before.map(|record| record.etag()).as_ref()) {
-        return Ok(());
-    }
-    Err(match before {
-        Some(record) if *precondition == Precondition::Absent => {
-            SourceRefusal::Exists { id: record.id }
-        }
-        Some(record) => SourceRefusal::Stale {
-            etag: record.etag().to_string(),
-        },
-        None => SourceRefusal::Missing,
-    })
 }
 
 #[cfg(test)]
