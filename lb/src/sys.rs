@@ -488,6 +488,21 @@ pub fn tun(name: &str) -> io::Result<OwnedFd> {
     Ok(device.into())
 }
 
+/// Ends a TCP connection by a reset, and leaves a socket that can connect anew.
+pub fn disconnect(socket: impl AsFd) -> io::Result<()> {
+    let nobody = libc::sockaddr {
+        sa_family: libc::sa_family_t::try_from(libc::AF_UNSPEC).map_err(io::Error::other)?,
+        sa_data: [0; 14],
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&nobody)).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads no more than the address.
+    let result = unsafe { libc::connect(socket.as_fd().as_raw_fd(), &raw const nobody, length) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 fn open_pin(pin: &Path) -> io::Result<OwnedFd> {
     const BPF_OBJ_GET: libc::c_long = 7;
     let path = CString::new(pin.as_os_str().as_bytes())?;

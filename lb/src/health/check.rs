@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustls::{ClientConfig, pki_types::ServerName};
-use socket2::SockRef;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -174,12 +174,12 @@ impl Probe {
     async fn connect(&self, port: u16) -> Result<(TcpStream, Option<Led>), CheckError> {
         let (to, led, socket) = match &self.way {
             Way::Direct => {
-                let socket = socket(self.address).map_err(CheckError::Connect)?;
+                let socket = watched(self.address).map_err(CheckError::Connect)?;
                 (self.address, None, socket)
             }
             Way::Tunnel(tunnel, via) => {
                 let open = tunnel.open().await.map_err(CheckError::NoTunnel)?;
-                let socket = socket(via.vip).map_err(CheckError::Connect)?;
+                let socket = watched(via.vip).map_err(CheckError::Connect)?;
                 let led = open
                     .lead(&socket, self.address, *via)
                     .map_err(CheckError::Connect)?;
@@ -190,8 +190,6 @@ impl Probe {
             .connect(SocketAddr::new(to, port))
             .await
             .map_err(CheckError::Connect)?;
-        // We close first, and thousands of checks a second would leave a heap of sockets in TIME_WAIT.
-        stream.set_zero_linger().map_err(CheckError::Connect)?;
         Ok((stream, led))
     }
 
@@ -231,14 +229,25 @@ fn http_kind(check: &HttpCheck, target: &Target, tools: &mut Tools) -> Result<Ki
     })
 }
 
-fn socket(to: IpAddr) -> io::Result<TcpSocket> {
-    let socket = match to {
-        IpAddr::V4(_) => TcpSocket::new_v4(),
-        IpAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    // The answer to a SYN is not acknowledged by itself, but with what follows: a request, or the reset that ends a check
-    // by TCP. That is a third of the kernel's work for it, and the server's program never sees it.
-    SockRef::from(&socket).set_tcp_quickack(false)?;
+/// A socket for one check of this address. No call blocks.
+pub(super) fn socket(to: IpAddr) -> io::Result<Socket> {
+    let domain = Domain::for_address(SocketAddr::new(to, 0));
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = delay_ack(Socket::new(domain, kind, Some(Protocol::TCP))?)?;
+    // We close first, and thousands of checks a second would leave a heap of sockets in TIME_WAIT.
+    socket.set_linger(Some(Duration::ZERO))?;
+    Ok(socket)
+}
+
+/// The same, for who waits for what comes of it.
+fn watched(to: IpAddr) -> io::Result<TcpSocket> {
+    Ok(TcpSocket::from_std_stream(socket(to)?.into()))
+}
+
+/// Has the answer to the next SYN not acknowledged by itself, but with what follows: a request, or the reset that ends a
+/// check by TCP. That is a third of the kernel's work for it, and the server's program never sees it.
+pub(super) fn delay_ack(socket: Socket) -> io::Result<Socket> {
+    socket.set_tcp_quickack(false)?;
     Ok(socket)
 }
 

@@ -1,10 +1,12 @@
 //! Health of the backends: a thread of its own that checks them all, and tells what it finds.
 //!
-//! Each backend has a task there: it waits, makes a check, counts. One core is enough for thousands, and neither the API
-//! nor the control loop waits for them.
+//! Checks by TCP are made together; of the others each has a task there. One core is enough for thousands, and neither the
+//! API nor the control loop waits for them.
 mod check;
+mod course;
 mod http;
 mod icmp;
+mod knock;
 mod machine;
 mod schedule;
 mod tls;
@@ -12,9 +14,8 @@ mod tunnel;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    hash::{DefaultHasher, Hash, Hasher},
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     panic::AssertUnwindSafe,
     sync::{
         Arc,
@@ -39,6 +40,8 @@ pub use schedule::Schedule;
 pub use tunnel::{Carrier, Via};
 
 use check::{Probe, Tools};
+use course::Course;
+use knock::Knocks;
 
 /// A backend to check.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +51,12 @@ pub struct Target {
     pub health: Health,
     /// `None`: at its own address, by this host's ordinary routes.
     pub via: Option<Via>,
+}
+
+impl Target {
+    fn key(&self) -> Key {
+        (self.pool.clone(), self.address)
+    }
 }
 
 /// A backend whose state changed.
@@ -119,8 +128,6 @@ impl Load {
     }
 }
 
-/// First checks are made within this time, or within an interval if that is shorter.
-const START: Duration = Duration::from_secs(1);
 /// Reports that are handled, and published, together.
 const BATCH: usize = 1024;
 /// How often the loop comes round at least.
@@ -154,6 +161,7 @@ impl Checker {
             watched: HashMap::new(),
             known,
             tools: Tools::default(),
+            knocks: Knocks::new(load.clone()),
             next_id: 0,
             report,
             epoch: Instant::now(),
@@ -166,9 +174,11 @@ impl Checker {
             .name("health".into())
             .spawn(move || {
                 runtime.block_on(async {
+                    // As a task: what the runtime itself waits for, it wakes by a system call.
+                    let collecting = tokio::spawn(collector.run(targets, reports));
                     tokio::select! {
                         _ = ended => {}
-                        () = collector.run(targets, reports) => {}
+                        _ = collecting => {}
                     }
                 });
                 // Checks that are under way are not waited for.
@@ -198,6 +208,7 @@ struct Collector {
     /// Of targets that are not watched yet.
     known: Snapshot,
     tools: Tools,
+    knocks: Knocks,
     next_id: u64,
     report: mpsc::Sender<Report>,
     /// Since when the times are counted at which checks begin together.
@@ -214,7 +225,7 @@ struct Watched {
     id: u64,
     target: Target,
     status: Status,
-    /// Absent when there is nothing to check.
+    /// Absent when it is checked together with others, or not at all.
     _task: Option<Task>,
 }
 
@@ -226,7 +237,7 @@ impl Drop for Task {
     }
 }
 
-/// What a task found, sent when it differs from the last.
+/// What a check found, told when it differs from the last.
 struct Report {
     key: Key,
     id: u64,
@@ -260,6 +271,7 @@ impl Collector {
                     self.retarget(&now).await
                 }
                 _ = reports.recv_many(&mut batch, BATCH) => self.collect(batch.drain(..)).await,
+                reports = self.knocks.next() => self.collect(reports).await,
                 _ = look.tick() => {
                     self.say_if_late();
                     continue;
@@ -292,13 +304,16 @@ impl Collector {
         let mut old = std::mem::take(&mut self.watched);
         self.tools.refresh();
         for target in targets {
-            let key = (target.pool.clone(), target.address);
+            let key = target.key();
             let status = match old.remove(&key) {
                 Some(watched) if watched.target == *target => {
                     self.watched.insert(key, watched);
                     continue;
                 }
-                Some(watched) => watched.status,
+                Some(watched) => {
+                    self.knocks.remove(watched.id);
+                    watched.status
+                }
                 None => self
                     .known
                     .get(&key)
@@ -307,8 +322,7 @@ impl Collector {
             };
             let id = self.next_id;
             self.next_id += 1;
-            let checked = !matches!(target.health.check, Check::None);
-            let task = checked.then(|| self.spawn(target, id, status.state));
+            let task = self.begin(target, id, status.state);
             let watched = Watched {
                 id,
                 target: target.clone(),
@@ -316,7 +330,7 @@ impl Collector {
                 _task: task,
             };
             self.watched.insert(key.clone(), watched);
-            if !checked {
+            if target.health.check == Check::None {
                 self.note(Report {
                     key,
                     id,
@@ -326,23 +340,30 @@ impl Collector {
                 .await?;
             }
         }
+        for gone in old.into_values() {
+            self.knocks.remove(gone.id);
+        }
         self.known = Snapshot::default();
         Ok(())
     }
 
-    fn spawn(&mut self, target: &Target, id: u64, state: State) -> Task {
+    /// Begins to check a backend; in a task of its own, unless it is one of many that are checked together.
+    fn begin(&mut self, target: &Target, id: u64, state: State) -> Option<Task> {
+        let course = Course::new(target, id, state, self.epoch);
+        match (&target.health.check, target.via) {
+            (Check::None, _) => None,
+            (Check::Tcp { port }, None) => {
+                let at = SocketAddr::new(target.address, *port);
+                self.knocks.add(course, at, target.health.timeout);
+                None
+            }
+            _ => Some(self.spawn(course, target)),
+        }
+    }
+
+    fn spawn(&mut self, course: Course, target: &Target) -> Task {
         let probe = Probe::new(target, &mut self.tools);
-        let watch = watch_over(
-            target.clone(),
-            probe,
-            Observer {
-                id,
-                state,
-                report: self.report.clone(),
-                epoch: self.epoch,
-                load: self.load.clone(),
-            },
-        );
+        let watch = watch_over(course, probe, self.load.clone(), self.report.clone());
         let broken = self.broken.clone();
         Task(tokio::spawn(async move {
             if AssertUnwindSafe(watch).catch_unwind().await.is_err() {
@@ -351,7 +372,7 @@ impl Collector {
         }))
     }
 
-    async fn collect(&mut self, reports: impl Iterator<Item = Report>) -> Result<(), Closed> {
+    async fn collect(&mut self, reports: impl IntoIterator<Item = Report>) -> Result<(), Closed> {
         for report in reports {
             self.note(report).await?;
         }
@@ -415,65 +436,23 @@ impl Status {
     }
 }
 
-/// Where a task takes its state from, and tells what it finds.
-struct Observer {
-    id: u64,
-    state: State,
-    report: mpsc::Sender<Report>,
-    epoch: Instant,
-    load: Arc<Load>,
-}
-
 /// Checks one backend for ever.
-async fn watch_over(target: Target, probe: Probe, observer: Observer) {
-    let health = &target.health;
-    let mut random = Random(seed(&target));
-    let mut machine = Machine::resume(observer.state, health.rise, health.fall);
-    let mut last_error = None;
-    // The first check comes soon, spread as the later ones are.
-    let first = START.min(health.interval).mul_f64(random.next());
-    let mut schedule = Schedule::new(health, Instant::now() + first);
+async fn watch_over(
+    mut course: Course,
+    probe: Probe,
+    load: Arc<Load>,
+    reports: mpsc::Sender<Report>,
+) {
     loop {
-        let due = schedule.begins(machine.pace(), random.next());
-        let due = schedule.together(due, machine.pace(), observer.epoch);
+        let due = course.next();
         sleep_until(due.into()).await;
-        observer.load.begins(due);
+        load.begins(due);
         let error = probe.check().await.err().map(|error| error.to_string());
-        let changed = machine.observe(error.is_none()).is_some();
-        schedule.advance(machine.pace(), Instant::now());
-        if changed || error != last_error {
-            last_error.clone_from(&error);
-            let report = Report {
-                key: (target.pool.clone(), target.address),
-                id: observer.id,
-                state: machine.state(),
-                error,
-            };
-            if observer.report.send(report).await.is_err() {
-                return;
-            }
+        if let Some(report) = course.ended(error)
+            && reports.send(report).await.is_err()
+        {
+            return;
         }
-    }
-}
-
-/// Different for each target, and the same after a restart: so first checks are spread evenly, always in the same way.
-fn seed(target: &Target) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&target.pool, target.address).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Numbers from 0 to 1, for what needs to be uneven and no more.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let top = u32::try_from((mixed ^ mixed >> 31) >> 32).unwrap_or(u32::MAX);
-        f64::from(top) / (f64::from(u32::MAX) + 1.0)
     }
 }
 

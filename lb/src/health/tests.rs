@@ -1,5 +1,5 @@
 //! The checker against real listeners on loopback.
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::TcpStream;
 
 use tokio::{
     net::TcpListener,
@@ -8,7 +8,7 @@ use tokio::{
 
 use super::*;
 
-fn target(pool: &str, last: u8, check: Check) -> Target {
+pub(super) fn target(pool: &str, last: u8, check: Check) -> Target {
     let (interval, timeout) = (Duration::from_millis(20), Duration::from_secs(2));
     let health = Health {
         check,
@@ -201,6 +201,30 @@ async fn the_servers_program_does_not_see_a_tcp_check() {
 }
 
 #[tokio::test]
+async fn a_check_that_nobody_answers_fails_when_its_time_is_over() {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let mut web = target("web", 7, Check::None);
+    socket
+        .bind(&SocketAddr::new(web.address, 0).into())
+        .unwrap();
+    // There is room for one connection, and then SYNs are dropped.
+    socket.listen(0).unwrap();
+    let at = socket.local_addr().unwrap().as_socket().unwrap();
+    let _taken = TcpStream::connect(at).unwrap();
+    web.health.check = Check::Tcp { port: at.port() };
+    (web.health.timeout, web.health.fall) = (Duration::from_millis(300), 1);
+    let began = Instant::now();
+    let down = start(vec![web]).next().await;
+    assert_eq!(
+        (down.state, down.error.as_deref()),
+        (State::Down, Some("timed out after 300ms"))
+    );
+    let took = began.elapsed();
+    let timeout = Duration::from_millis(300);
+    assert!((timeout..timeout * 2).contains(&took), "{took:?}");
+}
+
+#[tokio::test]
 async fn a_new_checker_goes_on_from_what_the_old_one_knew() {
     let listener = listen(IpAddr::from([127, 0, 0, 5]), 0).await;
     let port = listener.local_addr().unwrap().port();
@@ -234,25 +258,4 @@ fn a_status_tells_when_its_backend_went_and_came() {
     let later = now + Duration::from_secs(1);
     status.enter(State::Up, SystemTime::now(), later);
     assert_eq!((status.lost, status.returned), (Some(now), Some(later)));
-}
-
-#[test]
-fn checks_are_spread_over_the_interval() {
-    let mut quarters = [0; 4];
-    for n in 0..4000_u32 {
-        let address = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + n));
-        let phase = Random(seed(&Target {
-            address,
-            ..target("web", 1, Check::None)
-        }))
-        .next();
-        let quarter = (0..4)
-            .find(|quarter| phase < f64::from(quarter + 1) / 4.0)
-            .unwrap();
-        quarters[usize::try_from(quarter).unwrap()] += 1;
-    }
-    assert!(
-        quarters.iter().all(|count| (900..1100).contains(count)),
-        "{quarters:?}"
-    );
 }

@@ -11,8 +11,8 @@ use sluice_tests::{Lab, within};
 const BACKENDS: u32 = 1000;
 const SCRAPES: u32 = if cfg!(debug_assertions) { 2 } else { 4 };
 const BETWEEN_SCRAPES: Duration = Duration::from_secs(5);
-/// Of a core. A debug build is no measure, but shows when something runs without end.
-const MOST: f64 = if cfg!(debug_assertions) { 0.3 } else { 0.03 };
+/// Of a core. A debug build takes 3.6% beside other work.
+const MOST: f64 = if cfg!(debug_assertions) { 0.08 } else { 0.03 };
 
 #[test]
 fn a_thousand_checked_backends_and_a_scrape_every_five_seconds_take_three_percent_of_a_core() {
