@@ -59,6 +59,8 @@ enum Phase {
     Receiving(Instant),
     Idle(Instant),
     Answering,
+    /// The answer is made, and waits for the client to take all of it.
+    Sending(Instant),
 }
 
 /// Keeps a connection in the list.
@@ -69,7 +71,7 @@ pub(super) struct Open {
     pub(super) connection: Arc<Connection>,
 }
 
-/// Held while a request is answered.
+/// Held while an answer is made.
 #[derive(Debug)]
 pub(super) struct Answering(Arc<Connection>);
 
@@ -114,7 +116,7 @@ impl Connections {
             let (since, most) = match *lock(&connection.phase) {
                 Phase::Receiving(since) => (since, self.caps.header_time),
                 Phase::Idle(since) => (since, self.caps.idle_time),
-                Phase::Answering => continue,
+                Phase::Answering | Phase::Sending(_) => continue,
             };
             if now.saturating_duration_since(since) >= most {
                 connection.close.notify_one();
@@ -147,6 +149,14 @@ impl Connection {
         *lock(&self.phase) = Phase::Idle(Instant::now());
     }
 
+    /// All has gone out.
+    pub(super) fn sent(&self) {
+        let mut phase = lock(&self.phase);
+        if let Phase::Sending(_) = *phase {
+            *phase = Phase::Idle(Instant::now());
+        }
+    }
+
     /// A request is here.
     pub(super) fn answering(self: &Arc<Self>) -> Answering {
         *lock(&self.phase) = Phase::Answering;
@@ -157,7 +167,7 @@ impl Connection {
 impl Phase {
     fn waiting_since(self) -> Option<Instant> {
         match self {
-            Self::Receiving(since) | Self::Idle(since) => Some(since),
+            Self::Receiving(since) | Self::Idle(since) | Self::Sending(since) => Some(since),
             Self::Answering => None,
         }
     }
@@ -171,7 +181,7 @@ impl Drop for Open {
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.idle();
+        *lock(&self.0.phase) = Phase::Sending(Instant::now());
     }
 }
 
@@ -223,6 +233,10 @@ mod tests {
         assert!(!is_closing(&slow) && !is_closing(&idle));
         all.close_overdue(start + Duration::from_secs(11));
         assert!(is_closing(&slow) && !is_closing(&idle));
+        drop(idle.connection.answering());
+        all.close_overdue(start + Duration::from_secs(100));
+        assert!(!is_closing(&idle), "its answer has not gone out");
+        idle.connection.sent();
         idle.connection.received();
         all.close_overdue(Instant::now() + Duration::from_secs(11));
         assert!(is_closing(&idle));

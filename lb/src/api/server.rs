@@ -207,7 +207,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
         let response = routes.call(request);
         async move {
             let response: Response<Body> = response.await?;
-            // The connection is busy until the last byte of the answer.
+            // The connection is busy until the last byte of the answer is made.
             let held = |body: Body| {
                 body.map_frame(move |frame| {
                     let _busy = &answering;
@@ -239,4 +239,45 @@ async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
         tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_answer_is_whole_however_slowly_it_is_read() {
+        const LENGTH: usize = 1 << 16;
+        let idle_time = Duration::from_millis(100);
+        let caps = Caps {
+            idle_time,
+            ..Caps::default()
+        };
+        let connections = Connections::new(caps);
+        let open = connections.open(Instant::now()).unwrap();
+        let router = Router::new().route("/", get(|| async { "x".repeat(LENGTH) }));
+        let (mut client, stream) = tokio::io::duplex(2048);
+        tokio::spawn(open.while_open(move |connection| async move {
+            answer(stream, connection, caps, router, Peer::Local).await;
+        }));
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let (start, mut read) = (Instant::now(), 0);
+        while read < LENGTH {
+            sleep(Duration::from_millis(10)).await;
+            connections.close_overdue(Instant::now());
+            let bytes = client.read(&mut [0; 2048]).await.unwrap();
+            assert!(bytes > 0, "closed after {read} bytes");
+            read += bytes;
+        }
+        assert!(start.elapsed() > idle_time * 2);
+
+        sleep(idle_time).await;
+        connections.close_overdue(Instant::now());
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.len() < 1024, "the end of it, and then it was idle");
+    }
 }

@@ -1,4 +1,4 @@
-//! A connection's bytes, watched: when something comes in, and when nothing goes out.
+//! A connection's bytes, watched: when something comes in, when all has gone out, and when nothing goes.
 
 use std::{
     io,
@@ -82,6 +82,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let poll = Pin::new(&mut self.stream).poll_flush(context);
+        // It is asked for when nothing is left to be written.
+        if let Poll::Ready(Ok(())) = poll {
+            self.connection.sent();
+        }
         self.unless_stalled(context, poll)
     }
 
