@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    Conn, Frames, Netns, RawSocket, Response, UDP_PORT,
+    Conn, DNS_V4, DNS_V6, Frames, Netns, RawSocket, Response, UDP_PORT, WEB_V4,
     addresses::{ClientLink, ROUTER, in_network, nth},
 };
 
@@ -106,6 +106,14 @@ impl Client {
     /// The name of the backend that answers a datagram of a new flow.
     pub fn udp_ask(&self, vip: SocketAddr, payload: &[u8]) -> io::Result<String> {
         self.udp(vip)?.ask(payload)
+    }
+
+    /// Whether the web and both DNS VIPs answer new flows.
+    pub fn is_served(&self) -> bool {
+        let web = self.http_get(WEB_V4, "/health").is_ok();
+        // The lab's cables lose a frame when a ring of theirs is full, and UDP's clients ask again.
+        let dns = [DNS_V4, DNS_V6].map(|vip| (0..3).any(|_| self.udp_ask(vip, b"good").is_ok()));
+        web && dns == [true; 2]
     }
 
     /// How many of `count` new flows each backend got. TCP or UDP goes by the VIP's port.

@@ -9,6 +9,7 @@ use axum::{
 use super::{
     Answer, Problem, Shared,
     model::{MitigationItem, Page, TalkerRow, Talkers},
+    problem::id_of,
     query::{self, Params, page},
     render,
 };
@@ -63,7 +64,7 @@ pub(super) async fn revert(
     State(api): Shared,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    api.control.revert(mitigation_id(&id)?).await?;
+    api.control.revert(id_of("mitigation", &id)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -81,7 +82,7 @@ pub(super) async fn allow(
     State(api): Shared,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    api.control.allow(mitigation_id(&id)?).await?;
+    api.control.allow(id_of("mitigation", &id)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -163,11 +164,4 @@ fn rendered(top: Top) -> Talkers {
 )]
 pub(super) fn whole(rate: f64) -> u64 {
     rate.round() as u64
-}
-
-fn mitigation_id(id: &str) -> Result<u64, Problem> {
-    id.parse().map_err(|_none| {
-        let why = format!("there is no mitigation `{id}`; ids are numbers");
-        Problem::new(StatusCode::NOT_FOUND, why)
-    })
 }

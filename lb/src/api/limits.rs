@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use super::{
     Answer, MAX_BODY_BYTES, Problem, Shared, entry, guard,
     model::{LimitItem, LimitsDone, Page},
+    problem::id_of,
     query::{self, Params},
     render,
 };
@@ -71,7 +72,7 @@ pub(super) async fn limits(State(api): Shared, mut params: Params) -> Answer<Pag
     (status = 503, description = "The daemon is about to end"),
 ))]
 pub(super) async fn limit(State(api): Shared, Path(id): Path<String>) -> Result<Response, Problem> {
-    let limit = api.control.limit(limit_id(&id)?).await?;
+    let limit = api.control.limit(id_of("limit", &id)?).await?;
     Ok(entry::tagged(render::limit(limit)))
 }
 
@@ -142,7 +143,7 @@ pub(super) async fn replace(
     let precondition = precondition(&headers)?;
     let (body, _) = read(request, MAX_BODY_BYTES).await?;
     let spec = LimitSpec::from_json(&body).map_err(entry::wrong)?;
-    let id = limit_id(&id)?;
+    let id = id_of("limit", &id)?;
     let limit = api.control.replace_limit(id, spec, precondition).await?;
     Ok(entry::tagged(render::limit(limit)))
 }
@@ -166,7 +167,7 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, Problem> {
     let precondition = precondition(&headers)?;
     api.control
-        .remove_limit(limit_id(&id)?, precondition)
+        .remove_limit(id_of("limit", &id)?, precondition)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -187,14 +188,6 @@ enum OneOrMany {
 enum Done {
     One(LimitItem),
     Many(LimitsDone),
-}
-
-fn limit_id(text: &str) -> Result<u64, Problem> {
-    let no_limit = |_| {
-        let why = format!("there is no limit {text}");
-        Problem::new(StatusCode::NOT_FOUND, why)
-    };
-    text.parse().map_err(no_limit)
 }
 
 /// What `If-Match` or `If-None-Match` ask for.

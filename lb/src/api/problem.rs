@@ -57,6 +57,12 @@ impl Problem {
     }
 }
 
+/// The number in a path by which one of these is named. Nothing is named by anything else.
+pub(super) fn id_of(what: &str, id: &str) -> Result<u64, Problem> {
+    let none = |_| Problem::new(StatusCode::NOT_FOUND, format!("there is no {what} {id}"));
+    id.parse().map_err(none)
+}
+
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         let status = match &refused {

@@ -12,6 +12,7 @@ use super::{
     Answer, MAX_BODY_BYTES, Problem, Shared, entry,
     limits::{precondition, read, refuse_condition, word},
     model::{Page, RuleItem, RulePreview, RulesDone},
+    problem::id_of,
     query::{self, Params},
     render,
 };
@@ -58,7 +59,7 @@ pub(super) async fn rules(State(api): Shared, mut params: Params) -> Answer<Page
     (status = 503, description = "The daemon is about to end"),
 ))]
 pub(super) async fn rule(State(api): Shared, Path(id): Path<String>) -> Result<Response, Problem> {
-    let rule = api.control.rule(rule_id(&id)?).await?;
+    let rule = api.control.rule(id_of("rule", &id)?).await?;
     Ok(entry::tagged(render::rule(rule)))
 }
 
@@ -157,7 +158,7 @@ pub(super) async fn replace(
     let spec = RuleSpec::from_json(&body)
         .and_then(operators)
         .map_err(entry::wrong)?;
-    let id = rule_id(&id)?;
+    let id = id_of("rule", &id)?;
     let rule = api.control.replace_rule(id, spec, precondition).await?;
     Ok(entry::tagged(render::rule(rule)))
 }
@@ -181,7 +182,7 @@ pub(super) async fn remove(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let precondition = precondition(&headers)?;
-    let id = rule_id(&id)?;
+    let id = id_of("rule", &id)?;
     api.control
         .remove_rule(id, Origin::Operator, precondition)
         .await?;
@@ -224,12 +225,4 @@ fn operators(spec: RuleSpec) -> Result<RuleSpec, RuleError> {
     }
     let message = "rules that are set here are the operator's; leave it out";
     Err(RuleError::of("origin", message))
-}
-
-fn rule_id(text: &str) -> Result<u64, Problem> {
-    let no_rule = |_| {
-        let why = format!("there is no rule {text}");
-        Problem::new(StatusCode::NOT_FOUND, why)
-    };
-    text.parse().map_err(no_rule)
 }

@@ -17,6 +17,18 @@ learn = "3s"
 thresholds = { pps = 4_000, factor = 3, cap = 3 }
 "#;
 
+fn lab() -> Lab {
+    Lab::new()
+        .alone()
+        .client(&["198.18.0.0/15", "3fff::/20"])
+        .client(&[ATTACKER, "2001:db8:bad::/48"])
+        .config(|mut config| {
+            config.extra.push_str(DETECT);
+            config
+        })
+        .start()
+}
+
 /// Good clients for so long, so that there is peace to learn.
 fn peace(lab: &Lab, time: Duration) {
     let client = lab.client(0);
@@ -36,15 +48,7 @@ fn mitigations(lab: &Lab) -> Vec<Value> {
 
 #[test]
 fn a_flood_is_found_within_a_second_told_and_held() {
-    let lab = Lab::new()
-        .alone()
-        .client(&["198.18.0.0/15", "3fff::/20"])
-        .client(&[ATTACKER, "2001:db8:bad::/48"])
-        .config(|mut config| {
-            config.extra.push_str(DETECT);
-            config
-        })
-        .start();
+    let lab = lab();
     peace(&lab, Duration::from_secs(10));
     assert!(mitigations(&lab).is_empty(), "peace is no attack");
 
@@ -109,15 +113,7 @@ fn datagrams(lab: &Lab, time: Duration) {
 
 #[test]
 fn detection_sets_a_rule_that_drops_a_flood_and_takes_it_away_when_it_is_reverted() {
-    let lab = Lab::new()
-        .alone()
-        .client(&["198.18.0.0/15", "3fff::/20"])
-        .client(&[ATTACKER, "2001:db8:bad::/48"])
-        .config(|mut config| {
-            config.extra.push_str(DETECT);
-            config
-        })
-        .start();
+    let lab = lab();
     datagrams(&lab, Duration::from_secs(12));
     assert!(mitigations(&lab).is_empty(), "peace is no attack");
     let frames = lab

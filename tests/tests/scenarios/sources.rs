@@ -27,16 +27,6 @@ fn write(lab: &Lab, name: &str, text: &str) -> PathBuf {
     file
 }
 
-fn is_served(lab: &Lab, client: usize) -> bool {
-    let client = lab.client(client);
-    let web = client.http_get(WEB_V4, "/health").is_ok();
-    let dns = [DNS_V4, DNS_V6];
-    // The lab's cables lose a frame when a ring of theirs is full, and UDP's clients ask again.
-    web && dns
-        .iter()
-        .all(|vip| (0..3).any(|_| client.udp_ask(*vip, b"good").is_ok()))
-}
-
 fn is_denied(lab: &Lab, client: usize) -> bool {
     let client = lab.client(client);
     [DNS_V4, DNS_V6]
@@ -72,7 +62,7 @@ fn a_flood_from_a_list_is_dropped_and_others_are_served() {
     within(Duration::from_secs(10), "the flood runs", || {
         flood.sent() > 20_000
     });
-    assert!(is_served(&lab, 0));
+    assert!(lab.client(0).is_served());
     for conn in &mut conns {
         assert_eq!(conn.ask_who(), conn.backend());
     }
@@ -101,7 +91,7 @@ fn a_flood_from_a_list_is_dropped_and_others_are_served() {
     assert!((0..3).any(|_| bad.udp_ask(DNS_V4, b"now").is_ok()));
     assert!(bad.udp_ask(DNS_V6, b"still").is_err());
     lab.node().sluice("deny remove drop").succeeds();
-    assert!(is_served(&lab, 1));
+    assert!(lab.client(1).is_served());
 }
 
 #[test]
@@ -122,7 +112,7 @@ fn a_list_with_a_bad_line_is_refused_whole_or_without_that_line() {
         "{}",
         refused.stderr
     );
-    assert!(is_served(&lab, 1), "nothing of it is taken");
+    assert!(lab.client(1).is_served(), "nothing of it is taken");
     let taken = lab
         .node()
         .sluice(&format!("{import} --skip-bad --json"))
@@ -155,14 +145,14 @@ fn entries_survive_the_daemon_and_end_when_their_time_is_over() {
         node.items("deny list").len() == 2
     });
     assert!(is_denied(&lab, 1));
-    assert!(is_served(&lab, 0));
+    assert!(lab.client(0).is_served());
     node.sluice("deny remove 1 2").succeeds();
-    assert!(is_served(&lab, 1));
+    assert!(lab.client(1).is_served());
     node.sluice(&format!("deny add {ATTACKER} {ATTACKER_V6} --ttl 3s"))
         .succeeds();
     assert!(is_denied(&lab, 1));
     eventually("their time is over", || node.items("deny list").is_empty());
-    assert!(is_served(&lab, 1));
+    assert!(lab.client(1).is_served());
 }
 
 #[test]
@@ -184,7 +174,7 @@ fn sets_of_the_config_follow_a_reload_and_a_bad_file_is_refused() {
     let refused = lab.node().sluice("deny remove scanners");
     assert!(refused.stderr.contains("config file"), "{}", refused.stderr);
     lab.reload(&lab.config()).succeeds();
-    assert!(is_served(&lab, 1));
+    assert!(lab.client(1).is_served());
 }
 
 /// A database of countries and one of systems. Client 1 is in KP and in AS64500, unless the countries know nothing of it.
@@ -223,10 +213,10 @@ fn a_country_is_denied_as_its_database_tells_by_config_and_by_command() {
     );
     lab.reload(&config).succeeds();
     assert!(is_denied(&lab, 1));
-    assert!(is_served(&lab, 0));
+    assert!(lab.client(0).is_served());
     databases(&lab, false);
     lab.reload(&config).succeeds();
-    assert!(is_served(&lab, 1), "the file was read again");
+    assert!(lab.client(1).is_served(), "the file was read again");
     databases(&lab, true);
     lab.reload(&config).succeeds();
     std::fs::remove_file(&country).unwrap();
@@ -235,7 +225,7 @@ fn a_country_is_denied_as_its_database_tells_by_config_and_by_command() {
     assert!(refused.stderr.contains(&missing), "{}", refused.stderr);
     assert!(is_denied(&lab, 1), "the set from before holds");
     lab.reload(&lab.config()).succeeds();
-    assert!(is_served(&lab, 1));
+    assert!(lab.client(1).is_served());
 
     let [country, asn] = [&country, &asn].map(|file| file.display().to_string());
     let import = |rest: &str| node.sluice(&format!("deny import places {rest}"));
@@ -248,7 +238,7 @@ fn a_country_is_denied_as_its_database_tells_by_config_and_by_command() {
     assert_eq!(import("--country KP").status, 2, "there is no database");
     import(&format!("--mmdb {asn} --asn AS64500")).succeeds();
     assert!(is_denied(&lab, 1));
-    assert!(is_served(&lab, 0));
+    assert!(lab.client(0).is_served());
     databases(&lab, true);
     import(&format!(
         "--mmdb {country} --mmdb {asn} --country aq --asn 64500"
@@ -297,5 +287,5 @@ fn a_set_of_one_vip_denies_nothing_to_others() {
     node.sluice(&format!("deny remove {ATTACKER} {ATTACKER_V6}"))
         .succeeds();
     assert!(node.items("deny list").is_empty());
-    assert!(is_served(&lab, 1));
+    assert!(lab.client(1).is_served());
 }
