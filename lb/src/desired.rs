@@ -10,7 +10,7 @@ use std::{
 use crate::{
     config::{self, Backend, Config, Forward, Policy, Pool, SourceLimit},
     dataplane::{BackendKey, BackendState, Desired, Ordered, Table, TableKey, Vip},
-    drains::{BackendName, Drains},
+    drains::{BackendName, Drain, Drains},
     health::{self, Carrier, State, Target, Via},
     net::{NextHop, Resolution, Resolutions},
 };
@@ -51,7 +51,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         ..Desired::default()
     };
     for vip in &config.vips {
-        let table = TableKey {
+        let mut table = TableKey {
             pool: vip.pool.clone(),
             forward: vip.forward,
         };
@@ -60,6 +60,12 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         {
             let made = add_pool(&mut desired.backends, pool, vip.forward, inputs);
             desired.tables.insert(table.clone(), made);
+        }
+        // As if no backend took new flows.
+        if vip_drains(inputs.drains, config, &vip.name) {
+            table = TableKey::nowhere(vip.forward);
+            let nobody = desired.tables.entry(table.clone());
+            nobody.or_insert_with(Table::empty);
         }
         desired.vips.insert(
             vip.name.clone(),
@@ -79,6 +85,26 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         );
     }
     desired
+}
+
+/// Whether a VIP gets no new flows, for its own sake or its PoP's.
+pub fn vip_drains(drains: &Drains, config: &Config, vip: &str) -> bool {
+    !drains.is_empty()
+        && (pop_drains(drains, config) || drains.contains(&Drain::Vip(vip.to_owned())))
+}
+
+/// Whether no VIP gets new flows.
+pub fn pop_drains(drains: &Drains, config: &Config) -> bool {
+    drains.contains(&Drain::Pop(config.pop.name.clone()))
+}
+
+/// Whether a backend gets no new flows, because an operator wants that.
+pub fn backend_drains(drains: &Drains, pool: &str, address: IpAddr) -> bool {
+    !drains.is_empty()
+        && drains.contains(&Drain::Backend(BackendName {
+            pool: pool.to_owned(),
+            address,
+        }))
 }
 
 /// What detection wants beside policies, by VIP.
@@ -219,10 +245,7 @@ fn add_pool(
         };
         let next_hop = next_hop(&key, inputs.resolutions);
         let reachable = next_hop.is_some() || key.forward == Forward::Local;
-        let draining = inputs.drains.contains(&BackendName {
-            pool: pool.name.clone(),
-            address: backend.address,
-        });
+        let draining = backend_drains(inputs.drains, &pool.name, backend.address);
         members.push(Member {
             status: inputs.health.get(&(pool.name.clone(), backend.address)),
             ready: reachable && !draining && backend.weight > 0,
@@ -468,6 +491,30 @@ forward = "ipip"
             !world.state(2).forwards,
             "draining does not make up for down"
         );
+    }
+
+    #[test]
+    fn backends_of_a_draining_vip_keep_their_flows_and_get_no_new_ones_by_it() {
+        let mut world = World::new();
+        let lead = |world: &World| {
+            let desired = world.desired();
+            let table = |vip: &Vip| desired.tables[&vip.table].weights.len();
+            desired.vips.values().map(table).collect::<Vec<_>>()
+        };
+        let before = world.desired().backends;
+        assert_eq!(lead(&world), [3, 3]);
+        world.drains.insert("vip v4".parse().unwrap());
+        assert_eq!(lead(&world), [0, 3]);
+        world.drains.insert("pop elsewhere".parse().unwrap());
+        assert_eq!(lead(&world), [0, 3]);
+        world.drains.insert("pop ams".parse().unwrap());
+        assert_eq!(lead(&world), [0, 0]);
+        assert_eq!(world.desired().backends, before);
+
+        // Not even those that would do when all are down.
+        world.config.pools[0].all_down = config::AllDown::LastKnown;
+        (1..=4).for_each(|n| world.health(n, State::Down));
+        assert_eq!(lead(&world), [0, 0]);
     }
 
     #[test]

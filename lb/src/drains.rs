@@ -2,18 +2,105 @@
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What gets no new flows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Drain {
+    Backend(BackendName),
+    /// By its name.
+    Vip(String),
+    /// All VIPs of the PoP of this name.
+    Pop(String),
+}
+
+pub type Drains = BTreeSet<Drain>;
 
 /// A backend as operators name it: `POOL/ADDRESS`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BackendName {
     pub pool: String,
     pub address: IpAddr,
 }
 
-/// Backends that get no new flows.
-pub type Drains = BTreeSet<BackendName>;
+/// Kinds of things that can be drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DrainKind {
+    Backend,
+    Vip,
+    Pop,
+}
+
+impl DrainKind {
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Backend => "backend",
+            Self::Vip => "vip",
+            Self::Pop => "pop",
+        }
+    }
+}
+
+impl Drain {
+    #[must_use]
+    pub fn kind(&self) -> DrainKind {
+        match self {
+            Self::Backend(_) => DrainKind::Backend,
+            Self::Vip(_) => DrainKind::Vip,
+            Self::Pop(_) => DrainKind::Pop,
+        }
+    }
+
+    /// What operators call it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Backend(name) => name.to_string(),
+            Self::Vip(name) | Self::Pop(name) => name.clone(),
+        }
+    }
+}
+
+/// As the store has it: no name of a VIP or PoP has a slash or a blank in it, and every backend's has a slash.
+impl fmt::Display for Drain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Backend(name) => write!(f, "{name}"),
+            Self::Vip(name) => write!(f, "{VIP}{name}"),
+            Self::Pop(name) => write!(f, "{POP}{name}"),
+        }
+    }
+}
+
+const VIP: &str = "vip ";
+const POP: &str = "pop ";
+
+impl FromStr for Drain {
+    type Err = NotABackend;
+
+    fn from_str(text: &str) -> Result<Self, NotABackend> {
+        if let Some(name) = text.strip_prefix(VIP) {
+            return Ok(Self::Vip(name.to_owned()));
+        }
+        if let Some(name) = text.strip_prefix(POP) {
+            return Ok(Self::Pop(name.to_owned()));
+        }
+        text.parse().map(Self::Backend)
+    }
+}
+
+impl TryFrom<String> for Drain {
+    type Error = NotABackend;
+
+    fn try_from(text: String) -> Result<Self, NotABackend> {
+        text.parse()
+    }
+}
 
 impl fmt::Display for BackendName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,20 +128,6 @@ impl FromStr for BackendName {
     }
 }
 
-impl From<BackendName> for String {
-    fn from(name: BackendName) -> Self {
-        name.to_string()
-    }
-}
-
-impl TryFrom<String> for BackendName {
-    type Error = NotABackend;
-
-    fn try_from(text: String) -> Result<Self, NotABackend> {
-        text.parse()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +136,21 @@ mod tests {
     fn only_pool_and_address_name_a_backend() {
         for text in ["web", "web/", "/10.0.0.1", "web/x", "web/10.0.0.1/24"] {
             assert_eq!(text.parse::<BackendName>(), Err(NotABackend), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_drained_is_read_as_it_was_written() {
+        let backend = BackendName {
+            pool: "vip".into(),
+            address: [10, 0, 0, 1].into(),
+        };
+        for drain in [
+            Drain::Backend(backend),
+            Drain::Vip("10.0.0.1".into()),
+            Drain::Pop("ams".into()),
+        ] {
+            assert_eq!(drain.to_string().parse(), Ok(drain));
         }
     }
 }

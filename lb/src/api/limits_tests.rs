@@ -251,14 +251,22 @@ async fn a_restart_keeps_limits_and_drains() {
     let world = World::ready().await;
     post(&world, LIMIT).await;
     let before = post(&world, LIMIT).await;
-    let drain = "/v1/drains/backend/web/10.0.0.1";
-    assert_eq!(world.send(Method::PUT, drain, "").await.status, 204);
+    let drains = [
+        "/v1/drains/backend/web/10.0.0.1",
+        "/v1/drains/vip/site",
+        "/v1/drains/pop/ams",
+    ];
+    for drain in drains {
+        assert_eq!(world.send(Method::PUT, drain, "").await.status, 204);
+    }
     let world = World::ready_in(world.stop().await).await;
     let after = world.get("/v1/limits/1").await;
     assert_eq!((after.json(), &after.etag), (before.json(), &before.etag));
     assert_eq!(world.plane.limits().len(), 1);
-    assert_eq!(world.handle.view().drains.len(), 1);
-    assert_eq!(world.send(Method::DELETE, drain, "").await.status, 204);
+    assert_eq!(world.handle.view().drains.len(), 3);
+    for drain in drains {
+        assert_eq!(world.send(Method::DELETE, drain, "").await.status, 204);
+    }
     let world = World::ready_in(world.stop().await).await;
     assert!(world.handle.view().drains.is_empty());
 }

@@ -46,7 +46,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     control::{Draining, Handle, Refused},
-    drains::BackendName,
+    drains::{Drain, DrainKind},
 };
 
 pub use access::{Access, AccessError, Peer};
@@ -157,16 +157,17 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 type Answer<T> = Result<Json<T>, Problem>;
 type Shared = State<Arc<Api>>;
 
-/// Give a backend no new flows
+/// Give a backend, a VIP or all of this PoP no new flows
+///
+/// Flows that are there stay. New flows of a VIP that drains are treated as if all its backends were down.
 #[utoipa::path(put, path = "/v1/drains/{kind}/{*name}", tag = "drains", params(
-    ("kind" = String, Path, description = "`backend`"),
-    ("name" = String, Path, description = "`POOL/ADDRESS`"),
+    ("kind" = DrainKind, Path, description = "What is drained"),
+    ("name" = String, Path, description = "`POOL/ADDRESS` of a backend; a VIP's name; this PoP's name"),
 ), responses(
     (status = 204, description = "The data plane has it"),
     (status = 400, description = "This cannot be a name, or there is a condition"),
-    (status = 404, description = "The config has no such backend"),
+    (status = 404, description = "The config has no such thing"),
     (status = 500, description = "The data plane refused"),
-    (status = 501, description = "A `vip` or `pop`: not in this version"),
     (status = 503, description = "The daemon is about to end"),
     (status = 507, description = "The disk refused, and nothing changed"),
 ))]
@@ -180,14 +181,13 @@ async fn drain(
 
 /// End a drain
 #[utoipa::path(delete, path = "/v1/drains/{kind}/{*name}", tag = "drains", params(
-    ("kind" = String, Path, description = "`backend`"),
-    ("name" = String, Path, description = "`POOL/ADDRESS`"),
+    ("kind" = DrainKind, Path, description = "What is drained"),
+    ("name" = String, Path, description = "`POOL/ADDRESS` of a backend; a VIP's name; this PoP's name"),
 ), responses(
     (status = 204, description = "The data plane has it"),
     (status = 400, description = "This cannot be a name, or there is a condition"),
     (status = 404, description = "It is not draining"),
     (status = 500, description = "The data plane refused"),
-    (status = 501, description = "A `vip` or `pop`: not in this version"),
     (status = 503, description = "The daemon is about to end"),
     (status = 507, description = "The disk refused, and nothing changed"),
 ))]
@@ -207,23 +207,18 @@ async fn set_drain(
     draining: Draining,
 ) -> Result<StatusCode, Problem> {
     limits::refuse_condition(headers, "a drain takes no condition")?;
-    match kind {
-        "backend" => {}
-        "vip" | "pop" => {
-            let why = format!(
-                "draining a {kind} is not available in this version, which announces nothing; drain its backends"
-            );
-            return Err(Refused::NotAvailable(why).into());
-        }
+    let drain = match kind {
+        "backend" => Drain::Backend(name.parse().map_err(|error| {
+            Problem::new(StatusCode::BAD_REQUEST, format!("`{name}`: {error}")).of_field("name")
+        })?),
+        "vip" => Drain::Vip(name.to_owned()),
+        "pop" => Drain::Pop(name.to_owned()),
         _ => {
             let why = "only `backend`, `vip` and `pop` can be drained";
             return Err(Problem::new(StatusCode::NOT_FOUND, why));
         }
-    }
-    let name: BackendName = name.parse().map_err(|error| {
-        Problem::new(StatusCode::BAD_REQUEST, format!("`{name}`: {error}")).of_field("name")
-    })?;
-    api.control.drain(name, draining).await?;
+    };
+    api.control.drain(drain, draining).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

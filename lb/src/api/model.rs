@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use crate::{
     config::Mode,
     detect::{mitigation::PhaseWord, signature::Evidence, trigger::Rates},
+    drains::DrainKind,
     limits::ClassWord,
     rules::{Action, Components, Origin},
     sources::Kind,
@@ -24,6 +25,8 @@ pub struct Page<T> {
 pub struct Status {
     pub version: String,
     pub pop: String,
+    /// No VIP of this PoP gets new flows.
+    pub draining: bool,
     pub pid: u32,
     pub uptime_seconds: u64,
     /// The data plane holds what the config asks for.
@@ -123,6 +126,8 @@ pub struct VipItem {
     pub pool: String,
     pub forward: String,
     pub policy: Option<String>,
+    /// It gets no new flows, for its own sake or its PoP's.
+    pub draining: bool,
     /// Sent to backends, answered, or passed to the host.
     pub packets: u64,
     pub bytes: u64,
@@ -461,12 +466,12 @@ pub enum EventItem {
         id: u64,
     },
     DrainBegun {
-        pool: String,
-        address: String,
+        kind: DrainKind,
+        name: String,
     },
     DrainEnded {
-        pool: String,
-        address: String,
+        kind: DrainKind,
+        name: String,
     },
     /// A health transition of a backend.
     Health {

@@ -58,7 +58,7 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
         (name = "sources", description = "Who is denied, and who is let in"),
         (name = "rules", description = "Which packets are dropped, limited or let pass"),
         (name = "detection", description = "Attacks, what is done about them, and who sends most"),
-        (name = "drains", description = "Backends that get no new flows"),
+        (name = "drains", description = "Backends, VIPs and PoPs that get no new flows"),
         (name = "events", description = "What changes, as it happens"),
         (name = "daemon", description = "The daemon itself"),
     )

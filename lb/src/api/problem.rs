@@ -69,7 +69,6 @@ impl From<Refused> for Problem {
             Refused::NotFound(_) => StatusCode::NOT_FOUND,
             Refused::Conflict(_) => StatusCode::CONFLICT,
             Refused::Invalid { .. } | Refused::Config { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-            Refused::NotAvailable(_) => StatusCode::NOT_IMPLEMENTED,
             Refused::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Refused::Precondition { .. } => StatusCode::PRECONDITION_FAILED,
             Refused::Disk(_) => StatusCode::INSUFFICIENT_STORAGE,

@@ -13,9 +13,9 @@ use serde::Serialize;
 use super::{
     detection::whole,
     model::{
-        AttackItem, BackendItem, DropItem, EventItem, FlowItem, Flows, InterfaceItem, LastReload,
-        LimitItem, LimitSummary, MitigationItem, RuleItem, RulePreview, SourceItem, Status,
-        TaskItem, Told, VipItem,
+        AttackItem, BackendItem, DropItem, EventItem, FlowItem, Flows, InterfaceItem,
+        LastReload, LimitItem, LimitSummary, MitigationItem, RuleItem, RulePreview, SourceItem,
+        Status, TaskItem, Told, VipItem,
     },
 };
 use crate::{
@@ -25,13 +25,12 @@ use crate::{
     },
     dataplane::BackendKey,
     dataplane::SourceCounts,
-    desired::way,
+    desired::{backend_drains, pop_drains, vip_drains, way},
     detect::{
         detector::{AttackSeen, Decision},
         minute::Replay,
         mitigation::Mitigation,
     },
-    drains::BackendName,
     health::State,
     limits::LimitRecord,
     net::{NextHop, Resolution},
@@ -58,6 +57,7 @@ pub(super) fn status(
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         pop: config.pop.name.clone(),
+        draining: pop_drains(&view.drains, config),
         pid: process::id(),
         uptime_seconds: view.started.elapsed().as_secs(),
         ready: view.ready,
@@ -123,6 +123,7 @@ pub(super) fn vips(view: &View, figures: &Figures) -> Vec<VipItem> {
             pool: vip.pool.clone(),
             forward: word(vip.forward),
             policy: vip.policy.clone(),
+            draining: vip_drains(&view.drains, &view.config, &vip.name),
             packets: verdicts.iter().map(|count| count.packets).sum(),
             bytes: verdicts.iter().map(|count| count.bytes).sum(),
             dropped_packets: dropped.sum(),
@@ -255,7 +256,6 @@ pub(super) fn preview(spec: &RuleSpec, replay: &Replay) -> RulePreview {
 
 impl From<Event> for EventItem {
     fn from(event: Event) -> Self {
-        let parts = |name: BackendName| (name.pool, name.address.to_string());
         match event {
             Event::LimitSet(record) => Self::LimitSet {
                 limit: summary(&record),
@@ -285,14 +285,14 @@ impl From<Event> for EventItem {
             },
             Event::SourceRemoved(id) => Self::SourceRemoved { id },
             Event::SourceExpired(id) => Self::SourceExpired { id },
-            Event::DrainBegun(name) => {
-                let (pool, address) = parts(name);
-                Self::DrainBegun { pool, address }
-            }
-            Event::DrainEnded(name) => {
-                let (pool, address) = parts(name);
-                Self::DrainEnded { pool, address }
-            }
+            Event::DrainBegun(drain) => Self::DrainBegun {
+                kind: drain.kind(),
+                name: drain.name(),
+            },
+            Event::DrainEnded(drain) => Self::DrainEnded {
+                kind: drain.kind(),
+                name: drain.name(),
+            },
             Event::Health(HealthChange {
                 pool,
                 address,
@@ -453,21 +453,14 @@ fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) 
     }
 }
 
-/// A backend's state in a word. `flows` are its live ones.
-/// Whether checks say that a backend is up, and its state in a word.
+/// Whether checks say that a backend is up, and its state in a word. `flows` are its live ones.
 pub(crate) fn up_and_state(
     view: &View,
     pool: &Pool,
     backend: &Backend,
     flows: u64,
 ) -> (bool, &'static str) {
-    let drains = || {
-        let name = BackendName {
-            pool: pool.name.clone(),
-            address: backend.address,
-        };
-        !view.drains.is_empty() && view.drains.contains(&name)
-    };
+    let drains = || backend_drains(&view.drains, &pool.name, backend.address);
     let health = health(view, &pool.name, backend.address);
     let word = match health {
         State::Down => "down",

@@ -321,7 +321,8 @@ async fn vips_backends_flows_and_drops_are_listed() {
     let vips = world.get("/v1/vips").await.json();
     let expected = json!({ "next": null, "items": [{
         "name": "site", "prefix": "192.0.2.10/32", "protocol": "tcp", "port": 80, "pool": "web", "forward": "ipip",
-        "policy": null, "packets": 321, "bytes": 32100, "dropped_packets": 13, "backends_up": 1,
+        "policy": null, "draining": false, "packets": 321, "bytes": 32100, "dropped_packets": 13,
+        "backends_up": 1,
     }] });
     assert_eq!(vips, expected);
 
@@ -391,13 +392,44 @@ async fn a_drain_is_in_the_tables_when_it_is_answered() {
 }
 
 #[tokio::test]
+async fn a_vip_drains_for_its_own_sake_or_its_pops() {
+    let world = World::ready().await;
+    let drains = async || {
+        let leads_nowhere = world.plane.held().vips["site"].table.is_nowhere();
+        let vips = world.get("/v1/vips").await.json();
+        assert_eq!(vips["items"][0]["draining"], leads_nowhere);
+        leads_nowhere
+    };
+    let metric = async || world.get("/metrics").await.text().to_owned();
+    assert!(!drains().await);
+    for path in ["/v1/drains/vip/site", "/v1/drains/pop/ams"] {
+        assert_eq!(world.send(Method::PUT, path, "").await.status, 204);
+        assert!(drains().await, "{path}");
+        let pop = path.contains("pop");
+        assert_eq!(world.get("/v1/status").await.json()["draining"], pop);
+        let line = format!("\nsluice_pop_draining {}\n", u8::from(pop));
+        assert!(metric().await.contains(&line));
+        assert_eq!(world.send(Method::PUT, path, "").await.status, 204, "again");
+        assert_eq!(world.send(Method::DELETE, path, "").await.status, 204);
+        assert!(!drains().await, "{path}");
+        let again = world.send(Method::DELETE, path, "").await;
+        assert_problem(&again, 404, "is not draining");
+    }
+    assert_eq!(
+        world.weights(),
+        [1, 5],
+        "its pool's table was there all the time"
+    );
+}
+
+#[tokio::test]
 async fn what_cannot_be_drained_is_refused() {
     let world = World::ready().await;
     for (name, status, part) in [
         ("backend/web/10.0.0.9", 404, "no backend web/10.0.0.9"),
         ("backend/web", 400, "POOL/ADDRESS"),
-        ("vip/site", 501, "not available in this version"),
-        ("pop/ams", 501, "not available in this version"),
+        ("vip/nosuch", 404, "no VIP `nosuch`"),
+        ("pop/fra", 404, "this is the PoP `ams`"),
         ("moon/x", 404, "can be drained"),
     ] {
         let path = format!("/v1/drains/{name}");

@@ -4,7 +4,7 @@ use hyper::Method;
 use serde_json::json;
 
 use super::{
-    Command, DrainArgs, DrainKind, Failed, Watch,
+    Command, DrainArgs, Failed, Watch,
     client::{Client, encoded},
     detection, limits,
     names::{self, Kind},
@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, TaskItem, VipItem},
+    drains::DrainKind,
     sources::Kind as SourceKind,
 };
 
@@ -29,18 +30,14 @@ pub(super) async fn ask(command: Command, client: Client, output: Output) -> Res
         }
         Command::Mitigation(command) => detection::change(&command, &client, output).await,
         Command::Drain(args) => {
-            if let Err(error) = client.tell(Method::PUT, &drain_path(&args)).await {
-                return Err(names::explained(error, named(&args), &client).await);
-            }
-            let done = format!("{} gets no new flows; those that it has stay", args.name);
-            output.show(&json!({ "draining": args.name }), |_| done)
+            let name = drain(Method::PUT, &args, &client).await?;
+            let done = format!("{name} gets no new flows; those that it has stay");
+            output.show(&json!({ "draining": name }), |_| done)
         }
         Command::Undrain(args) => {
-            if let Err(error) = client.tell(Method::DELETE, &drain_path(&args)).await {
-                return Err(names::explained(error, named(&args), &client).await);
-            }
-            let done = format!("{} is not draining any more", args.name);
-            output.show(&json!({ "undrained": args.name }), |_| done)
+            let name = drain(Method::DELETE, &args, &client).await?;
+            let done = format!("{name} is not draining any more");
+            output.show(&json!({ "undrained": name }), |_| done)
         }
         Command::Reload => {
             client.tell(Method::POST, "/v1/reload").await?;
@@ -106,23 +103,23 @@ async fn show_once(noun: &Command, client: &Client, output: Output) -> Result<()
     }
 }
 
-/// What may have been misspelt.
-fn named(args: &DrainArgs) -> Option<(&str, Kind)> {
-    let kind = match args.kind {
-        DrainKind::Backend => Kind::Backend,
-        DrainKind::Vip => Kind::Vip,
-        DrainKind::Pop => return None,
+/// Begins or ends a drain, and returns the name of what drains.
+async fn drain(method: Method, args: &DrainArgs, client: &Client) -> Result<String, Failed> {
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        // Of a PoP alone it may be left out, and a daemon has one.
+        None => client.get::<Status>("/v1/status").await?.pop,
     };
-    Some((&args.name, kind))
-}
-
-fn drain_path(args: &DrainArgs) -> String {
-    let kind = match args.kind {
-        DrainKind::Backend => "backend",
-        DrainKind::Vip => "vip",
-        DrainKind::Pop => "pop",
+    let path = format!("/v1/drains/{}/{}", args.kind.word(), encoded(&name));
+    let Err(error) = client.tell(method, &path).await else {
+        return Ok(name);
     };
-    format!("/v1/drains/{kind}/{}", encoded(&args.name))
+    let named = match args.kind {
+        DrainKind::Backend => Some((name.as_str(), Kind::Backend)),
+        DrainKind::Vip => Some((name.as_str(), Kind::Vip)),
+        DrainKind::Pop => None,
+    };
+    Err(names::explained(error, named, client).await)
 }
 
 fn status(ink: Ink, status: &Status) -> String {
@@ -144,11 +141,15 @@ fn status(ink: Ink, status: &Status) -> String {
             status.last_reload.at
         ),
     };
+    let draining = match status.draining {
+        true => format!(", {}: no new flows", ink.doubtful("draining")),
+        false => String::new(),
+    };
     let uptime = std::time::Duration::from_secs(status.uptime_seconds);
     let mut lines = vec![
         format!("sluice      {}, pid {}", status.version, status.pid),
         format!("state       {ready}"),
-        format!("pop         {}", status.pop),
+        format!("pop         {}{draining}", status.pop),
         format!("up          {}", humantime::format_duration(uptime)),
         format!(
             "config      {} ({})",
@@ -207,12 +208,13 @@ fn vips(ink: Ink, items: &[VipItem]) -> String {
                 item.backends_up.to_string(),
                 item.packets.to_string(),
                 item.dropped_packets.to_string(),
+                String::from(if item.draining { "draining" } else { "" }),
             ]
         })
         .collect();
     let header = [
         "VIP", "ADDRESS", "PROTOCOL", "PORT", "POOL", "FORWARD", "POLICY", "UP", "PACKETS",
-        "DROPPED",
+        "DROPPED", "NOTE",
     ];
     table(ink, header, &rows)
 }

@@ -32,6 +32,7 @@ use serde_json::json;
 
 use crate::{
     backend, config, control, decap,
+    drains::DrainKind,
     log::{self, LogFormat},
     sys,
 };
@@ -125,7 +126,7 @@ enum Command {
     /// Show or change who is let in, whatever else holds
     #[command(subcommand)]
     Allow(sources::SourceCommand),
-    /// Give a backend no new flows; it keeps those that it has
+    /// Give a backend, a VIP or all of this PoP no new flows; those that are there stay
     Drain(DrainArgs),
     /// End a drain
     Undrain(DrainArgs),
@@ -391,15 +392,9 @@ struct DrainArgs {
     /// What kind of thing
     #[arg(value_enum)]
     kind: DrainKind,
-    /// Its name; of a backend POOL/ADDRESS
-    name: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum DrainKind {
-    Backend,
-    Vip,
-    Pop,
+    /// Its name; of a backend POOL/ADDRESS; of the PoP it may be left out
+    #[arg(required_if_eq_any([("kind", "backend"), ("kind", "vip")]))]
+    name: Option<String>,
 }
 
 /// Why a command failed, in words for its user. Exit code 1.

@@ -58,6 +58,7 @@ fn a_limit_needs_a_prefix_and_a_rate() {
         &["limit", "remove"],
         &["drain", "moon", "x"],
         &["drain", "backend"],
+        &["drain", "vip"],
         &["explain"],
         &["explain", "--from", "198.51.100.7:1"],
         &["explain", "--from", "nonsense", "--to", "192.0.2.1:80"],
@@ -141,6 +142,8 @@ fn without_a_daemon_every_command_says_so() {
         &["limit", "remove", "1"],
         &["drain", "backend", "web/10.0.0.1"],
         &["undrain", "backend", "web/10.0.0.1"],
+        &["drain", "vip", "web"],
+        &["undrain", "pop"],
         &["reload"],
     ] {
         let socket = ["sluice", "--socket", socket.to_str().unwrap()];

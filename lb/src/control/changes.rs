@@ -13,7 +13,7 @@ use super::{
     request::{Answer, Planned, Request, or_refuse},
 };
 use crate::{
-    drains::BackendName,
+    drains::Drain,
     limits::{Draft, LimitError, LimitSpec, Step},
     rules::RuleBook,
     sources::SourceBook,
@@ -56,7 +56,7 @@ struct Making {
     /// Steps of the first that were taken.
     taken: Vec<Before>,
     /// Who waits for the tables.
-    drained: Vec<(BackendName, Draining, Reply<()>)>,
+    drained: Vec<(Drain, Draining, Reply<()>)>,
 }
 
 /// What the requests so far lead to.
@@ -64,8 +64,8 @@ struct Plan<'a> {
     limits: Draft<'a>,
     rules: RuleBook,
     sources: SourceBook,
-    /// Backends that begin to drain, or cease to.
-    drains: BTreeMap<BackendName, Draining>,
+    /// What begins to drain, or ceases to.
+    drains: BTreeMap<Drain, Draining>,
 }
 
 /// So many may wait for a disk that is slow or stuck.
@@ -281,11 +281,11 @@ impl<P: Dataplane> Control<P> {
                     .collect();
                 Some(planned)
             }
-            Request::Drain(name, draining, reply) => {
-                let checked = self.check_drain(plan, &name, draining);
-                let (drain, reply) = or_refuse(checked, reply)?;
+            Request::Drain(drain, draining, reply) => {
+                let checked = self.check_drain(plan, &drain, draining);
+                let (changes, reply) = or_refuse(checked, reply)?;
                 let mut planned = Planned::new(Vec::new(), Answer::Done(reply));
-                planned.drain = drain.then_some((name, draining));
+                planned.drain = changes.then_some((drain, draining));
                 Some(planned)
             }
         }
@@ -314,31 +314,51 @@ impl<P: Dataplane> Control<P> {
     fn check_drain(
         &self,
         plan: &mut Plan<'_>,
-        name: &BackendName,
+        drain: &Drain,
         draining: Draining,
     ) -> Result<bool, Refused> {
-        let known = self.config.pools.iter().any(|pool| {
-            let has = |backend: &crate::config::Backend| backend.address == name.address;
-            pool.name == name.pool && pool.backends.iter().any(has)
-        });
-        let now = match plan.drains.get(name) {
+        let now = match plan.drains.get(drain) {
             Some(draining) => *draining,
-            None if self.drains.contains(name) => Draining::Begin,
+            None if self.drains.contains(drain) => Draining::Begin,
             None => Draining::End,
         };
-        if draining == Draining::Begin && !known {
-            return Err(Refused::NotFound(format!(
-                "the config has no backend {name}; `sluice backends` lists them"
-            )));
+        if draining == Draining::Begin {
+            self.check_drained(drain)?;
         }
         if draining == now {
             return match draining {
                 Draining::Begin => Ok(false),
-                Draining::End => Err(Refused::NotFound(format!("{name} is not draining"))),
+                Draining::End => Err(Refused::NotFound(format!("{drain} is not draining"))),
             };
         }
-        plan.drains.insert(name.clone(), draining);
+        plan.drains.insert(drain.clone(), draining);
         Ok(true)
+    }
+
+    /// Whether the config has what is to be drained.
+    fn check_drained(&self, drain: &Drain) -> Result<(), Refused> {
+        let config = &self.config;
+        let unknown = match drain {
+            Drain::Backend(name) => {
+                let mut pools = config.pools.iter();
+                let known = pools.any(|pool| {
+                    let mut backends = pool.backends.iter();
+                    pool.name == name.pool
+                        && backends.any(|backend| backend.address == name.address)
+                });
+                (!known).then(|| {
+                    format!("the config has no backend {name}; `sluice backends` lists them")
+                })
+            }
+            Drain::Vip(name) => {
+                let known = config.vips.iter().any(|vip| vip.name == *name);
+                (!known)
+                    .then(|| format!("the config has no VIP `{name}`; `sluice vips` lists them"))
+            }
+            Drain::Pop(name) => (config.pop.name != *name)
+                .then(|| format!("this is the PoP `{}`, not `{name}`", config.pop.name)),
+        };
+        unknown.map_or(Ok(()), |why| Err(Refused::NotFound(why)))
     }
 
     /// Makes some of what was written, and keeps the rest for the next turn.
@@ -372,16 +392,16 @@ impl<P: Dataplane> Control<P> {
         self.end_drains(making.drained);
     }
 
-    fn made(&mut self, planned: Planned, drained: &mut Vec<(BackendName, Draining, Reply<()>)>) {
-        if let Some((name, draining)) = planned.drain {
+    fn made(&mut self, planned: Planned, drained: &mut Vec<(Drain, Draining, Reply<()>)>) {
+        if let Some((drain, draining)) = planned.drain {
             match draining {
-                Draining::Begin => drop(self.drains.insert(name.clone())),
-                Draining::End => drop(self.drains.remove(&name)),
+                Draining::Begin => drop(self.drains.insert(drain.clone())),
+                Draining::End => drop(self.drains.remove(&drain)),
             }
             let Answer::Done(reply) = planned.answer else {
                 return;
             };
-            drained.push((name, draining, reply));
+            drained.push((drain, draining, reply));
             return;
         }
         if let Answer::Rules(reply) = planned.answer {
@@ -431,20 +451,20 @@ impl<P: Dataplane> Control<P> {
     }
 
     /// Applies drains that are on the disk, and answers those who asked for them.
-    fn end_drains(&mut self, drained: Vec<(BackendName, Draining, Reply<()>)>) {
+    fn end_drains(&mut self, drained: Vec<(Drain, Draining, Reply<()>)>) {
         if drained.is_empty() {
             return;
         }
         self.reconcile();
-        for (name, draining, reply) in drained {
+        for (drain, draining, reply) in drained {
             match draining {
                 Draining::Begin => {
-                    tracing::info!(backend = %name, "draining: it gets no new flows");
-                    self.events.tell(Event::DrainBegun(name));
+                    tracing::info!(what = %drain, "draining: it gets no new flows");
+                    self.events.tell(Event::DrainBegun(drain));
                 }
                 Draining::End => {
-                    tracing::info!(backend = %name, "not draining any more");
-                    self.events.tell(Event::DrainEnded(name));
+                    tracing::info!(what = %drain, "not draining any more");
+                    self.events.tell(Event::DrainEnded(drain));
                 }
             }
             drop(reply.send(self.applied()));

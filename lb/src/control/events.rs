@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use tokio::sync::broadcast;
 
 use crate::{
-    detect::detector::Decision, drains::BackendName, health::State, limits::LimitRecord,
+    detect::detector::Decision, drains::Drain, health::State, limits::LimitRecord,
     rules::RuleRecord, sources::SourceRecord,
 };
 
@@ -28,8 +28,8 @@ pub enum Event {
     SourceSet(Arc<SourceRecord>),
     SourceRemoved(u64),
     SourceExpired(u64),
-    DrainBegun(BackendName),
-    DrainEnded(BackendName),
+    DrainBegun(Drain),
+    DrainEnded(Drain),
     Health(HealthChange),
     /// The config file was read again, and is in force.
     ReloadDone {

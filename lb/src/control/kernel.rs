@@ -38,7 +38,7 @@ pub(super) struct Kernel {
     sources: Option<SourceMaps>,
     /// `None` until limits are adopted.
     exact: Option<ExactLimits>,
-    /// Lookup tables by VIP.
+    /// Lookup tables by VIP, but for those that drain.
     tables: BTreeMap<String, TableKey>,
     census: RefCell<Option<Counted>>,
     run_time: RunTime,
@@ -217,6 +217,7 @@ impl Dataplane for Kernel {
         let tables = desired
             .vips
             .iter()
+            .filter(|(_, vip)| !vip.table.is_nowhere())
             .map(|(name, vip)| (name.clone(), vip.table.clone()))
             .collect();
         if tables != self.tables {

@@ -38,7 +38,7 @@ use crate::{
         mitigation::Mitigation,
         shared::{Shared, mitigation_key},
     },
-    drains::BackendName,
+    drains::Drain,
     limits::{LimitError, LimitQuery, LimitSpec, Precondition, Unmet},
     rules::{Origin, RuleChange, RuleSpec},
     service::Manager,
@@ -95,8 +95,6 @@ pub enum Refused {
         errors: Vec<ConfigError>,
     },
     #[error("{0}")]
-    NotAvailable(String),
-    #[error("{0}")]
     Failed(String),
     /// The limit is not what this header of the request says that it must be.
     #[error("{message}")]
@@ -113,7 +111,7 @@ pub enum Refused {
     Ended,
 }
 
-/// Whether a backend shall be drained.
+/// Whether something shall be drained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Draining {
     Begin,
@@ -245,9 +243,9 @@ impl Handle {
         self.events.listen()
     }
 
-    /// Drains a backend, or ends that. The data plane has it when this returns.
-    pub async fn drain(&self, name: BackendName, draining: Draining) -> Result<(), Refused> {
-        self.change(|reply| Request::Drain(name, draining, reply))
+    /// Drains something, or ends that. The data plane has it when this returns.
+    pub async fn drain(&self, drain: Drain, draining: Draining) -> Result<(), Refused> {
+        self.change(|reply| Request::Drain(drain, draining, reply))
             .await
     }
 

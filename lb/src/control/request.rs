@@ -7,7 +7,7 @@ use super::{
     sets,
 };
 use crate::{
-    drains::BackendName,
+    drains::Drain,
     limits::{LimitRecord, LimitSpec, Precondition, Step},
     rules::{RuleChange, RuleStep},
     sources::{SourceChange, SourceStep},
@@ -23,7 +23,7 @@ pub(super) enum Request {
     RemoveLimit(u64, Precondition, Reply<()>),
     Rules(RuleChange, Reply<Vec<(RuleInForce, Novelty)>>),
     Source(SourceChange, Reply<Option<(SourceInForce, Novelty)>>),
-    Drain(BackendName, Draining, Reply<()>),
+    Drain(Drain, Draining, Reply<()>),
     /// Rows of detection; without a value: to be removed.
     Keep(Vec<(String, Option<Vec<u8>>)>, Reply<()>),
 }
@@ -41,7 +41,7 @@ pub(super) struct Planned {
     pub(super) steps: Vec<Step>,
     pub(super) rules: Vec<RuleStep>,
     pub(super) source: Option<SourceStep>,
-    pub(super) drain: Option<(BackendName, Draining)>,
+    pub(super) drain: Option<(Drain, Draining)>,
     pub(super) kept: Vec<Change>,
     pub(super) answer: Answer,
 }
@@ -99,9 +99,9 @@ impl Planned {
         changes.extend(self.rules.iter().map(written));
         changes.extend(self.source.iter().map(sets::written));
         changes.extend(self.kept.iter().cloned());
-        changes.extend(self.drain.iter().map(|(name, draining)| match draining {
-            Draining::Begin => Change::Drain(name.clone()),
-            Draining::End => Change::Undrain(name.clone()),
+        changes.extend(self.drain.iter().map(|(drain, draining)| match draining {
+            Draining::Begin => Change::Drain(drain.clone()),
+            Draining::End => Change::Undrain(drain.clone()),
         }));
     }
 }

@@ -1,6 +1,6 @@
 //! What the data plane shall hold: made from config, health, next hops and drains; compared with what it holds.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,9 +41,35 @@ pub struct BackendState {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TableKey {
+    /// Empty, as no pool's name is: see [`TableKey::nowhere`].
     pub pool: String,
     /// The VIP's way; backends may override it.
     pub forward: Forward,
+}
+
+impl TableKey {
+    /// Of the table that VIPs have which shall get no new flows.
+    #[must_use]
+    pub fn nowhere(forward: Forward) -> Self {
+        Self {
+            pool: String::new(),
+            forward,
+        }
+    }
+
+    #[must_use]
+    pub fn is_nowhere(&self) -> bool {
+        self.pool.is_empty()
+    }
+}
+
+impl fmt::Display for TableKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_nowhere() {
+            return f.write_str("lookup table without backends");
+        }
+        write!(f, "lookup table of pool {}", self.pool)
+    }
 }
 
 /// A lookup table's input.
@@ -52,6 +78,17 @@ pub struct Table {
     pub slots: u32,
     /// Backends that take new flows, with weights above zero. Empty: packets are dropped as `no_backend`.
     pub weights: BTreeMap<BackendKey, u16>,
+}
+
+impl Table {
+    /// Without backends, and without room for any.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            slots: 0,
+            weights: BTreeMap::new(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

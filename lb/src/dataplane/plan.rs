@@ -217,12 +217,12 @@ impl fmt::Display for Step {
         match self {
             Self::PutPolicy(name) => write!(f, "put policy {name}"),
             Self::PutBackend(key) => write!(f, "put backend {} of pool {}", key.address, key.pool),
-            Self::PutTable(key) => write!(f, "put lookup table of pool {}", key.pool),
+            Self::PutTable(key) => write!(f, "put {key}"),
             Self::PutProtected => f.write_str("put protected sources"),
             Self::PutVip(name) => write!(f, "put VIP {name}"),
             Self::FlipIndex => f.write_str("switch the VIP index"),
             Self::RemoveVip(name) => write!(f, "remove VIP {name}"),
-            Self::RemoveTable(key) => write!(f, "remove lookup table of pool {}", key.pool),
+            Self::RemoveTable(key) => write!(f, "remove {key}"),
             Self::RemoveBackend(key) => {
                 write!(f, "remove backend {} of pool {}", key.address, key.pool)
             }

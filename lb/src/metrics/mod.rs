@@ -22,6 +22,7 @@ use crate::{
     api::up_and_state,
     config::{self, Mode},
     control::{Figures, LimitCounts, LimitLabel, Scrape, View},
+    desired::pop_drains,
     detect::detector::Detector,
 };
 
@@ -366,8 +367,8 @@ fn daemon(page: &mut Page, view: &View, scrape: &Scrape) -> Result<(), prometheu
     if let Some(ns) = scrape.xdp_ns_per_packet {
         page.one(names::XDP_NS_PER_PACKET, ns)?;
     }
-    // Nothing is announced in this version, so there is nothing to drain.
-    page.one(names::POP_DRAINING, 0.0)
+    let draining = pop_drains(&view.drains, &view.config);
+    page.one(names::POP_DRAINING, float(draining.into()))
 }
 
 /// As much of a checksum as a float holds exactly.

@@ -100,7 +100,7 @@ metrics! {
     ATTACK_ACTIVE = Gauge "sluice_attack_active" ["vip", "class"]
         "1 while a class of a VIP's traffic is taken for an attack. Without a VIP: of many together.";
     TABLE_CHECKSUM = Gauge "sluice_table_checksum" ["vip"]
-        "Upper 48 bits of the checksum of a VIP's lookup table. Load balancers with equal ones choose the same backends.";
+        "Upper 48 bits of the checksum of a VIP's lookup table, unless it drains. Load balancers with equal ones choose the same backends.";
     CONFIG_LAST_RELOAD_SUCCESS = Gauge "sluice_config_last_reload_success" []
         "1 if the config was taken when it was last read.";
     CONFIG_HASH = Gauge "sluice_config_hash" []
@@ -112,5 +112,5 @@ metrics! {
     XDP_NS_PER_PACKET = Gauge "sluice_xdp_ns_per_packet" []
         "Mean time of the XDP program for a packet, of those that came while metrics were read.";
     POP_DRAINING = Gauge "sluice_pop_draining" []
-        "1 while this PoP is drained. Always 0 in this version, which announces nothing.";
+        "1 while this PoP drains: no VIP gets new flows.";
 }

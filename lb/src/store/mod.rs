@@ -25,7 +25,7 @@ use std::{
 use redb::{Builder, Database, StorageBackend, WriteTransaction};
 
 use crate::{
-    drains::{BackendName, Drains},
+    drains::{Drain, Drains},
     limits::LimitRecord,
     rules::RuleRecord,
     sources::SourceRecord,
@@ -52,8 +52,8 @@ pub enum Change {
     RemoveSource(u64),
     /// As [`Change::NextLimitId`].
     NextSourceId(u64),
-    Drain(BackendName),
-    Undrain(BackendName),
+    Drain(Drain),
+    Undrain(Drain),
     /// What detection knows, by a key of its own; `None`: not any more.
     Keep(String, Option<Arc<[u8]>>),
 }

@@ -20,7 +20,7 @@ use crate::{
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// [`LimitRecord`] as JSON, by id.
 const LIMITS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("limits");
-/// Names of backends that drain.
+/// What drains, by [`Drain`](crate::drains::Drain) as text.
 const DRAINS: TableDefinition<'_, &str, ()> = TableDefinition::new("drains");
 
 /// [`RuleRecord`] as JSON, by id.
@@ -194,13 +194,13 @@ pub(super) fn apply(
                 let value = meta.insert(NEXT_LIMIT_ID, next)?;
                 Row::Meta(NEXT_LIMIT_ID, value.map(|value| value.value()))
             }
-            Change::Drain(name) => {
-                let name = name.to_string();
+            Change::Drain(drain) => {
+                let name = drain.to_string();
                 let value = drains.insert(&*name, ())?.map(|_| ());
                 Row::Drain(name, value)
             }
-            Change::Undrain(name) => {
-                let name = name.to_string();
+            Change::Undrain(drain) => {
+                let name = drain.to_string();
                 let value = drains.remove(&*name)?.map(|_| ());
                 Row::Drain(name, value)
             }

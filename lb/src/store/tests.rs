@@ -30,8 +30,13 @@ fn set(id: u64, pps: u64) -> Change {
     Change::SetLimit(Arc::new(record(id, pps)))
 }
 
-fn drain(n: u8) -> BackendName {
-    format!("web/10.0.0.{n}").parse().unwrap()
+fn drain(n: u8) -> Drain {
+    let text = match n % 3 {
+        0 => format!("vip web{n}"),
+        1 => format!("pop ams{n}"),
+        _ => format!("web/10.0.0.{n}"),
+    };
+    text.parse().unwrap()
 }
 
 /// What a store that took these changes holds.

@@ -118,6 +118,37 @@ fn a_drained_backend_keeps_its_flows_and_gets_no_new_ones() {
 }
 
 #[test]
+fn a_drained_vip_keeps_its_flows_and_gets_no_new_ones_and_so_do_all_of_a_drained_pop() {
+    let lab = Lab::new().start();
+    let client = lab.client(0);
+    let mut old: Vec<Conn> = (0..10).map(|_| client.connect(WEB_V4).unwrap()).collect();
+    for (what, others_take) in [("vip web4", true), ("pop", false)] {
+        lab.sluice(&format!("drain {what}")).succeeds();
+        let dropped = lab.node().dropped_for("no_backend");
+        assert!(client.connect(WEB_V4).is_err(), "{what}");
+        assert!(lab.node().dropped_for("no_backend") > dropped, "{what}");
+        assert_eq!(client.connect(WEB_V6).is_ok(), others_take, "{what}");
+
+        // It lasts, whatever becomes of the daemon.
+        lab.daemon().kill9();
+        lab.daemon().start();
+        lab.wait_until_ready();
+        let syn = format!("explain --from 198.51.100.7:4711 --to {WEB_V4} --json");
+        assert_eq!(lab.sluice(&syn).json()["reason"], "no_backend", "{what}");
+        for conn in &mut old {
+            assert_eq!(conn.ask_who(), conn.backend());
+        }
+
+        lab.sluice(&format!("undrain {what}")).succeeds();
+        old.push(client.connect(WEB_V4).unwrap());
+        client.connect(WEB_V6).unwrap();
+    }
+    for conn in &mut old {
+        assert_eq!(conn.ask_who(), conn.backend());
+    }
+}
+
+#[test]
 fn no_connection_breaks_when_tables_switch_and_the_flow_table_is_full() {
     let lab = Lab::new().alone().start();
     let client = lab.client(0);

@@ -49,6 +49,10 @@ fn every_command_shows_or_changes_and_has_json() {
         "limit remove 1",
         &format!("drain backend {name}"),
         &format!("undrain backend {name}"),
+        "drain vip web4",
+        "undrain vip web4",
+        "drain pop",
+        "undrain pop lab",
         "reload",
         from,
         &format!("{from} --out {frames}"),
@@ -65,8 +69,8 @@ fn every_command_shows_or_changes_and_has_json() {
         if line.starts_with("limit remove") {
             continue;
         }
-        if line.starts_with("undrain") {
-            lab.sluice(&format!("drain backend {name}")).succeeds();
+        if let Some(what) = line.strip_prefix("undrain") {
+            lab.sluice(&format!("drain{what}")).succeeds();
         }
         lab.sluice(&format!("{line} --json")).succeeds().json();
     }
@@ -110,6 +114,8 @@ fn without_a_daemon_every_command_says_so_on_one_line() {
             &format!("undrain backend {name}"),
             "the daemon is not running",
         ),
+        ("drain vip web4", "the daemon is not running"),
+        ("undrain pop", "the daemon is not running"),
         ("reload", "the daemon is not running"),
         (
             "explain --from 198.51.100.7:1 --to 192.0.2.1:80",
@@ -146,6 +152,7 @@ fn a_name_that_nothing_has_is_answered_with_the_one_that_was_meant() {
             format!("drain backend v5/{address}"),
             format!("`v4/{address}`"),
         ),
+        ("drain vip web5".into(), "`web".into()),
         ("limits --vip web5".into(), "`web".into()),
         (
             "limit set --prefix 203.0.113.0/24 --pps 1 --vip webb4".into(),
@@ -174,7 +181,7 @@ fn a_refusal_that_is_not_about_a_name_suggests_none() {
         "limit set --prefix 203.0.113.0/24 --pps 0",
         "limit set --prefix 203.0.113.0/24 --pps 0 --vip web4",
         "limit remove 4711",
-        "drain pop lab",
+        "drain pop elsewhere",
     ] {
         let output = lab.sluice(line);
         assert_eq!(output.status, 1, "{line}");

@@ -84,8 +84,8 @@ function list(id, entries) {
 function showStatus(status) {
   place("pop").textContent = status.pop;
   document.title = "Sluice " + status.pop;
-  place("state").textContent = status.ready ? "ready" : "not ready yet";
-  place("state").className = status.ready ? "good" : "doubtful";
+  place("state").textContent = status.draining ? "draining" : status.ready ? "ready" : "not ready yet";
+  place("state").className = status.ready && !status.draining ? "good" : "doubtful";
   const ended = status.tasks.filter((task) => task.restarts > 0 || !task.running);
   const tasks = ended.map((task) => `${task.name} ended ${task.restarts} times: ${task.error}`);
   list("status", [
@@ -116,7 +116,7 @@ async function round() {
   now = new Map();
   showStatus(status);
   table("vips", [
-    ["VIP", (vip) => vip.name],
+    ["VIP", (vip) => vip.name + (vip.draining ? " (draining)" : "")],
     ["address", (vip) => vip.prefix],
     ["protocol", (vip) => vip.protocol],
     ["port", (vip) => vip.port ?? "all"],

@@ -107,9 +107,13 @@ async fn every_change_is_told() {
 
     let drain = "/v1/drains/backend/web/10.0.0.1";
     world.send(Method::PUT, drain, "").await;
-    assert_eq!(told("drain_begun").await["address"], "10.0.0.1");
+    let data = told("drain_begun").await;
+    assert_eq!(
+        (&data["kind"], &data["name"]),
+        (&json!("backend"), &json!("web/10.0.0.1"))
+    );
     world.send(Method::DELETE, drain, "").await;
-    assert_eq!(told("drain_ended").await["pool"], "web");
+    assert_eq!(told("drain_ended").await["kind"], "backend");
 
     world.health([State::Up, State::Down]);
     let data = told("health").await;
