@@ -132,7 +132,29 @@ pub struct VipItem {
     pub packets: u64,
     pub bytes: u64,
     pub dropped_packets: u64,
+    pub verdicts: Verdicts,
+    /// SYNs that were answered with a challenge.
+    pub challenged_packets: u64,
     pub backends_up: usize,
+}
+
+/// Packets by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Verdicts {
+    /// To the host.
+    pub pass: Counted,
+    /// Out where they came in: most that go to backends, and answers.
+    pub tx: Counted,
+    /// To backends by another interface.
+    pub redirect: Counted,
+    pub drop: Counted,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Counted {
+    pub packets: u64,
+    /// From the IP header on.
+    pub bytes: u64,
 }
 
 /// One for each pool and address, in however many ways packets reach it.

@@ -9,13 +9,14 @@ use std::{
 };
 
 use serde::Serialize;
+use sluice_ebpf::abi::Count;
 
 use super::{
     detection::whole,
     model::{
-        AttackItem, BackendItem, DropItem, EventItem, FlowItem, Flows, InterfaceItem,
+        AttackItem, BackendItem, Counted, DropItem, EventItem, FlowItem, Flows, InterfaceItem,
         LastReload, LimitItem, LimitSummary, MitigationItem, RuleItem, RulePreview, SourceItem,
-        Status, TaskItem, Told, VipItem,
+        Status, TaskItem, Told, Verdicts, VipItem,
     },
 };
 use crate::{
@@ -102,12 +103,16 @@ fn task(task: TaskStatus) -> TaskItem {
 pub(super) fn vips(view: &View, figures: &Figures) -> Vec<VipItem> {
     let item = |vip: &crate::config::Vip| {
         let stats = figures.vips.get(&vip.name).copied().unwrap_or_default();
-        let verdicts = [stats.pass, stats.tx, stats.redirect];
-        let dropped = figures
+        let drops = figures
             .drops
             .iter()
-            .filter(|drop| drop.vip.as_ref() == Some(&vip.name) && drop.mode == Mode::Enforce)
-            .map(|drop| drop.count.packets);
+            .filter(|drop| drop.vip.as_ref() == Some(&vip.name) && drop.mode == Mode::Enforce);
+        let dropped = drops.fold(Counted::default(), |sum, drop| Counted {
+            packets: sum.packets + drop.count.packets,
+            bytes: sum.bytes + drop.count.bytes,
+        });
+        let challenges = figures.challenges.get(&vip.name);
+        let [pass, tx, redirect] = [stats.pass, stats.tx, stats.redirect].map(counted);
         let pool = view.config.pools.iter().find(|pool| pool.name == vip.pool);
         let backends_up = pool.map_or(0, |pool| {
             let addresses = pool.backends.iter().map(|backend| backend.address);
@@ -124,13 +129,27 @@ pub(super) fn vips(view: &View, figures: &Figures) -> Vec<VipItem> {
             forward: word(vip.forward),
             policy: vip.policy.clone(),
             draining: vip_drains(&view.drains, &view.config, &vip.name),
-            packets: verdicts.iter().map(|count| count.packets).sum(),
-            bytes: verdicts.iter().map(|count| count.bytes).sum(),
-            dropped_packets: dropped.sum(),
+            packets: pass.packets + tx.packets + redirect.packets,
+            bytes: pass.bytes + tx.bytes + redirect.bytes,
+            dropped_packets: dropped.packets,
+            verdicts: Verdicts {
+                pass,
+                tx,
+                redirect,
+                drop: dropped,
+            },
+            challenged_packets: challenges.map_or(0, |stats| stats.sent.packets),
             backends_up,
         }
     };
     view.config.vips.iter().map(item).collect()
+}
+
+fn counted(count: Count) -> Counted {
+    Counted {
+        packets: count.packets,
+        bytes: count.bytes,
+    }
 }
 
 pub(super) fn backends(view: &View, figures: &Figures) -> Vec<BackendItem> {

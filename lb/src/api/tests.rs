@@ -322,7 +322,11 @@ async fn vips_backends_flows_and_drops_are_listed() {
     let expected = json!({ "next": null, "items": [{
         "name": "site", "prefix": "192.0.2.10/32", "protocol": "tcp", "port": 80, "pool": "web", "forward": "ipip",
         "policy": null, "draining": false, "packets": 321, "bytes": 32100, "dropped_packets": 13,
-        "backends_up": 1,
+        "verdicts": {
+            "pass": { "packets": 1, "bytes": 100 }, "tx": { "packets": 20, "bytes": 2000 },
+            "redirect": { "packets": 300, "bytes": 30000 }, "drop": { "packets": 13, "bytes": 1300 },
+        },
+        "challenged_packets": 30, "backends_up": 1,
     }] });
     assert_eq!(vips, expected);
 

@@ -11,6 +11,7 @@ use super::{
     output::{Ink, Output},
     plan, rules, sources,
     table::{or_dash, table},
+    top,
 };
 use crate::{
     api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, TaskItem, VipItem},
@@ -44,6 +45,7 @@ pub(super) async fn ask(command: Command, client: Client, output: Output) -> Res
             output.show(&json!({ "reloaded": true }), |_| "config reloaded".into())
         }
         Command::Plan => plan::show(&client, output).await,
+        Command::Top(args) => top::top(&args, &client, output).await,
         noun => show(&noun, &client, output).await,
     }
 }
@@ -54,10 +56,7 @@ async fn show(noun: &Command, client: &Client, output: Output) -> Result<(), Fai
         return show_once(noun, client, output).await;
     };
     loop {
-        if output.ink == Ink::Colours && !output.json {
-            // To the top, and what was there is gone.
-            output.raw("\x1b[H\x1b[2J")?;
-        }
+        output.clear()?;
         show_once(noun, client, output).await?;
         tokio::time::sleep(period).await;
     }

@@ -89,7 +89,9 @@ pub(super) async fn mitigations(
         let _written = write!(path, "{joint}{name}={}", encoded(value));
     }
     let answer: Page<MitigationItem> = client.list(&path).await?;
-    output.show(&answer, |answer| listed(output.ink, &answer.items))
+    output.show(&answer, |answer| {
+        mitigations_table(output.ink, &answer.items)
+    })
 }
 
 pub(super) async fn change(
@@ -137,7 +139,7 @@ pub(super) async fn talkers(
     output.show(&answer, |answer| talking(output.ink, answer))
 }
 
-fn listed(ink: Ink, items: &[MitigationItem]) -> String {
+pub(super) fn mitigations_table(ink: Ink, items: &[MitigationItem]) -> String {
     let row = |item: &MitigationItem| {
         let state = match item.enforced {
             Some(false) if item.state.word() == "active" => "advised".to_owned(),
@@ -182,18 +184,21 @@ fn talking(ink: Ink, talkers: &Talkers) -> String {
         ("LENGTH", &talkers.lengths),
     ];
     for (name, rows) in lists {
-        let row = |row: &TalkerRow| {
-            [
-                row.what.clone(),
-                row.pps.to_string(),
-                row.bps.to_string(),
-                row.dropped_pps.to_string(),
-                row.dropped_bps.to_string(),
-            ]
-        };
-        let rows: Vec<_> = rows.iter().map(row).collect();
-        let header = [name, "PPS", "BPS", "DROPPED PPS", "DROPPED BPS"];
-        let _written = write!(text, "\n{}", table(ink, header, &rows));
+        let _written = write!(text, "\n{}", talkers_table(ink, name, rows));
     }
     text
+}
+
+pub(super) fn talkers_table(ink: Ink, of: &str, rows: &[TalkerRow]) -> String {
+    let row = |row: &TalkerRow| {
+        [
+            row.what.clone(),
+            row.pps.to_string(),
+            row.bps.to_string(),
+            row.dropped_pps.to_string(),
+            row.dropped_bps.to_string(),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(row).collect();
+    table(ink, [of, "PPS", "BPS", "DROPPED PPS", "DROPPED BPS"], &rows)
 }

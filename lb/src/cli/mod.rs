@@ -19,6 +19,7 @@ mod rules;
 mod sources;
 mod table;
 mod token;
+mod top;
 mod unload;
 
 #[cfg(test)]
@@ -110,6 +111,8 @@ enum Command {
     Mitigation(detection::MitigationCommand),
     /// Show who sends most: networks, ports and lengths
     Talkers(detection::TalkerArgs),
+    /// Show what happens now, on one screen: rates of VIPs, backends and drops, mitigations, who sends most
+    Top(top::TopArgs),
     /// Show limits set at run time
     Limits(LimitFilters),
     /// Set or remove a limit for a source prefix

@@ -38,6 +38,15 @@ impl Output {
         self.raw(&format!("{text}\n"))
     }
 
+    /// What comes next takes the place of what a terminal shows.
+    pub(super) fn clear(self) -> Result<(), Failed> {
+        if self.ink == Ink::Colours && !self.json {
+            // To the top, and what was there is gone.
+            self.raw("\x1b[H\x1b[2J")?;
+        }
+        Ok(())
+    }
+
     /// As it is.
     pub(super) fn raw(self, text: &str) -> Result<(), Failed> {
         let mut stdout = io::stdout().lock();
