@@ -37,7 +37,7 @@ pub(crate) fn compile(
         rustflags.push(format!("--remap-path-prefix={}={name}", path.display()));
     }
 
-    let mut cargo = at_fixed_addresses(&toolchain.cargo);
+    let mut cargo = Command::new(&toolchain.cargo);
     for name in INHERITED {
         cargo.env_remove(name);
     }
@@ -87,17 +87,6 @@ fn put_in_order(object: &Path) -> io::Result<()> {
         fs::write(object, bytes)?;
     }
     Ok(())
-}
-
-/// A command whose memory is not laid out at random, where the machine allows that: what LLVM orders by where it happens to
-/// have it is then the same from build to build, if the paths are as long.
-fn at_fixed_addresses(program: &Path) -> Command {
-    if output(Command::new("setarch").args(["-R", "true"])).is_none() {
-        return Command::new(program);
-    }
-    let mut setarch = Command::new("setarch");
-    setarch.arg("-R").arg(program);
-    setarch
 }
 
 /// A compiler whose sysroot holds the source of the core library, and whose LLVM `bpf-linker` can read.
