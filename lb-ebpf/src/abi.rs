@@ -5,7 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::decap::Prefix;
+use crate::{cookie::Clock, decap::Prefix};
 
 /// Raised with every change to this file or to the meaning of a map.
 pub const ABI_VERSION: u32 = 6;
@@ -106,6 +106,10 @@ pub struct Settings {
     pub sets_deny: u64,
     /// Counted as if they were denied.
     pub sets_monitor: u64,
+    /// Keys SYN cookies. Equal on all load balancers of a fleet, and on its backends.
+    pub cookie_key: [u64; 2],
+    /// The time of day, which load balancers and backends take a cookie's epoch from.
+    pub clock: Clock,
 }
 
 /// `Settings::sources` bits.
@@ -217,7 +221,8 @@ pub struct Vip {
     pub filter: u32,
     /// How SYNs are answered. Zero: they are forwarded.
     pub syn: u32,
-    pub pad: u64,
+    /// What an answer with a cookie says.
+    pub answer: SynAnswer,
 }
 
 /// `Vip::filter`: answers of services that are abused to amplify are looked for.
@@ -255,6 +260,30 @@ pub const SYN_AUTO: u32 = 1;
 pub const SYN_ALWAYS: u32 = 2;
 /// `Vip::syn`: what would be challenged is counted, and forwarded.
 pub const SYN_MONITOR: u32 = 4;
+/// `Vip::syn`: answered with a cookie instead of a challenge. Alone: where a rule wants one.
+pub const SYN_COOKIE: u32 = 8;
+
+/// What answers with a cookie say of the backends, which are to say the same. In [`Vip`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SynAnswer {
+    /// Largest segment that may come, in bytes.
+    pub mss: u16,
+    /// Bytes that may come at first.
+    pub window: u16,
+    /// What windows are shifted by after that.
+    pub window_scale: u8,
+    /// `ANSWER_*` bits.
+    pub options: u8,
+    pub pad: u16,
+}
+
+/// `SynAnswer::options`: takes selective acknowledgements (RFC 2018).
+pub const ANSWER_SACK: u8 = 1;
+/// `SynAnswer::options`: uses timestamps (RFC 7323).
+pub const ANSWER_TIMESTAMPS: u8 = 2;
+/// `SynAnswer::options`: takes marks of congestion (RFC 3168).
+pub const ANSWER_ECN: u8 = 4;
 
 /// How a VIP's SYNs are challenged. Value of `CHALLENGES`; one cache line.
 #[repr(C)]
@@ -262,7 +291,8 @@ pub const SYN_MONITOR: u32 = 4;
 pub struct Challenge {
     /// SYNs that are forwarded as they come, by [`SYN_AUTO`].
     pub rate: Limiter,
-    /// SYNs that are let in because they came again.
+    /// What is let in unproven: SYNs that came again. With [`SYN_COOKIE`]: packets of no known flow that show no cookie, if the
+    /// policy has no budget for what is out of state.
     pub again: Limiter,
     /// Jiffies that challenges go on for after the last SYN above `rate`.
     pub hold: u64,
@@ -277,7 +307,7 @@ pub const PROOF_BUCKETS: u32 = 1 << 14;
 /// SYNs that `CHALLENGED` remembers, two in a value; 16 MiB.
 pub const CHALLENGED_SYNS: u32 = 1 << 22;
 
-/// What became of a VIP's SYNs, and of the resets that answer challenges. Value of `CHALLENGE_STATS`.
+/// What became of a VIP's SYNs, and of what answers challenges and cookies. Value of `CHALLENGE_STATS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct ChallengeStats {
@@ -297,6 +327,12 @@ pub struct ChallengeStats {
     pub sent: Count,
     /// SYNs that would have been.
     pub monitored: Count,
+    /// SYNs that were answered with a cookie.
+    pub cookies: Count,
+    /// Packets that showed a good cookie: each begins a proven flow.
+    pub taken: u64,
+    /// Packets of no known flow that showed none, while SYNs were answered with cookies.
+    pub refused: u64,
 }
 
 /// One backend reached in one way. Value of `BACKENDS`; one cache line.
@@ -679,6 +715,8 @@ numbered! {
         Deny = "deny",
         /// Its source is an address that nobody on the internet has.
         Bogon = "bogon",
+        /// TCP of no known flow without a good cookie, over the budget for such, while the VIP's SYNs are answered with cookies.
+        Cookie = "cookie",
     }
 }
 
@@ -780,6 +818,9 @@ numbered! {
         FlowOfProof = "flow of a proven source: remembered as proven",
         SourceAllowed = "its source is in a set that is allowed: it meets no deny, rule or limit",
         SourceDenied = "its source is in a set that is denied",
+        CookieSent = "SYN answered with a cookie",
+        CookieGood = "shows a good cookie: its flow is proven",
+        CookieBad = "shows no good cookie",
     }
 }
 
@@ -873,7 +914,7 @@ mod tests {
             size_of::<ChallengeStats>(),
         ];
         let expected = [
-            64, 64, 8, 64, 64, 1208, 128, 16, 64, 64, 336, 80, 32, 288, 64, 32, 24, 32, 64, 80,
+            64, 64, 8, 64, 64, 1208, 128, 16, 64, 64, 368, 80, 32, 288, 64, 32, 24, 32, 64, 112,
         ];
         assert_eq!(sizes, expected);
     }

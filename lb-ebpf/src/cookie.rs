@@ -6,7 +6,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{hash::Tuple, packet::Frame, siphash::siphash};
+use crate::{
+    abi::{ANSWER_ECN, ANSWER_SACK, ANSWER_TIMESTAMPS, SynAnswer},
+    hash::Tuple,
+    packet::{Frame, TCP_ACK, TCP_CWR, TCP_ECE, TCP_SYN},
+    reset::TcpHeader,
+    siphash::siphash,
+};
 
 /// What a client says of itself in its SYN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +101,13 @@ impl Cookie {
             tag: (hash >> 32) as u8,
         }
     }
+
+    /// The answer's timestamp, at a time of day in milliseconds.
+    #[inline(always)]
+    #[must_use]
+    pub const fn stamp(self, ms: u64) -> u32 {
+        ms as u32 & !0xff | self.tag as u32
+    }
 }
 
 /// What of a cookie's terms goes into its hash.
@@ -132,6 +145,132 @@ pub fn is_good(cookie: Cookie, terms: Terms, epoch: u32, hash: impl Fn(u64) -> u
         made.isn == cookie.isn && (!terms.timestamps || made.tag == cookie.tag)
     };
     made_in(epoch) || made_in(epoch.wrapping_sub(1)) || made_in(epoch.wrapping_add(1))
+}
+
+/// Words of options in an answer.
+pub const MAX_OPTION_WORDS: usize = 5;
+
+/// The answer to a SYN, without the checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub header: TcpHeader,
+    /// As they stand in memory.
+    pub options: [u32; MAX_OPTION_WORDS],
+    pub option_words: usize,
+}
+
+/// What both sides will do, of what the client offers: as the answer says it, and as a cookie holds it.
+///
+/// Who offers no segment size is taken to offer nothing: then there is no room for an option in the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    sized: bool,
+    timestamps: bool,
+    offer: Offer,
+}
+
+impl Agreed {
+    /// `flags` are the SYN's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(offered: &Options, flags: u8, say: &SynAnswer) -> Self {
+        let sized = offered.mss != 0;
+        let asks_ecn = flags & (TCP_ECE | TCP_CWR) == TCP_ECE | TCP_CWR;
+        Self {
+            sized,
+            timestamps: sized && offered.timestamps && say.options & ANSWER_TIMESTAMPS != 0,
+            offer: Offer {
+                mss: offered.mss,
+                window_scale: if sized {
+                    offered.window_scale
+                } else {
+                    NO_SCALE
+                },
+                sack: sized && offered.sack && say.options & ANSWER_SACK != 0,
+                ecn: asks_ecn && say.options & ANSWER_ECN != 0,
+            },
+        }
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn terms(&self, say: &SynAnswer) -> Terms {
+        Terms {
+            timestamps: self.timestamps,
+            server_scale: say.window_scale,
+        }
+    }
+
+    /// As in a cookie.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(&self, v6: bool) -> u8 {
+        self.offer.pack(v6)
+    }
+
+    /// Words of options in the answer.
+    #[inline(always)]
+    #[must_use]
+    pub const fn option_words(&self) -> usize {
+        let Offer {
+            window_scale, sack, ..
+        } = self.offer;
+        let numbers = if self.timestamps { 3 } else { sack as usize };
+        let scale = (window_scale != NO_SCALE) as usize;
+        if self.sized { 1 + numbers + scale } else { 0 }
+    }
+
+    /// The answer to the SYN, with the cookie's numbers: no longer than what it answers, since each option was offered, and
+    /// has no more room than there.
+    #[inline(always)]
+    #[must_use]
+    pub fn answer(
+        &self,
+        isn: u32,
+        stamp: u32,
+        (syn, offered): (&TcpHeader, &Options),
+        say: &SynAnswer,
+    ) -> Answer {
+        let Offer { sack, ecn, .. } = self.offer;
+        let scaled = self.offer.window_scale != NO_SCALE;
+        let [high, low] = say.mss.to_be_bytes();
+        let mss = u32::from_ne_bytes([MSS, 4, high, low]);
+        let scale = u32::from_ne_bytes([NOP, WINDOW_SCALE, 3, say.window_scale]);
+        let scale = if scaled { scale } else { 0 };
+        let options = if !self.sized {
+            [0; MAX_OPTION_WORDS]
+        } else if self.timestamps {
+            let [first, second] = if sack {
+                [SACK_PERMITTED, 2]
+            } else {
+                [NOP, NOP]
+            };
+            let kind = u32::from_ne_bytes([first, second, TIMESTAMPS, 10]);
+            [mss, kind, stamp.to_be(), offered.stamp_be, scale]
+        } else if sack {
+            let kind = u32::from_ne_bytes([NOP, NOP, SACK_PERMITTED, 2]);
+            [mss, kind, scale, 0, 0]
+        } else {
+            [mss, scale, 0, 0, 0]
+        };
+        let option_words = self.option_words();
+        let next = u32::from_be(syn.sequence_be).wrapping_add(1);
+        Answer {
+            header: TcpHeader {
+                source: syn.destination,
+                destination: syn.source,
+                sequence_be: isn.to_be(),
+                acknowledgement_be: next.to_be(),
+                header_length: (5 + option_words as u8) << 4,
+                flags: TCP_SYN | TCP_ACK | if ecn { TCP_ECE } else { 0 },
+                window: say.window.to_be(),
+                checksum: 0,
+                urgent: 0,
+            },
+            options,
+            option_words,
+        }
+    }
 }
 
 /// The time of day without a call: what is to be added to the kernel's jiffies, and what those count.

@@ -28,6 +28,8 @@ pub const TCP_RST: u8 = 4;
 pub const TCP_PSH: u8 = 8;
 pub const TCP_ACK: u8 = 16;
 pub const TCP_URG: u8 = 32;
+pub const TCP_ECE: u8 = 64;
+pub const TCP_CWR: u8 = 128;
 
 /// Extension headers that we follow, and how far they may reach into the frame.
 const MAX_EXTENSIONS: usize = 8;

@@ -23,6 +23,18 @@ fn made(tuple: &Tuple, isn: u32, offer: u8, epoch: u32) -> Cookie {
     Cookie::new(hash(&KEY, tuple, isn, bound(TERMS, offer, epoch)), offer)
 }
 
+fn any_option() -> impl Strategy<Value = Vec<u8>> {
+    prop::sample::select(vec![
+        vec![2, 4, 5, 180],
+        vec![4, 2],
+        vec![1, 3, 3, 9],
+        vec![3, 3, 6],
+        vec![8, 10, 1, 2, 3, 4, 0, 0, 0, 0],
+        vec![1],
+        vec![30, 4, 1, 2],
+    ])
+}
+
 fn options_of(list: &[u8]) -> Options {
     stamped(list, Stamp::Value)
 }
@@ -68,6 +80,45 @@ proptest! {
         }
         // With timestamps 32 bits decide, without them 24, of three epochs: nothing that a test meets by chance.
         prop_assert!(!is_good(cookie, terms, epoch, |bound| hash(&key, &tuple, isn, bound)));
+    }
+
+    #[test]
+    fn an_answer_is_no_longer_than_its_syn_and_says_only_what_was_offered(
+        list in prop::collection::vec(any_option(), 0..5), flags: u8, say_options in 0u8..8, v6: bool, isn: u32, stamp: u32,
+    ) {
+        let list = list.concat();
+        prop_assume!(list.len() <= 40);
+        let room = list.len().next_multiple_of(4);
+        let offered = options_of(&list);
+        let say = SynAnswer { mss: 1460, window: 64_240, window_scale: 7, options: say_options, pad: 0 };
+        let syn = TcpHeader {
+            source: 1, destination: 2, sequence_be: 7u32.to_be(), acknowledgement_be: 0,
+            header_length: 0, flags, window: 0, checksum: 0, urgent: 0,
+        };
+        let agreed = Agreed::new(&offered, flags, &say);
+        let answer = agreed.answer(isn, stamp, (&syn, &offered), &say);
+        prop_assert!(answer.option_words * 4 <= room, "{} words to {room} bytes", answer.option_words);
+        prop_assert_eq!(answer.header.header_length, (5 + answer.option_words as u8) << 4);
+        prop_assert!(answer.options[answer.option_words..].iter().all(|word| *word == 0));
+        let bytes: Vec<u8> = answer.options.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let said = options_of(&bytes[..answer.option_words * 4]);
+        let sized = offered.mss != 0;
+        prop_assert_eq!(said.mss, if sized { 1460 } else { 0 });
+        prop_assert_eq!(said.sack, sized && offered.sack && say_options & ANSWER_SACK != 0);
+        prop_assert_eq!(said.timestamps, sized && offered.timestamps && say_options & ANSWER_TIMESTAMPS != 0);
+        prop_assert_eq!(said.timestamps, agreed.terms(&say).timestamps);
+        let scaled = sized && offered.window_scale != NO_SCALE;
+        prop_assert_eq!(said.window_scale, if scaled { 7 } else { NO_SCALE });
+        if said.timestamps {
+            prop_assert_eq!(u32::from_be(said.stamp_be), stamp);
+            let echo = stamped(&bytes[..answer.option_words * 4], Stamp::Echo).stamp_be;
+            prop_assert_eq!(echo, offered.stamp_be);
+        }
+        let held = Offer::unpack(agreed.pack(v6), v6);
+        prop_assert_eq!((held.sack, held.window_scale != NO_SCALE), (said.sack, scaled));
+        prop_assert_eq!(held.ecn, answer.header.flags & TCP_ECE != 0);
+        prop_assert_eq!(u32::from_be(answer.header.sequence_be), isn);
+        prop_assert_eq!(u32::from_be(answer.header.acknowledgement_be), 8);
     }
 
     #[test]

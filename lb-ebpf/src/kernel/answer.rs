@@ -18,8 +18,7 @@ const LEAST_FRAME_BYTES: usize = 60;
 /// What is sent, without checksums and header length.
 pub struct Answer {
     pub header: TcpHeader,
-    /// One option of four bytes, as they stand in memory; zero is none.
-    pub option: u32,
+    pub options: Options,
     /// IPv4's flags.
     pub fragment_be: u16,
 }
@@ -27,7 +26,38 @@ pub struct Answer {
 impl Answer {
     #[inline(always)]
     fn bytes(&self) -> usize {
-        TCP_BYTES + if self.option == 0 { 0 } else { 4 }
+        TCP_BYTES + self.options.words * 4
+    }
+}
+
+/// Options that stand in the frame already: the stack has no room to keep them until the rest is written.
+pub struct Options {
+    words: usize,
+    sum: u64,
+}
+
+impl Options {
+    pub const NONE: Self = Self { words: 0, sum: 0 };
+
+    /// Writes the first `words` of these, as they stand in memory, behind the header of an answer whose IP header ends
+    /// there. The others are zero. What the answer is made from may be overwritten.
+    #[inline(always)]
+    pub fn write<const MOST: usize>(
+        frame: &Frame,
+        ip_end: usize,
+        options: [u32; MOST],
+        words: usize,
+    ) -> Option<Self> {
+        let mut sum = 0;
+        for (at, word) in options.into_iter().enumerate() {
+            if at < words {
+                let option = frame.pointer_at::<u32>(ip_end + TCP_BYTES + at * 4)?;
+                // SAFETY: the pointer was checked against the frame's end.
+                unsafe { option.write(word) };
+            }
+            sum += u64::from(word);
+        }
+        Some(Self { words, sum })
     }
 }
 
@@ -115,7 +145,7 @@ fn write(frame: &Frame, offset: usize, answer: &Answer, addresses: u64) -> Optio
     let pseudo = addresses
         + u64::from((answer.bytes() as u16).to_be())
         + u64::from(u16::from(TCP).to_be())
-        + u64::from(answer.option);
+        + answer.options.sum;
     let segment = TcpHeader {
         header_length: (answer.bytes() << 2) as u8,
         ..answer.header
@@ -124,11 +154,6 @@ fn write(frame: &Frame, offset: usize, answer: &Answer, addresses: u64) -> Optio
         checksum: checksum::finish(pseudo + segment.sum()),
         ..segment
     };
-    if answer.option != 0 {
-        let option = frame.pointer_at::<u32>(offset + TCP_BYTES)?;
-        // SAFETY: the pointer was checked against the frame's end.
-        unsafe { option.write(answer.option) };
-    }
     let at = frame.pointer_at::<TcpHeader>(offset)?;
     // SAFETY: as above.
     unsafe { at.write(tcp) };

@@ -9,18 +9,18 @@ use aya_ebpf::bindings::xdp_md;
 
 use super::{
     Verdict,
-    answer::{self, Answer},
-    compare_exchange, count,
+    answer::{self, Answer, Options},
+    compare_exchange, cookie, count,
     maps::{
         AGE_SHIFT, CHALLENGE_GATE, CHALLENGE_STATS, CHALLENGED, CHALLENGES, EPOCH_SHIFT, PROOFS,
-        explaining, settings,
+        VIPS, explaining, settings,
     },
     pipeline::Packet,
 };
 use crate::{
     abi::{
         CHALLENGED_SYNS, Challenge, ChallengeStats, DropReason, Limiter, PROOF_BUCKETS,
-        RULES_CHALLENGE, SYN_ALWAYS, SYN_MONITOR, Settings, Step,
+        RULES_CHALLENGE, SYN_ALWAYS, SYN_AUTO, SYN_COOKIE, SYN_MONITOR, Settings, Step,
     },
     challenge::{self, Proof, SEEN_SHIFT, Seen},
     checksum::{fold, sum64},
@@ -33,24 +33,30 @@ use crate::{
     reset::TcpHeader,
 };
 
-/// Asks a SYN's source to prove itself, if its VIP or a rule wants that, and it has not done so lately.
+/// Asks a SYN's source to prove itself, or answers for the backend with a cookie, if its VIP or a rule wants that, and the
+/// source has not proved itself lately.
 #[inline(always)]
 pub fn meet_syn(packet: &Packet<'_>, flow: u64, by: By) -> Result<(), Verdict> {
     let mode = match by {
         By::Policy => packet.vip.syn,
-        By::Rule => SYN_ALWAYS,
+        By::Rule => SYN_ALWAYS | packet.vip.syn & SYN_COOKIE,
     };
-    if mode == 0 {
+    if mode & (SYN_AUTO | SYN_ALWAYS) == 0 {
         return Ok(());
     }
     cold_path();
     let what = Where::of(packet).pack() | u64::from(mode) << MODE_SHIFT;
-    match sluice_challenge_syn(packet.context, what, flow, packet.jiffies) {
-        LET_IN => Ok(()),
-        BAD_CHECKSUM => Err(Verdict::Drop(DropReason::SynChecksum)),
-        base if sluice_challenge_send(packet.context, what, base) => Err(Verdict::Reply),
-        _ => Err(Verdict::Drop(DropReason::SynChecksum)),
-    }
+    let answered = match sluice_challenge_syn(packet.context, what, flow, packet.jiffies) {
+        LET_IN => return Ok(()),
+        BAD_CHECKSUM => false,
+        _ if what & COOKIE != 0 => cookie::answer(packet, what),
+        base => sluice_challenge_send(packet.context, what, base),
+    };
+    Err(if answered {
+        Verdict::Reply
+    } else {
+        Verdict::Drop(DropReason::SynChecksum)
+    })
 }
 
 /// Who wants a SYN challenged.
@@ -88,7 +94,8 @@ pub fn is_flow_of_proof(packet: &Packet<'_>) -> bool {
 /// Whether SYNs like this packet's may have been challenged.
 #[inline(always)]
 fn is_on(packet: &Packet<'_>) -> bool {
-    packet.vip.syn != 0 || packet.settings.rules & RULES_CHALLENGE != 0
+    let syn = packet.vip.syn;
+    syn & SYN_COOKIE == 0 && (syn != 0 || packet.settings.rules & RULES_CHALLENGE != 0)
 }
 
 /// What `sluice_challenge_syn` returns if a SYN is not to be answered.
@@ -102,20 +109,20 @@ const LONGEST_SYN_BYTES: u32 = 1600;
 /// The option of the answer, as far as it is asked for: the segment size of Ethernet.
 const MSS_V4: u32 = u32::from_le_bytes([2, 4, 0x05, 0xb4]);
 const MSS_V6: u32 = u32::from_le_bytes([2, 4, 0x05, 0xa0]);
-const DONT_FRAGMENT_BE: u16 = 0x4000u16.to_be();
+pub(super) const DONT_FRAGMENT_BE: u16 = 0x4000u16.to_be();
 
 /// Where a segment is, packed for the functions below.
-struct Where {
-    ip_offset: usize,
-    l4_offset: usize,
-    vip: u16,
+pub(super) struct Where {
+    pub(super) ip_offset: usize,
+    pub(super) l4_offset: usize,
+    pub(super) vip: u16,
     segment_bytes: u32,
-    v6: bool,
+    pub(super) v6: bool,
 }
 
 impl Where {
     #[inline(always)]
-    fn of(packet: &Packet<'_>) -> Self {
+    pub(super) fn of(packet: &Packet<'_>) -> Self {
         let (ip_offset, l4_offset) = (packet.ip.offset, packet.l4_offset);
         let before = (l4_offset as u32).wrapping_sub(ip_offset as u32);
         Self {
@@ -129,12 +136,12 @@ impl Where {
 
     /// Bytes of the packet, from the IP header on.
     #[inline(always)]
-    fn length(&self) -> u32 {
+    pub(super) fn length(&self) -> u32 {
         self.segment_bytes + (self.l4_offset as u32).wrapping_sub(self.ip_offset as u32)
     }
 
     #[inline(always)]
-    fn pack(&self) -> u64 {
+    pub(super) fn pack(&self) -> u64 {
         self.l4_offset as u64 & 0xffff
             | u64::from(self.vip) << 16
             | u64::from(self.segment_bytes & 0xffff) << 32
@@ -143,7 +150,7 @@ impl Where {
     }
 
     #[inline(always)]
-    fn unpack(what: u64) -> Self {
+    pub(super) fn unpack(what: u64) -> Self {
         Self {
             ip_offset: hide((what >> 49) as usize) & 31,
             l4_offset: what as usize & 0xffff,
@@ -156,9 +163,10 @@ impl Where {
 
 /// Beside a packed [`Where`]: what the VIP does with SYNs.
 const MODE_SHIFT: u32 = 56;
+const COOKIE: u64 = (SYN_COOKIE as u64) << MODE_SHIFT;
 
-/// What the answer to a SYN is made from; or that there is none, for its source is proven, it came again, or its checksum
-/// is wrong.
+/// What the challenge of a SYN is made from; or that there is none, for its source is proven, it came again, or its checksum
+/// is wrong. Where it is to be a cookie: any other number.
 ///
 /// A global function, like those below: the verifier follows it once, not once for each way to reach it. What writes the
 /// answer is another, because what a function keeps on the stack adds up to that of who calls it.
@@ -175,15 +183,26 @@ pub extern "C" fn sluice_challenge_syn(
         return LET_IN;
     }
     let sum = segment_sum(context, &at);
-    let checked = if at.v6 {
-        check::<Ipv6Header>(context, &at, flow, jiffies, sum)
+    let right = if at.v6 {
+        is_right::<Ipv6Header>(context, &at, sum)
     } else {
-        check::<Ipv4Header>(context, &at, flow, jiffies, sum)
+        is_right::<Ipv4Header>(context, &at, sum)
     };
-    checked.unwrap_or(BAD_CHECKSUM)
+    if !right {
+        return BAD_CHECKSUM;
+    }
+    if what & COOKIE != 0 {
+        return COOKIE;
+    }
+    let base = if at.v6 {
+        base::<Ipv6Header>(context, &at, flow, jiffies)
+    } else {
+        base::<Ipv4Header>(context, &at, flow, jiffies)
+    };
+    base.unwrap_or(BAD_CHECKSUM)
 }
 
-/// Whether a SYN is to be challenged.
+/// Whether a SYN is to be answered.
 #[inline(always)]
 fn is_due(context: *mut xdp_md, at: &Where, mode: u32, jiffies: u64) -> bool {
     let (Some(settings), Some(stats), Some(challenge)) = (
@@ -206,6 +225,12 @@ fn is_due(context: *mut xdp_md, at: &Where, mode: u32, jiffies: u64) -> bool {
             unsafe { count::add(&raw mut stats.monitored, at.length()) };
         }
         return false;
+    }
+    if mode & SYN_COOKIE != 0 {
+        // In nobody's name nothing is answered: the SYN ends like any other.
+        return VIPS
+            .get(u32::from(at.vip))
+            .is_some_and(|vip| vip.table >> 32 != 0);
     }
     let frame = frame(context);
     let source = if at.v6 {
@@ -237,7 +262,7 @@ pub extern "C" fn sluice_challenge_send(context: *mut xdp_md, what: u64, base: u
 }
 
 /// What both families' headers tell.
-trait Header: Copy {
+pub(super) trait Header: Copy {
     const V6: bool;
     const MSS: u32;
     fn addresses(&self) -> [[u64; 2]; 2];
@@ -307,7 +332,7 @@ fn source<H: Header>(frame: &Frame, at: &Where) -> Option<[u64; 2]> {
 }
 
 #[inline(always)]
-fn stats(at: &Where) -> Option<&'static mut ChallengeStats> {
+pub(super) fn stats(at: &Where) -> Option<&'static mut ChallengeStats> {
     let stats = CHALLENGE_STATS.get_ptr_mut(u32::from(at.vip))?;
     // SAFETY: a value of a per-CPU map, which nothing else writes meanwhile.
     Some(unsafe { &mut *stats })
@@ -315,7 +340,7 @@ fn stats(at: &Where) -> Option<&'static mut ChallengeStats> {
 
 /// The header and the segment's own.
 #[inline(always)]
-fn headers<H: Header>(frame: &Frame, at: &Where) -> Option<(H, TcpHeader, Tuple)> {
+pub(super) fn headers<H: Header>(frame: &Frame, at: &Where) -> Option<(H, TcpHeader, Tuple)> {
     let header = frame.read::<H>(at.ip_offset)?;
     let segment = frame.read::<TcpHeader>(at.l4_offset)?;
     let [source, destination] = header.addresses();
@@ -331,20 +356,9 @@ fn headers<H: Header>(frame: &Frame, at: &Where) -> Option<(H, TcpHeader, Tuple)
 
 /// `None`: its headers cannot be read.
 #[inline(always)]
-fn check<H: Header>(
-    context: *mut xdp_md,
-    at: &Where,
-    flow: u64,
-    jiffies: u64,
-    sum: u64,
-) -> Option<u64> {
+fn base<H: Header>(context: *mut xdp_md, at: &Where, flow: u64, jiffies: u64) -> Option<u64> {
     let settings = settings()?;
-    let frame = frame(context);
-    let header = frame.read::<H>(at.ip_offset)?;
-    if !is_right(at, header.sum(), sum) {
-        return Some(BAD_CHECKSUM);
-    }
-    let sequence_be = frame.read::<TcpHeader>(at.l4_offset)?.sequence_be;
+    let sequence_be = frame(context).read::<TcpHeader>(at.l4_offset)?.sequence_be;
     if came_again(settings, at, sequence_be, flow, jiffies) {
         count::note(Step::SynAgain);
         if !explaining() {
@@ -353,7 +367,7 @@ fn check<H: Header>(
         return Some(LET_IN);
     }
     // Read anew: what is kept meanwhile takes room on the stack.
-    let frame = self::frame(context);
+    let frame = frame(context);
     let (_, _, tuple) = headers::<H>(&frame, at)?;
     let epoch = challenge::epoch(jiffies, EPOCH_SHIFT.load());
     Some(challenge::base(&settings.challenge_key, &tuple, epoch))
@@ -362,9 +376,9 @@ fn check<H: Header>(
 #[inline(always)]
 fn send<H: Header>(context: *mut xdp_md, at: &Where, base: u64) -> Option<()> {
     // An option that the SYN has no room for would make the answer the longer one.
-    let option = if at.segment_bytes >= 24 { H::MSS } else { 0 };
+    let option_words = usize::from(at.segment_bytes >= 24);
     // Before anything is read, for the same reason.
-    let answer_bytes = size_of::<H>() + if option == 0 { 20 } else { 24 };
+    let answer_bytes = size_of::<H>() + size_of::<TcpHeader>() + option_words * 4;
     answer::cut(
         context,
         (at.ip_offset + answer_bytes).max(at.l4_offset + size_of::<TcpHeader>()),
@@ -372,9 +386,12 @@ fn send<H: Header>(context: *mut xdp_md, at: &Where, base: u64) -> Option<()> {
     let frame = frame(context);
     let ttl = frame.read::<H>(at.ip_offset)?.ttl();
     let segment = frame.read::<TcpHeader>(at.l4_offset)?;
+    let header = challenge::answer(base, &segment, ttl);
+    let mss = if option_words == 0 { 0 } else { H::MSS };
+    let ip_end = at.ip_offset + size_of::<H>();
     let answer = Answer {
-        header: challenge::answer(base, &segment, ttl),
-        option,
+        header,
+        options: Options::write(&frame, ip_end, [mss], option_words)?,
         fragment_be: DONT_FRAGMENT_BE,
     };
     H::write(&frame, at.ip_offset, &answer)?;
@@ -412,10 +429,28 @@ fn is_over_rate(challenge: *mut Challenge, syns: u64, jiffies: u64) -> bool {
             None => unsafe { until.write_volatile(jiffies.wrapping_add(hold)) },
         }
     }
-    // SAFETY: as above.
-    let until = unsafe { until.read_volatile() };
+    is_held(challenge, jiffies)
+}
+
+/// Whether more SYNs came a short while ago than are forwarded as they come.
+#[inline(always)]
+fn is_held(challenge: *const Challenge, jiffies: u64) -> bool {
+    // SAFETY: callers give a map value.
+    let hold = unsafe { (*challenge).hold };
+    // SAFETY: as above; a word that packets write.
+    let until = unsafe { (&raw const (*challenge).until).read_volatile() };
     // What is further away than this is of another clock.
     until.wrapping_sub(jiffies).wrapping_sub(1) < hold
+}
+
+/// Whether SYNs of a VIP are answered just now.
+#[inline(always)]
+pub(super) fn is_in_force(at: &Where, mode: u32, jiffies: u64) -> bool {
+    mode & SYN_ALWAYS != 0
+        || mode & SYN_AUTO != 0
+            && CHALLENGES
+                .get_ptr(u32::from(at.vip))
+                .is_some_and(|challenge| is_held(challenge, jiffies))
 }
 
 /// Whether a proof lets this SYN in. If so, its flow is proven when it comes.
@@ -497,10 +532,13 @@ fn charge(tat: *mut u64, limiter: &Limiter, jiffies: u64) -> bool {
     explaining() || unsafe { compare_exchange(tat, old, after) } != u64::MAX
 }
 
-/// Whether the segment's checksum is right. `addresses` is the sum of both.
+/// Whether the checksum of a segment with this sum is right.
 #[inline(always)]
-fn is_right(at: &Where, addresses: u64, sum: u64) -> bool {
-    let pseudo = addresses
+fn is_right<H: Header>(context: *mut xdp_md, at: &Where, sum: u64) -> bool {
+    let Some(header) = frame(context).read::<H>(at.ip_offset) else {
+        return false;
+    };
+    let pseudo = header.sum()
         + u64::from((at.segment_bytes as u16).to_be())
         + u64::from(u16::from(TCP).to_be());
     fold(fold_once(pseudo) + fold_once(sum)) == 0xffff

@@ -3,6 +3,7 @@
 pub mod amplification;
 pub mod answer;
 pub mod challenge;
+pub mod cookie;
 pub mod count;
 pub mod echo;
 pub mod entry;

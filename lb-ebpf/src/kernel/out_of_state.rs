@@ -4,10 +4,13 @@
 //! in is not charged, so that a flood of ACKs costs new clients nothing: they sent one, the flood did not.
 
 use super::{
-    Verdict, count, element,
+    Verdict,
+    cookie::Shown,
+    count, element,
     flows::ticks,
     limits::disturb,
-    maps::{BUDGETS, HANDSHAKES, POLICIES, VIPS, explaining, settings},
+    maps::{BUDGETS, CHALLENGES, HANDSHAKES, POLICIES, VIPS, explaining, settings},
+    pipeline::Packet,
 };
 use crate::{
     abi::{
@@ -39,29 +42,36 @@ pub fn note_syn(vip: &Vip, flow: u64, jiffies: u64) {
 }
 
 /// Charges a packet out of state to the VIP's budget.
+///
+/// One without a cookie may be of a flow that another load balancer had. Nothing tells it from a forged one, so it is charged
+/// like any other; only that a VIP has a budget then in any case.
 #[inline(always)]
-pub fn check(
-    (vip, vip_index): (&Vip, u16),
-    flow: u64,
-    length: u32,
-    jiffies: u64,
-) -> Result<(), Verdict> {
+pub fn check(packet: &Packet<'_>, flow: u64, shown: Shown) -> Result<(), Verdict> {
+    let (vip, vip_index) = (packet.vip, packet.vip_index);
     if vip.filter & FILTER_OUT_OF_STATE == 0 {
         return Ok(());
     }
-    match sluice_out_of_state(flow, vip_index, vip.policy, jiffies) {
+    let (reason, defended) = match shown {
+        Shown::NoCookie => (DropReason::Cookie, DEFENDED),
+        Shown::Cookie | Shown::Nothing => (DropReason::OutOfState, 0),
+    };
+    let what = u64::from(vip_index) | u64::from(vip.policy) << 16 | defended;
+    match sluice_out_of_state(flow, what, packet.jiffies) {
         FITS => Ok(()),
         OVER => {
             count::note(Step::OverBudget);
-            Err(Verdict::Drop(DropReason::OutOfState))
+            Err(Verdict::Drop(reason))
         }
         _ => {
             count::note(Step::OverBudget);
-            count::monitored(vip_index, DropReason::OutOfState, length);
+            count::monitored(vip_index, reason, packet.ip.length);
             Ok(())
         }
     }
 }
+
+/// Beside VIP and policy: its SYNs are answered with cookies.
+const DEFENDED: u64 = 1 << 32;
 
 const FITS: u32 = 0;
 const OVER: u32 = 1;
@@ -70,23 +80,27 @@ const OVER_MONITORED: u32 = 2;
 /// A global function: the verifier follows it once, not once for each way to reach it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sluice_out_of_state(flow: u64, vip: u16, policy: u16, jiffies: u64) -> u32 {
-    let (Some(settings), Some(policy), Some(budget)) = (
+pub extern "C" fn sluice_out_of_state(flow: u64, what: u64, jiffies: u64) -> u32 {
+    let (vip, policy) = (what as u16, (what >> 16) as u16);
+    let (Some(settings), Some(policy), Some(challenge), Some(budget)) = (
         settings(),
         POLICIES.get(u32::from(policy)),
+        CHALLENGES.get_ptr(u32::from(vip)),
         BUDGETS.get_ptr_mut(u32::from(vip)),
     ) else {
         return FITS;
     };
-    if policy.out_of_state.cost == 0 || follows_syn(flow, jiffies) {
+    let Limiter { cost, allowance } = if policy.out_of_state.cost == 0 && what & DEFENDED != 0 {
+        // SAFETY: a field of a map value.
+        unsafe { (*challenge).again }
+    } else {
+        policy.out_of_state
+    };
+    if cost == 0 || follows_syn(flow, jiffies) {
         return FITS;
     }
     // Each CPU has its share, and may let one packet pass at least.
-    let cost = policy
-        .out_of_state
-        .cost
-        .wrapping_mul(u64::from(settings.cpus));
-    let allowance = policy.out_of_state.allowance;
+    let cost = cost.wrapping_mul(u64::from(settings.cpus));
     let limiter = Limiter {
         cost,
         allowance: if allowance < cost { cost } else { allowance },

@@ -7,6 +7,7 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use super::{
     Verdict, amplification,
     challenge::{self, By},
+    cookie::{self, Shown},
     count, echo, element,
     flows::{self, Known, NewFlow, Picked, Pressure},
     forward::{Outgoing, forward},
@@ -601,22 +602,26 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     count::note(Step::FlowUnknown);
     let hash = slot_hash(packet, flow);
     let mut backend = slot(&packet.vip.table, hash);
-    let mut remember = !matches!(
-        packet.transport,
-        Transport::Icmp { .. } | Transport::NoPorts
-    );
+    let mut remember = match packet.transport {
+        Transport::Icmp { .. } | Transport::NoPorts => None,
+        _ => Some(State::Unproven),
+    };
     let mut pressure = Pressure::Full;
     let mut unmarked = NO_BACKEND;
     if let Transport::Tcp { flags, .. } = packet.transport {
         let syn = is_syn(flags);
-        if !syn {
+        if syn {
+            remember = None;
+        } else {
             count::out_of_state(packet.vip_index);
-            if !sources::is_allowed(packet.settings, packet.ip, packet.vip, packet.vip_index) {
-                let vip = (packet.vip, packet.vip_index);
-                out_of_state::check(vip, flow, packet.ip.length, packet.jiffies)?;
+            let shown = cookie::meet_first(packet);
+            if shown == Shown::Cookie {
+                remember = Some(State::Proven);
+            } else if !sources::is_allowed(packet.settings, packet.ip, packet.vip, packet.vip_index)
+            {
+                out_of_state::check(packet, flow, shown)?;
             }
         }
-        remember = !syn;
         // While handshakes from before a switch are under way, a SYN whose slot moved leaves a mark, and what has
         // none follows the old table: its ACK will, so a SYN whose mark finds no room does too. One whose old backend
         // is down leaves its mark for the time when that is back.
@@ -624,7 +629,7 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
             let previous = slot(&packet.vip.previous_table, hash) & !SLOT_MOVED;
             if previous != backend & !SLOT_MOVED {
                 if syn {
-                    remember = true;
+                    remember = Some(State::Unproven);
                     pressure = Pressure::Gentle;
                     unmarked = previous;
                 } else if flows::backend_that_forwards(previous).is_some() {
@@ -635,11 +640,11 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
         }
     }
     let picked = chosen(packet, backend)?;
-    if remember {
+    if let Some(state) = remember {
         let new = NewFlow {
             backend: picked.index,
             vip: packet.vip_index,
-            state: state(packet),
+            state: enters_as(packet, state),
             pressure,
         };
         if flows::remember(flow, &new, packet.jiffies) {
@@ -652,14 +657,14 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     Ok(picked)
 }
 
-/// What a flow is when it enters the table: proven if its source was, and this is the first packet after its SYN.
+/// What a flow is when it enters the table: proven also if its source was, and this is the first packet after its SYN.
 #[inline(always)]
-fn state(packet: &Packet<'_>) -> State {
+fn enters_as(packet: &Packet<'_>, state: State) -> State {
     let after_syn = matches!(packet.transport, Transport::Tcp { flags, .. } if !is_syn(flags));
     if after_syn && challenge::is_flow_of_proof(packet) {
         State::Proven
     } else {
-        State::Unproven
+        state
     }
 }
 

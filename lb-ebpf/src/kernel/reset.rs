@@ -6,7 +6,7 @@ use aya_ebpf::bindings::xdp_md;
 
 use super::{
     Verdict,
-    answer::{self, Answer},
+    answer::{self, Answer, Options},
     count,
 };
 use crate::{
@@ -77,7 +77,7 @@ fn made(context: *mut xdp_md, l4_offset: usize, segment_bytes: u32) -> Option<An
     let segment = frame(context).read::<TcpHeader>(l4_offset)?;
     Some(Answer {
         header: reset(&segment, segment_bytes)?,
-        option: 0,
+        options: Options::NONE,
         fragment_be: 0,
     })
 }

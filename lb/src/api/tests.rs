@@ -599,6 +599,8 @@ async fn metrics_are_text_for_prometheus() {
         "sluice_flow_out_of_state_total{vip=\"site\"} 4",
         "sluice_challenges_total{vip=\"site\",event=\"sent\"} 30",
         "sluice_challenges_total{vip=\"site\",event=\"proved\"} 12",
+        "sluice_cookies_total{vip=\"site\",event=\"sent\"} 31",
+        "sluice_cookies_total{vip=\"site\",event=\"taken\"} 13",
         "sluice_table_checksum{vip=\"site\"} 0",
         "sluice_config_last_reload_success 1",
         "sluice_limiter_fill_ratio{class=\"syn\"} 0.25",

@@ -245,9 +245,20 @@ pub(super) const SYN: Keys = Keys {
         "above_pps",
         "hold",
         "again_pps",
+        "mss",
+        "window_scale",
+        "window",
+        "sack",
+        "timestamps",
+        "ecn",
     ],
     later: &[],
 };
+
+/// Those of [`SYN`] that are about one defence.
+pub(super) const SYN_CHALLENGE: [&str; 1] = ["again_pps"];
+pub(super) const SYN_COOKIE: [&str; 6] =
+    ["mss", "window_scale", "window", "sack", "timestamps", "ecn"];
 
 pub(super) const LIMIT: Keys = Keys {
     place: "limits",

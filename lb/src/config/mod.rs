@@ -20,6 +20,7 @@ mod read_rule;
 mod read_sanity;
 mod read_site;
 mod read_sources;
+mod read_syn;
 mod read_vip;
 mod secret;
 mod section;
@@ -39,9 +40,9 @@ pub(crate) use error::suggestion;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use health::{Check, Health, HttpCheck, Statuses, Tls};
 pub use model::{
-    AllDown, Amplified, Api, ApiTls, Backend, Class, Config, Dataplane, Detect, Forward, HashInput,
-    Host, Mode, Origin, OutOfState, Policy, Pool, Pop, PrefixLengths, Protocol, Remote, Sanity,
-    Scope, SourceLimit, SourceList, Stage, Stance, Syn, SynMode, Vip, XdpMode,
+    AllDown, Amplified, Api, ApiTls, Backend, Class, Config, Dataplane, Defence, Detect, Forward,
+    HashInput, Host, Mode, Origin, OutOfState, Policy, Pool, Pop, PrefixLengths, Protocol, Remote,
+    Sanity, Scope, SourceLimit, SourceList, Stage, Stance, Syn, SynAnswer, SynMode, Vip, XdpMode,
 };
 pub(crate) use read_policy::class_words;
 pub use secret::{SecretError, read_secret};
@@ -217,6 +218,7 @@ fn tables(
     cross::references(&vip_tables, "policy", &policy_names);
     cross::duplicate_vips(&vips, lines, errors);
     cross::reachability(&vips, &pools, errors);
+    read_syn::secret(&policies, &policy_tables, pop.as_ref());
 
     let (dataplane, interfaces_at) = dataplane?;
     let (api, mut host) = (api?, host?);

@@ -381,6 +381,7 @@ impl Policy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Syn {
     pub mode: SynMode,
+    pub defence: Defence,
     /// Count what would be challenged, and forward it. So it is too where the policy only counts.
     pub monitor: bool,
     /// With `auto`: challenge while a VIP gets more SYNs a second than this. Default 10,000.
@@ -389,6 +390,46 @@ pub struct Syn {
     pub hold: Duration,
     /// SYNs a second that are let in because they came again after a challenge: of clients that could not answer. Default 500.
     pub again_pps: u64,
+    /// What answers with a cookie say.
+    pub answer: SynAnswer,
+}
+
+/// How SYNs are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Defence {
+    /// With what a client contradicts; any backend will do.
+    Challenge,
+    /// With a cookie, of which `sluice backend` makes a connection.
+    Cookie,
+}
+
+/// What answers with a cookie say of the backends, which are to say the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SynAnswer {
+    /// The largest segment that may come, in bytes, of IPv4; of IPv6 20 less. Default: what the path to the backends has room for.
+    pub mss: Option<u16>,
+    /// What the backends' windows are shifted by. Default 7.
+    pub window_scale: u8,
+    /// Bytes that may come at first. Default 64,240.
+    pub window: u16,
+    pub sack: bool,
+    pub timestamps: bool,
+    pub ecn: bool,
+}
+
+impl Default for SynAnswer {
+    /// As Linux answers.
+    fn default() -> Self {
+        Self {
+            mss: None,
+            window_scale: 7,
+            window: 64_240,
+            sack: true,
+            timestamps: true,
+            ecn: true,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -404,10 +445,12 @@ impl Default for Syn {
     fn default() -> Self {
         Self {
             mode: SynMode::Off,
+            defence: Defence::Challenge,
             monitor: false,
             above_pps: 10_000,
             hold: Duration::from_secs(10),
             again_pps: 500,
+            answer: SynAnswer::default(),
         }
     }
 }

@@ -1,14 +1,13 @@
 //! Reads `[[policy]]` with its limits.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
 use super::{
     keys,
     model::{
         Class, Mode, OutOfState, Policy, PrefixLengths, Sanity, Scope, SourceLimit, Stage, Syn,
-        SynMode,
     },
-    read_amplification, read_detect, read_sanity,
+    read_amplification, read_detect, read_sanity, read_syn,
     section::{Field, Section},
 };
 
@@ -52,11 +51,7 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
 
     let detect = section.optional("detect", |field| read_detect::stance(&field));
 
-    let syn = section.or(
-        "syn",
-        Syn::default(),
-        |field| syn(&field.table(&keys::SYN)?),
-    );
+    let syn = section.or("syn", Syn::default(), |field| read_syn::syn(&field));
     let prefix_lengths = PrefixLengths {
         host_v4: host_v4?,
         network_v4: network_v4?,
@@ -94,7 +89,7 @@ pub(crate) fn class_words() -> impl Iterator<Item = &'static str> {
 }
 
 const SCOPES: &[(&str, Scope)] = &[("host", Scope::Host), ("network", Scope::Network)];
-const PPS_MAX: u64 = 100_000_000;
+pub(super) const PPS_MAX: u64 = 100_000_000;
 /// 10 Tbit/s, beyond any interface.
 const BPS_MAX: u64 = 10_000_000_000_000;
 const BURST_MAX: u32 = 10_000_000;
@@ -123,41 +118,6 @@ fn nested(
         });
     }
 }
-
-/// What becomes of SYNs.
-fn syn(section: &Section<'_>) -> Option<Syn> {
-    let default = Syn::default();
-    let mode = section
-        .required("mode", "\"auto\"")
-        .and_then(|field| field.word(SYN_MODES, &[]));
-    let defence = section.or("defence", (), |field| field.word(DEFENCES, &["cookie"]));
-    let monitor = section.or("monitor", default.monitor, |field| field.boolean());
-    let pps = |key, default| section.or(key, default, |field| field.integer(1..=PPS_MAX));
-    let (above_pps, again_pps) = (
-        pps("above_pps", default.above_pps),
-        pps("again_pps", default.again_pps),
-    );
-    let hold = section.or("hold", default.hold, |field| {
-        field.duration(HOLD_MIN..=HOLD_MAX)
-    });
-    defence?;
-    Some(Syn {
-        mode: mode?,
-        monitor: monitor?,
-        above_pps: above_pps?,
-        hold: hold?,
-        again_pps: again_pps?,
-    })
-}
-
-const SYN_MODES: &[(&str, SynMode)] = &[
-    ("off", SynMode::Off),
-    ("auto", SynMode::Auto),
-    ("always", SynMode::Always),
-];
-const DEFENCES: &[(&str, ())] = &[("challenge", ())];
-const HOLD_MIN: Duration = Duration::from_secs(1);
-const HOLD_MAX: Duration = Duration::from_secs(60 * 60);
 
 fn limit(section: &Section<'_>, seen: &mut HashSet<(Class, Scope)>) -> Option<SourceLimit> {
     let class_field = section.required("class", "\"syn\"");

@@ -266,5 +266,6 @@ fn is_measure(reason: DropReason) -> bool {
             | DropReason::SourceInvalid
             | DropReason::SourceVip
             | DropReason::SynChecksum
+            | DropReason::Cookie
     )
 }

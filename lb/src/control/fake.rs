@@ -145,6 +145,8 @@ impl Dataplane for Fake {
             let challenges = ChallengeStats {
                 sent: count(30),
                 proved: 12,
+                cookies: count(31),
+                taken: 13,
                 ..ChallengeStats::default()
             };
             figures.challenges.insert(name.clone(), challenges);

@@ -234,6 +234,7 @@ impl Dataplane for Kernel {
 
     fn sweep(&mut self) {
         self.plane.sweep();
+        self.plane.set_clock();
     }
 
     fn audit(&mut self) -> Vec<String> {

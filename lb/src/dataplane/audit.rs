@@ -98,6 +98,7 @@ impl Plane {
             tunnel_source_v6: known.tunnel_source_v6,
             tunnel_spread_v6: known.tunnel_spread_v6,
             cpus: known.cpus,
+            cookie_key: known.cookie_key,
             ..held
         };
         let [held, wanted]: [[u64; SETTINGS_WORDS]; 2] = bytemuck::cast([held, wanted]);
@@ -160,6 +161,7 @@ impl Plane {
             && held.mtu_bytes == image.mtu_bytes
             && held.flags & !VIP_MOVED == image.flags
             && Stages::held(&held) == image.stages
+            && held.answer == image.answer
             && constants(self.arrays.challenges.read(u32::from(number))) == image.challenge
             && Some(held.table) == table.map(|region| region.word())
     }

@@ -10,10 +10,10 @@ use sluice_ebpf::{
     hash::seeded,
 };
 
-use super::{BackendKey, BackendState, Ordered};
+use super::{BackendKey, BackendState, Ordered, Vip};
 use crate::config::{
-    AllDown, Amplified, Forward, HashInput, Mode, Policy, PrefixLengths, Protocol, Sanity, Scope,
-    Stage, Syn, SynMode,
+    AllDown, Amplified, Defence, Forward, HashInput, Mode, Policy, PrefixLengths, Protocol, Sanity,
+    Scope, Stage, Syn, SynMode,
 };
 
 /// An address as 16 bytes, IPv4 mapped.
@@ -232,7 +232,8 @@ impl Stages {
                     stages.filter |= abi::FILTER_BOGONS_MONITOR;
                 }
             }
-            if policy.out_of_state.is_some() {
+            // With cookies there may be a budget in any case, and who began before them is not charged.
+            if policy.out_of_state.is_some() || stages.syn & abi::SYN_COOKIE != 0 {
                 stages.filter |= abi::FILTER_OUT_OF_STATE;
             }
         }
@@ -249,29 +250,84 @@ impl Stages {
     }
 }
 
-/// `Vip::syn`. What was ordered at run time goes before the policy's word, even where that only counts.
+/// `Vip::syn`. What was ordered at run time goes before the policy's word, even where that only counts; but then nothing is
+/// answered with cookies, which backends may not take yet.
 fn syn(policy: Option<&Policy>, ordered: Ordered) -> u32 {
-    if ordered == Ordered::Challenge {
-        return abi::SYN_ALWAYS;
-    }
-    let Some(policy) = policy else {
-        return 0;
+    let syn = policy.map_or_else(Syn::default, |policy| policy.syn);
+    let monitor = syn.monitor || policy.is_some_and(|policy| policy.mode == Mode::Monitor);
+    let defence = match syn.defence {
+        Defence::Cookie if !monitor => abi::SYN_COOKIE,
+        Defence::Cookie | Defence::Challenge => 0,
     };
-    let mode = match policy.syn.mode {
-        SynMode::Off => return 0,
-        SynMode::Auto => abi::SYN_AUTO,
-        SynMode::Always => abi::SYN_ALWAYS,
+    let mode = match (ordered, syn.mode) {
+        (Ordered::Challenge, _) => return abi::SYN_ALWAYS | defence,
+        (Ordered::Nothing, SynMode::Off) => return defence,
+        (Ordered::Nothing, SynMode::Auto) => abi::SYN_AUTO,
+        (Ordered::Nothing, SynMode::Always) => abi::SYN_ALWAYS,
     };
-    let monitor = policy.syn.monitor || policy.mode == Mode::Monitor;
-    mode | if monitor { abi::SYN_MONITOR } else { 0 }
+    mode | defence | if monitor { abi::SYN_MONITOR } else { 0 }
 }
+
+/// `Vip::answer`: what answers with a cookie say.
+pub(crate) fn answer(policy: Option<&Policy>, vip: &Vip) -> abi::SynAnswer {
+    let Some(policy) = policy.filter(|policy| policy.syn.defence == Defence::Cookie) else {
+        return abi::SynAnswer::default();
+    };
+    let say = policy.syn.answer;
+    let ip_bytes = if vip.prefix.addr().is_ipv4() {
+        IPV4_BYTES
+    } else {
+        IPV6_BYTES
+    };
+    let mss = match say.mss {
+        Some(mss) => mss - (ip_bytes - IPV4_BYTES),
+        None => room(vip)
+            .saturating_sub(ip_bytes + TCP_BYTES)
+            .max(MSS_LEAST),
+    };
+    let bit = |on, bit| if on { bit } else { 0 };
+    abi::SynAnswer {
+        mss,
+        window: say.window,
+        window_scale: say.window_scale,
+        options: bit(say.sack, abi::ANSWER_SACK)
+            | bit(say.timestamps, abi::ANSWER_TIMESTAMPS)
+            | bit(say.ecn, abi::ANSWER_ECN),
+        pad: 0,
+    }
+}
+
+/// The largest packet that the path to the backends has room for, whatever family the outer headers are of.
+fn room(vip: &Vip) -> u16 {
+    let outer = match vip.table.forward {
+        Forward::L2 | Forward::Local => 0,
+        Forward::Ipip => IPV6_BYTES,
+        Forward::Gue => IPV6_BYTES + UDP_BYTES,
+    };
+    vip.mtu_bytes
+        .unwrap_or(ETHERNET_MTU_BYTES)
+        .saturating_sub(outer)
+}
+
+const ETHERNET_MTU_BYTES: u16 = 1500;
+const IPV4_BYTES: u16 = 20;
+const IPV6_BYTES: u16 = 40;
+const UDP_BYTES: u16 = 8;
+const TCP_BYTES: u16 = 20;
+/// What every host takes (RFC 9293, 3.7.1).
+const MSS_LEAST: u16 = 536;
+
+/// What is let in a second that shows no cookie, while SYNs are answered with those, by a policy without `out_of_state`.
+const UNKNOWN_PPS: u64 = 10_000;
 
 /// A VIP's constants in `CHALLENGES`.
 pub(crate) fn challenge(policy: Option<&Policy>, hz: u32) -> abi::Challenge {
     let syn = policy.map_or_else(Syn::default, |policy| policy.syn);
+    let cookies = self::syn(policy, Ordered::Nothing) & abi::SYN_COOKIE != 0;
+    let again_pps = if cookies { UNKNOWN_PPS } else { syn.again_pps };
     abi::Challenge {
         rate: gcra::limiter(syn.above_pps, (syn.above_pps / 10).max(64), hz),
-        again: gcra::limiter(syn.again_pps, (syn.again_pps / 10).max(16), hz),
+        again: gcra::limiter(again_pps, (again_pps / 10).max(16), hz),
         hold: u64::try_from(syn.hold.as_millis())
             .unwrap_or(u64::MAX)
             .saturating_mul(hz.into())
@@ -323,7 +379,7 @@ fn mask_v4(length: u8) -> u32 {
 mod tests {
     use sluice_ebpf::amplification::Preset;
 
-    use super::*;
+    use super::{super::TableKey, *};
     use crate::config::{Class, OutOfState, SourceLimit};
 
     fn sources() -> Policy {
@@ -457,6 +513,90 @@ mod tests {
         assert_eq!(asked_of("2001:db9::1"), 0);
         let filter = Stages::of(Some(&wanted), Ordered::Nothing).filter;
         assert_eq!(filter, abi::FILTER_AMPLIFICATION | abi::FILTER_OUT_OF_STATE);
+    }
+
+    #[test]
+    fn what_only_counts_or_is_off_sends_no_cookie_unasked() {
+        let mut policy = sources();
+        let of = |policy: &Policy, ordered| Stages::of(Some(policy), ordered).syn;
+        for (mode, monitor, by_policy, ordered) in [
+            (
+                SynMode::Off,
+                false,
+                abi::SYN_COOKIE,
+                abi::SYN_ALWAYS | abi::SYN_COOKIE,
+            ),
+            (SynMode::Off, true, 0, abi::SYN_ALWAYS),
+            (
+                SynMode::Auto,
+                false,
+                abi::SYN_AUTO | abi::SYN_COOKIE,
+                abi::SYN_ALWAYS | abi::SYN_COOKIE,
+            ),
+            (
+                SynMode::Always,
+                true,
+                abi::SYN_ALWAYS | abi::SYN_MONITOR,
+                abi::SYN_ALWAYS,
+            ),
+        ] {
+            policy.mode = Mode::Enforce;
+            policy.syn = Syn {
+                mode,
+                monitor,
+                defence: Defence::Cookie,
+                ..Syn::default()
+            };
+            assert_eq!(of(&policy, Ordered::Nothing), by_policy, "{:?}", policy.syn);
+            assert_eq!(of(&policy, Ordered::Challenge), ordered, "{:?}", policy.syn);
+        }
+        assert_eq!(of(&Policy::without_limits("p"), Ordered::Nothing), 0);
+        policy.mode = Mode::Monitor;
+        policy.syn.monitor = false;
+        assert_eq!(of(&policy, Ordered::Challenge), abi::SYN_ALWAYS);
+    }
+
+    #[test]
+    fn a_cookies_answer_names_the_segment_that_the_path_has_room_for() {
+        let policy = Policy {
+            syn: Syn {
+                defence: Defence::Cookie,
+                ..Syn::default()
+            },
+            ..Policy::without_limits("p")
+        };
+        let vip = |prefix: &str, forward, mtu_bytes| Vip {
+            prefix: prefix.parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port: Some(80),
+            table: TableKey {
+                pool: "p".into(),
+                forward,
+            },
+            mtu_bytes,
+            hash: HashInput::Flow,
+            all_down: AllDown::Drop,
+            policy: None,
+            ordered: Ordered::Nothing,
+        };
+        let mss = |policy: &Policy, vip: &Vip| answer(Some(policy), vip).mss;
+        let (v4, v6) = ("192.0.2.1/32", "2001:db8::1/128");
+        for (prefix, forward, mtu, expected) in [
+            (v4, Forward::L2, None, 1460),
+            (v6, Forward::Local, None, 1440),
+            (v4, Forward::Ipip, Some(1500), 1420),
+            (v6, Forward::Gue, Some(9000), 8892),
+            (v4, Forward::Gue, Some(600), 536),
+        ] {
+            assert_eq!(mss(&policy, &vip(prefix, forward, mtu)), expected);
+        }
+        let mut said = policy;
+        said.syn.answer.mss = Some(1400);
+        assert_eq!(mss(&said, &vip(v4, Forward::Ipip, None)), 1400);
+        assert_eq!(mss(&said, &vip(v6, Forward::Ipip, None)), 1380);
+        said.syn.defence = Defence::Challenge;
+        let none = answer(Some(&said), &vip(v4, Forward::L2, None));
+        assert_eq!(none, abi::SynAnswer::default());
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub(crate) struct VipImage {
     pub mtu_bytes: u16,
     pub flags: u32,
     pub stages: Stages,
+    pub answer: abi::SynAnswer,
     /// Its constants; the times are the packets'.
     pub challenge: abi::Challenge,
     pub policy: Option<String>,
@@ -122,6 +123,7 @@ impl Image {
                     mtu_bytes: vip.mtu_bytes.unwrap_or(u16::MAX),
                     flags: encode::vip_flags(vip.hash, vip.all_down, policy),
                     stages,
+                    answer: encode::answer(policy, vip),
                     challenge: encode::challenge(policy, hz),
                     policy: vip.policy.clone(),
                     table: vip.table.clone(),

@@ -12,6 +12,7 @@ use aya::{Ebpf, maps::Map, util::online_cpus};
 use bytemuck::Pod;
 use sluice_ebpf::{
     abi::{self, Generation, Settings, maps},
+    cookie::Clock,
     decap::Prefix,
     flow::WAYS,
     gcra,
@@ -36,7 +37,7 @@ use super::{
     steps::indexed,
     sweep::Sweep,
 };
-use crate::{config::Dataplane, sys::Mapped};
+use crate::{config::Dataplane, cookie, sys::Mapped};
 
 /// Handles to everything that is loaded. Dropping it leaves the data plane at work.
 pub struct Plane {
@@ -378,7 +379,10 @@ impl Plane {
             settings.challenge_key = [a, b];
         }
         match secret {
-            Some(secret) => settings.flow_key = key(secret),
+            Some(secret) => {
+                settings.flow_key = key(secret);
+                settings.cookie_key = cookie::key(&secret);
+            }
             None if !adopted => settings.flow_key = random_key()?,
             None => {}
         }
@@ -393,8 +397,16 @@ impl Plane {
         settings.cpus = u32::try_from(cpus.len()).unwrap_or(u32::MAX);
         settings.challenge_answers =
             gcra::limiter(ANSWERS_PER_SECOND, ANSWERS_PER_SECOND / 10, self.hz);
+        settings.clock = cookie::clock(self.hz);
         self.settings.write(0, &settings);
         Ok(())
+    }
+
+    /// Follows the time of day, which somebody may set. To be called every few seconds.
+    pub fn set_clock(&self) {
+        let clock = cookie::clock(self.hz);
+        let offset = offset_of!(Settings, clock) + offset_of!(Clock, offset);
+        self.settings.store_u64(0, offset, clock.offset);
     }
 
     /// Makes an adopted data plane whose numbers mean nothing to us an empty one.

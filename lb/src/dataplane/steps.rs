@@ -258,14 +258,16 @@ impl Plane {
             sanity_monitor: image.stages.sanity_monitor,
             filter: image.stages.filter,
             syn: image.stages.syn,
+            answer: image.answer,
             ..old
         };
         self.put_challenge(number, &image.challenge);
-        // Three words hold these; packets write another.
+        // Four words hold these; packets write another. What answers say comes before that there are any.
         let words: [u64; 8] = bytemuck::cast(vip);
         for offset in [
             offset_of!(abi::Vip, policy),
             offset_of!(abi::Vip, sanity_enforce),
+            offset_of!(abi::Vip, answer),
             offset_of!(abi::Vip, filter),
         ] {
             let word = words[offset / 8];

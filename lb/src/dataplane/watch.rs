@@ -180,7 +180,7 @@ impl Watch {
             sums(&self.challenges, maps::CHALLENGE_STATS, vip..vip + 1)?;
         let challenged = challenges
             .iter()
-            .flat_map(|stats| [&stats.sent, &stats.monitored]);
+            .flat_map(|stats| [&stats.sent, &stats.monitored, &stats.cookies]);
         let stopped = stopped.flat_map(|(_, counts)| counts).chain(challenged);
         let stopped = stopped.fold(Count::default(), |sum, count| Count {
             packets: sum.packets + count.packets,

@@ -183,6 +183,15 @@ fn vips(page: &mut Page, figures: &Figures) -> Result<(), prometheus::Error> {
         events.map(|(event, packets)| ([vip.clone(), event.into()], [float(packets)]))
     });
     page.table([names::CHALLENGES], challenges)?;
+    let cookies = figures.challenges.iter().flat_map(|(vip, stats)| {
+        let events = [
+            ("sent", stats.cookies.packets),
+            ("taken", stats.taken),
+            ("refused", stats.refused),
+        ];
+        events.map(|(event, packets)| ([vip.clone(), event.into()], [float(packets)]))
+    });
+    page.table([names::COOKIES], cookies)?;
     let checksums = figures
         .checksums
         .iter()

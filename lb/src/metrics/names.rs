@@ -55,6 +55,8 @@ metrics! {
         "Answers that nobody asked for, of services that are abused to amplify. With mode monitor they were not dropped.";
     CHALLENGES = Counter "sluice_challenges_total" ["vip", "event"]
         "What came of SYN challenges: SYNs that were sent one, or would have been, or were let in; resets that proved their source, or did not.";
+    COOKIES = Counter "sluice_cookies_total" ["vip", "event"]
+        "What came of SYN cookies: SYNs that were sent one; packets of no known flow that showed a good one, or none where one was due.";
     BACKEND_PACKETS = Counter "sluice_backend_packets_total" ["pool", "backend"]
         "Packets sent to a backend.";
     BACKEND_BYTES = Counter "sluice_backend_bytes_total" ["pool", "backend"]

@@ -34,14 +34,14 @@ fn syn(family: Family, host: u8, port: u16) -> Packet {
 }
 
 /// A TCP packet with another sequence number.
-fn with_sequence(packet: Packet, sequence: u32) -> Packet {
+pub(crate) fn with_sequence(packet: Packet, sequence: u32) -> Packet {
     summed(packet, |tcp| {
         tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
     })
 }
 
 /// A TCP packet with something changed, and its checksum right again.
-fn summed(mut packet: Packet, change: impl FnOnce(&mut Vec<u8>)) -> Packet {
+pub(crate) fn summed(mut packet: Packet, change: impl FnOnce(&mut Vec<u8>)) -> Packet {
     change(&mut packet.payload);
     packet.payload[16..18].fill(0);
     let sum = l4_checksum(packet.from, packet.to, packet.protocol, &packet.payload);
@@ -127,7 +127,11 @@ pub(crate) fn wrong_checksums(family: Family) -> Vec<Row> {
 }
 
 fn stats(rig: &Rig, packet: &Packet) -> ChallengeStats {
-    bytemuck::cast(rig.sum::<10>(maps::CHALLENGE_STATS, vip_of(rig, packet).into()))
+    let words = rig.sum::<{ size_of::<ChallengeStats>() / 8 }>(
+        maps::CHALLENGE_STATS,
+        vip_of(rig, packet).into(),
+    );
+    bytemuck::cast(words)
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv6Addr};
 use anyhow::{Context as _, Result, ensure};
 use etherparse::{
     EtherType, Ethernet2Slice, IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice, SingleVlanSlice,
-    SlicedPacket, UdpSlice,
+    SlicedPacket, TcpOptionElement, TcpSlice, UdpSlice,
 };
 use sluice_ebpf::abi::{Backend, Forward};
 
 use crate::{
     packet::{ACK, FIN, Family, OUR_MAC, Packet, ROUTER_MAC, RST, SYN, l4_checksum},
-    world::{SPREAD, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6},
+    world::{ANSWER, SPREAD, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6},
 };
 
 const GUE_PORT: u16 = 6080;
@@ -321,6 +321,89 @@ pub(crate) fn challenge(syn: &Packet, out: &[u8]) -> Result<()> {
     ensure!(out.len() <= syn.frame().len(), "longer than the SYN");
     ensure!(out.len() <= length.max(60), "{} bytes", out.len());
     answered(&expected, out.get(..length).context("too short")?)
+}
+
+/// The answer to a SYN that a backend would send, which is to say what [`ANSWER`] does, as far as the client offers it. Behind it
+/// there may be what fills the shortest frame.
+pub(crate) fn cookie(syn: &Packet, out: &[u8]) -> Result<()> {
+    let offered = TcpSlice::from_slice(&syn.payload)?;
+    let tcp = syn.ip_offset() + syn.family().header_bytes();
+    let answer = TcpSlice::from_slice(out.get(tcp..).context("too short")?)?;
+    let (wanted, said) = (Options::of(&offered)?, Options::of(&answer)?);
+    let expected = Options {
+        mss: wanted.mss.map(|_| ANSWER.mss),
+        scale: wanted.scale.map(|_| ANSWER.window_scale),
+        sack: wanted.sack,
+        stamps: wanted.stamps.map(|(value, _)| {
+            let ours = said.stamps.map_or(0, |(ours, _)| ours);
+            (ours, value)
+        }),
+    };
+    // Who names no segment size is offered nothing.
+    let expected = if wanted.mss.is_some() {
+        expected
+    } else {
+        Options::default()
+    };
+    ensure!(said == expected, "{said:?} instead of {expected:?}");
+    ensure!(answer.window_size() == ANSWER.window, "window");
+    let ecn = if offered.ece() && offered.cwr() {
+        ECE
+    } else {
+        0
+    };
+    let mut expected = Packet {
+        vlans: syn.vlans.clone(),
+        ttl: TTL,
+        flow_label: 0,
+        ..Packet::new(syn.to, syn.from)
+    }
+    .tcp(
+        (offered.destination_port(), offered.source_port()),
+        SYN | ACK | ecn,
+        answer.options(),
+    );
+    let next = offered.sequence_number().wrapping_add(1);
+    expected.payload[4..8].copy_from_slice(&answer.sequence_number().to_be_bytes());
+    expected.payload[8..12].copy_from_slice(&next.to_be_bytes());
+    expected.payload[12] = answer.data_offset() << 4;
+    expected.payload[14..16].copy_from_slice(&ANSWER.window.to_be_bytes());
+    expected.payload[16..18].fill(0);
+    let (from, to, protocol) = (expected.from, expected.to, expected.protocol);
+    let checksum = l4_checksum(from, to, protocol, &expected.payload);
+    expected.payload[16..18].copy_from_slice(&checksum.to_be_bytes());
+
+    let length = expected.frame().len();
+    ensure!(out.len() <= syn.frame().len(), "longer than the SYN");
+    ensure!(out.len() <= length.max(60), "{} bytes", out.len());
+    answered(&expected, out.get(..length).context("too short")?)
+}
+
+const ECE: u8 = 64;
+
+/// The options of a TCP header that are about the handshake.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
+    mss: Option<u16>,
+    scale: Option<u8>,
+    sack: bool,
+    stamps: Option<(u32, u32)>,
+}
+
+impl Options {
+    fn of(tcp: &TcpSlice<'_>) -> Result<Self> {
+        let mut options = Self::default();
+        for option in tcp.options_iterator() {
+            match option? {
+                TcpOptionElement::MaximumSegmentSize(mss) => options.mss = Some(mss),
+                TcpOptionElement::WindowScale(scale) => options.scale = Some(scale),
+                TcpOptionElement::SelectiveAcknowledgementPermitted => options.sack = true,
+                TcpOptionElement::Timestamp(value, echo) => options.stamps = Some((value, echo)),
+                TcpOptionElement::Noop | TcpOptionElement::SelectiveAcknowledgement(..) => {}
+            }
+        }
+        Ok(options)
+    }
 }
 
 /// Sequence and acknowledgement number of the TCP header at an offset.

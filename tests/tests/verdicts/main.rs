@@ -6,6 +6,7 @@
 
 mod amplification;
 mod challenge;
+mod cookie;
 mod decode;
 mod errors;
 mod flows;

@@ -22,15 +22,16 @@ const CHANGED: u32 = 4000;
 /// Packets that are cut at every byte.
 const CUT: u32 = 50;
 const ECHO: u8 = 1;
-/// What depends on more than the headers of one packet: their rows are in `flows`, `limits`, `too_big` and
-/// `challenge`.
-const SPECIAL: [u8; 6] = [
+/// What depends on more than the headers of one packet: their rows are in `flows`, `limits`, `too_big`, `challenge` and
+/// `cookie`.
+const SPECIAL: [u8; 7] = [
     world::MANY,
     world::BY_SOURCE,
     world::SMALL,
     world::LIMITED,
     world::MONITORED,
     world::CHALLENGED,
+    world::COOKIE,
 ];
 
 fn runner(cases: u32) -> TestRunner {

@@ -5,7 +5,7 @@ use sluice_ebpf::abi::{DropReason, FILTER_BOGONS, SET_BOGONS};
 
 use crate::{
     amplification::{self, ANSWER},
-    challenge,
+    challenge, cookie,
     limits::{Exact, exhaust, limit_exactly, limit_sources},
     out_of_state,
     packet::{ACK, FIN, Family, Packet, RST, client, vip},
@@ -126,6 +126,7 @@ fn rows(rig: &mut Rig, reason: DropReason, family: Family) -> Vec<Row> {
                 plain.udp((45_800, 53), b"query"),
             ]
         }
+        DropReason::Cookie => cookie::bad(rig, family),
         DropReason::NoBackend => [world::EMPTY, world::DOWN]
             .into_iter()
             .flat_map(|host| to_both(family, host))

@@ -18,6 +18,7 @@ use nix::{
     unistd::Pid,
 };
 use sluice::{
+    cookie,
     dataplane::{RuleInForce, RuleMaps, SourceCounts, SourceMaps, SourceSet},
     objects,
 };
@@ -140,6 +141,8 @@ impl Rig {
             // Each source may be a VIP.
             vip_networks: u64::MAX,
             challenge_key: [0x1357_9bdf_0246_8ace, 0xfdb9_7531_eca8_6420],
+            cookie_key: [0x2468_ace0_1357_9bdf, 0x0eca_8642_fdb9_7531],
+            clock: cookie::clock(HZ),
             ..Settings::zeroed()
         };
         self.set_settings(|_| {});
@@ -365,6 +368,7 @@ fn first_vip(number: u16, service: &Service) -> Vip {
         },
         policy: service.policy,
         syn: service.syn,
+        answer: world::ANSWER,
         mtu_bytes: service.mtu_bytes,
         flags: service.flags,
         sanity_enforce: ENFORCED_BY_DEFAULT,

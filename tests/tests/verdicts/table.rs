@@ -37,6 +37,8 @@ pub(crate) enum Expect {
     Reset,
     /// The sender of a SYN gets an answer that acknowledges what it never sent.
     Challenge,
+    /// The sender of a SYN gets the answer that a backend would send, with a cookie for its number.
+    Cookie,
 }
 
 /// What becomes of a frame that ends inside its packet, but not inside the fixed IP header.
@@ -141,6 +143,7 @@ fn check_verdict(rig: &Rig, row: &Row, ran: &Ran) -> Result<()> {
         Expect::EchoReply => (Action::Tx, decode::echo_reply(&row.packet, &ran.frame)),
         Expect::TooBig(mtu) => (Action::Tx, decode::too_big(&row.packet, mtu, &ran.frame)),
         Expect::Challenge => (Action::Tx, decode::challenge(&row.packet, &ran.frame)),
+        Expect::Cookie => (Action::Tx, decode::cookie(&row.packet, &ran.frame)),
         Expect::Reset => (Action::Tx, decode::reset(&row.packet, &ran.frame)),
         Expect::Sent(number) => {
             let backend: Backend = rig.get(maps::BACKENDS, number.into());

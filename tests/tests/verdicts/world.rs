@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sluice_ebpf::abi::{
-    BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Forward, NO_BACKEND, SYN_ALWAYS, VIP_HASH_SOURCE,
-    VIP_RESET,
+    ANSWER_ECN, ANSWER_SACK, ANSWER_TIMESTAMPS, BACKEND_FORWARDS, BACKEND_RESOLVED, Backend,
+    Forward, NO_BACKEND, SYN_ALWAYS, SYN_COOKIE, SynAnswer, VIP_HASH_SOURCE, VIP_RESET,
 };
 
 use crate::packet::{Family, TCP, UDP, vip};
@@ -44,6 +44,17 @@ pub(crate) const CROWDED: u8 = 21;
 pub(crate) const RESET: u8 = 22;
 /// TCP whose SYNs are challenged, by `l2`.
 pub(crate) const CHALLENGED: u8 = 23;
+/// TCP whose SYNs are answered with cookies, by `l2`.
+pub(crate) const COOKIE: u8 = 24;
+
+/// What answers with cookies say.
+pub(crate) const ANSWER: SynAnswer = SynAnswer {
+    mss: 1402,
+    window: 50_123,
+    window_scale: 9,
+    options: ANSWER_SACK | ANSWER_TIMESTAMPS | ANSWER_ECN,
+    pad: 0,
+};
 
 /// Inside the whole prefixes below, with a service of its own: TCP port 80 by gue.
 pub(crate) const NESTED: u8 = 7;
@@ -122,6 +133,7 @@ pub(crate) fn services() -> Vec<Service> {
         (MONITORED, &[backend::IPIP4]),
         (RESET, &[]),
         (CHALLENGED, &[backend::L2]),
+        (COOKIE, &[backend::L2]),
     ];
     let mut services = vec![];
     for family in Family::BOTH {
@@ -133,6 +145,7 @@ pub(crate) fn services() -> Vec<Service> {
                     SMALL => service.mtu_bytes = if family == Family::V4 { 576 } else { 1320 },
                     RESET => service.flags = VIP_RESET,
                     CHALLENGED => service.syn = SYN_ALWAYS,
+                    COOKIE => service.syn = SYN_ALWAYS | SYN_COOKIE,
                     LIMITED => service.limit(ENFORCED),
                     MONITORED => service.limit(COUNTED),
                     _ => {}

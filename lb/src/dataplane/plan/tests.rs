@@ -30,6 +30,7 @@ fn vip(port: u16, policy: Option<String>, table: TableKey) -> VipImage {
         mtu_bytes: u16::MAX,
         flags: 0,
         stages: Stages::default(),
+        answer: abi::SynAnswer::default(),
         challenge: abi::Challenge::default(),
         policy,
         table,
