@@ -15,10 +15,10 @@ use sluice_tests::{Client, Conn, Flood, Lab, LabBuilder, Netns, WEB_V4, WEB_V6, 
 /// What a challenge may cost a client, in the middle of many.
 const ADDED: Duration = Duration::from_millis(25);
 /// Sources that are all different, and nobody's.
-const SPOOFED: &str = "16.0.0.0/4";
+pub(crate) const SPOOFED: &str = "16.0.0.0/4";
 
 /// Every VIP's SYNs are treated like this.
-fn lab(syn: &'static str) -> LabBuilder {
+pub(crate) fn lab(syn: &'static str) -> LabBuilder {
     Lab::new().config(move |config| {
         let mut config = config.policy("enforce", "[]");
         config.extra += &format!("syn = {syn}\n");
@@ -27,7 +27,11 @@ fn lab(syn: &'static str) -> LabBuilder {
 }
 
 /// How long it takes to connect, of so many clients, each from an address of its own, in order.
-fn connect_times(client: &Client, vip: SocketAddr, numbers: std::ops::Range<u32>) -> Vec<Duration> {
+pub(crate) fn connect_times(
+    client: &Client,
+    vip: SocketAddr,
+    numbers: std::ops::Range<u32>,
+) -> Vec<Duration> {
     let mut times: Vec<Duration> = numbers
         .map(|number| {
             let client = client.source(client.address(vip, number));
@@ -44,7 +48,7 @@ fn connect_times(client: &Client, vip: SocketAddr, numbers: std::ops::Range<u32>
     times
 }
 
-fn median(times: &[Duration]) -> Duration {
+pub(crate) fn median(times: &[Duration]) -> Duration {
     times[times.len() / 2]
 }
 

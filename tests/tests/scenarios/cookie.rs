@@ -1,11 +1,12 @@
-//! The agent on a backend (`sluice backend`): makes connections of ACKs that show a SYN cookie, and of nothing else.
+//! SYN cookies: load balancers answer SYNs, and the agent on a backend (`sluice backend`) makes connections of ACKs that show a
+//! cookie, and of nothing else.
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use etherparse::{PacketBuilder, SlicedPacket, TcpSlice, TransportSlice};
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpSlice, TransportSlice};
 use sluice::{
     backend::{Agent, Link},
     cookie::key,
@@ -15,12 +16,244 @@ use sluice_ebpf::{
     hash::Tuple,
     packet::mapped,
 };
-use sluice_tests::{HTTP_PORT, Lab, RawSocket};
+use sluice_tests::{
+    Conn, Flood, HTTP_PORT, Lab, LabBuilder, Netns, RawSocket, WEB_V4, WEB_V6, eventually, within,
+};
+
+use crate::challenge::{SPOOFED, connect_times, median};
 
 /// Of the lab's secret file.
 const SECRET: [u8; 32] = [7; 32];
 
 const REQUEST: &[u8] = b"GET /who HTTP/1.1\r\n\r\n";
+
+const ALWAYS: &str = r#"{ mode = "always", defence = "cookie" }"#;
+/// What it may take to connect, in the middle of many: a client that has to send anything again takes ten times as long.
+const AT_ONCE: Duration = Duration::from_millis(10);
+/// And at most: it sends its SYN again after a second.
+const SOON: Duration = Duration::from_millis(900);
+
+/// SYNs are treated like this, and every backend takes cookies.
+fn start(syn: &'static str) -> Lab {
+    with_agents(crate::challenge::lab(syn))
+}
+
+fn with_agents(builder: LabBuilder) -> Lab {
+    let lab = builder.start();
+    lab.backends().iter().for_each(|it| it.take_cookies());
+    lab
+}
+
+#[test]
+fn clients_connect_by_cookies_at_once_and_no_backend_sees_a_syn() {
+    let lab = start(ALWAYS);
+    let watched: Vec<RawSocket> = lab.backends().iter().map(|it| it.raw()).collect();
+    for (vip, name) in [(WEB_V4, "web4"), (WEB_V6, "web6")] {
+        let times = connect_times(lab.client(0), vip, 10..120);
+        assert!(median(&times) < AT_ONCE && times[109] < SOON, "{times:?}");
+        println!(
+            "{name}: {:?} in the middle, {:?} at most",
+            median(&times),
+            times[109]
+        );
+        assert!(cookies(&lab, name, "sent") >= 110);
+        assert!(cookies(&lab, name, "taken") >= 110);
+        assert_eq!(cookies(&lab, name, "refused"), 0);
+        let url = format!("http://{vip}/who");
+        let curl = ["-sSf", "--max-time", "5", &url];
+        let who = lab.client(0).netns().command("curl", &curl);
+        let mut names = lab.backends().iter().map(|it| it.name());
+        assert!(names.any(|name| name == who.trim()), "{who}");
+    }
+    assert_eq!(lab.node().dropped("enforce"), 0);
+    for raw in watched {
+        assert_eq!(syns_to_vips(&raw), 0);
+    }
+}
+
+/// Windows, segments, timestamps: both kernels must have the same idea of a handshake that neither made.
+#[test]
+fn data_flow_both_ways_over_cookies_with_all_options() {
+    let lab = start(ALWAYS);
+    for vip in [WEB_V4, WEB_V6] {
+        let client = lab.client(0);
+        let mut conn = client.connect(vip).unwrap();
+        moves_data(&mut conn);
+        let backend = lab.backend(conn.backend()).netns();
+        let (ours, theirs) = (
+            ss(client.netns(), "dport = :80"),
+            ss(backend, "sport = :80"),
+        );
+        let [sent, received] = scales(&ours);
+        assert_eq!(sent, "7", "{ours}");
+        assert_eq!(scales(&theirs), [received, sent], "{theirs}");
+        for side in [&ours, &theirs] {
+            assert!(side.contains(" ts ") && side.contains(" sack "), "{side}");
+        }
+    }
+}
+
+#[test]
+fn cookies_work_behind_tunnels() {
+    for forward in ["ipip", "gue"] {
+        let lab = Lab::new()
+            .config(move |config| {
+                let mut config = config.policy("enforce", "[]").forward(forward);
+                config.extra += &format!("syn = {ALWAYS}\n");
+                config
+            })
+            .start_with_decap();
+        lab.backends().iter().for_each(|it| it.take_cookies());
+        for vip in [WEB_V4, WEB_V6] {
+            moves_data(&mut lab.client(0).connect(vip).unwrap());
+        }
+        assert_eq!(lab.node().dropped("enforce"), 0, "{forward}");
+    }
+}
+
+/// Only who shows a good cookie gets in, beside as much as the budget for what is out of state lets in.
+#[test]
+fn acks_without_a_good_cookie_are_dropped() {
+    let lab = with_agents(Lab::new().config(|config| {
+        let mut config = config.policy("enforce", "[]");
+        config.extra += &format!("syn = {ALWAYS}\nout_of_state = {{ pps = 1, burst = 1 }}\n");
+        config
+    }));
+    let raw = lab.client(0).raw();
+    for port in 2000..2300 {
+        let from = SocketAddr::new(lab.client(0).address(WEB_V4, 9), port);
+        let guess = 77 * u32::from(port);
+        raw.send(&segment(&lab, from, WEB_V4, 1001, guess, b"forged"));
+    }
+    eventually("nearly all are dropped", || {
+        lab.node().dropped_for("cookie") >= 290
+    });
+    assert!(cookies(&lab, "web4", "refused") >= 290);
+    for _ in 0..10 {
+        lab.client(0).who(WEB_V4).unwrap();
+    }
+    assert_eq!(cookies(&lab, "web4", "taken"), 10);
+}
+
+/// While SYNs of forged sources come at the highest rate, no backend gets one, and new clients connect as in peace.
+#[test]
+fn a_flood_of_forged_syns_is_answered_with_cookies_and_keeps_nobody_out() {
+    let syn = r#"{ mode = "auto", defence = "cookie", above_pps = 2_000, hold = "2s" }"#;
+    let builder = crate::challenge::lab(syn).alone();
+    let lab = with_agents(builder.client(&["198.18.0.0/15", "3fff::/20"]));
+    let client = lab.client(0);
+    let mut before: Vec<Conn> = (0..10)
+        .map(|number| client.source(client.address(WEB_V4, 1000 + number)))
+        .map(|client| client.connect(WEB_V4).unwrap())
+        .collect();
+    assert_eq!(cookies(&lab, "web4", "sent"), 0, "no flood");
+
+    let frames = lab.node().frames();
+    let forged = frames.syn_flood(SPOOFED.parse().unwrap(), 8192);
+    let flood = Flood::start(lab.uplink_sender(), forged);
+    within(Duration::from_secs(5), "SYNs are answered", || {
+        cookies(&lab, "web4", "sent") > 10_000
+    });
+    let watched: Vec<RawSocket> = lab.backends().iter().map(|it| it.raw()).collect();
+    let v4 = connect_times(client, WEB_V4, 10..110);
+    for conn in &mut before {
+        assert_eq!(conn.ask_who(), conn.backend());
+    }
+    let syns: usize = watched.iter().map(syns_to_vips).sum();
+    let rate = flood.packets_per_second();
+    let sent = flood.stop();
+    println!(
+        "figure: 100 new connections by cookies under {sent} forged SYNs, {} of them answered, {rate:.0} a second: {:?} in the middle, {:?} at most",
+        cookies(&lab, "web4", "sent"),
+        median(&v4),
+        v4[99]
+    );
+    let late = v4.iter().filter(|time| **time > SOON);
+    assert!(late.count() <= 1, "{v4:?}");
+    assert!(median(&v4) < AT_ONCE, "{v4:?}");
+    assert_eq!(syns, 0);
+
+    within(Duration::from_secs(10), "it ends", || {
+        let sent = cookies(&lab, "web4", "sent");
+        client.who(WEB_V4).unwrap();
+        cookies(&lab, "web4", "sent") == sent
+    });
+}
+
+#[test]
+fn a_cookie_of_one_load_balancer_is_good_at_another() {
+    let lab = with_agents(crate::challenge::lab(ALWAYS).load_balancers(2));
+    let raw = lab.client(0).raw();
+    for (first, second, port) in [(0, 1, 2001), (1, 0, 2002)] {
+        let from = SocketAddr::new(lab.client(0).address(WEB_V4, 9), port);
+        lab.route_vips_to(&[first]);
+        raw.send(&lab.client(0).frames().syn(from, WEB_V4));
+        let isn = raw.find(|frame| {
+            let tcp = tcp_of(frame, port)?;
+            (tcp.syn() && tcp.ack()).then(|| tcp.sequence_number())
+        });
+        let ack = isn.expect("the SYN is answered").wrapping_add(1);
+        lab.route_vips_to(&[second]);
+        raw.send(&segment(&lab, from, WEB_V4, 2, ack, REQUEST));
+        assert_eq!(answer_to(&raw, port), Some(true), "{first} to {second}");
+    }
+    for node in lab.nodes() {
+        let metrics = node.metrics();
+        assert!(
+            metrics.contains("sluice_cookies_total{vip=\"web4\",event=\"taken\"} 1\n"),
+            "{metrics}"
+        );
+    }
+}
+
+/// Three megabytes to the client, two from it.
+fn moves_data(conn: &mut Conn) {
+    let body = conn.get("/bytes/3000000").unwrap().body;
+    let sent: Vec<u8> = (0..3_000_000usize)
+        .map(|place| (place % 251).to_le_bytes()[0])
+        .collect();
+    assert!(body == sent, "data are not what was sent");
+    assert_eq!(conn.post(2_000_000).unwrap().status, 200);
+}
+
+fn ss(netns: &Netns, filter: &str) -> String {
+    netns.command("ss", &["-tinoH", "state", "established", filter])
+}
+
+/// What windows are shifted by, as `ss` tells: of those that are sent to the host, and of its own.
+fn scales(said: &str) -> [&str; 2] {
+    let both = said.split_once("wscale:").expect("it tells scales").1;
+    let both = both.split_once(' ').expect("and more").0;
+    both.split_once(',').expect("two").into()
+}
+
+/// What the metrics say of cookies.
+fn cookies(lab: &Lab, vip: &str, event: &str) -> u64 {
+    let metrics = lab.node().metrics();
+    let name = format!("sluice_cookies_total{{vip=\"{vip}\",event=\"{event}\"}} ");
+    let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
+    line.map_or(0, |count| count.parse().expect("a number"))
+}
+
+/// SYNs to the web VIPs among what came so far.
+fn syns_to_vips(raw: &RawSocket) -> usize {
+    let mut count = 0;
+    while let Some(frame) = raw.receive(Duration::from_millis(50)) {
+        let Ok(packet) = SlicedPacket::from_ethernet(&frame) else {
+            continue;
+        };
+        let to: IpAddr = match packet.net {
+            Some(NetSlice::Ipv4(ip)) => ip.header().destination_addr().into(),
+            Some(NetSlice::Ipv6(ip)) => ip.header().destination_addr().into(),
+            _ => continue,
+        };
+        if let Some(TransportSlice::Tcp(tcp)) = packet.transport {
+            let syn = tcp.syn() && !tcp.ack();
+            count += usize::from(syn && [WEB_V4.ip(), WEB_V6.ip()].contains(&to));
+        }
+    }
+    count
+}
 
 #[test]
 fn an_ack_with_a_cookie_is_a_connection_and_one_without_is_none() {
