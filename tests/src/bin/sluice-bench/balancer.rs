@@ -34,6 +34,8 @@ use sluice_ebpf::{
     sanity, vip,
 };
 
+use crate::cases::Denied;
+
 /// A VIP of the bench. Its number, address and way of forwarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -221,18 +223,24 @@ impl Balancer {
         Ok(self.rules.set(&rules)?)
     }
 
-    /// Denies the sources of so many flows, an address each.
-    pub(crate) fn set_denied(&mut self, flows: u32) -> Result<()> {
+    /// Denies prefixes. A balancer keeps those that it got first.
+    pub(crate) fn set_denied(&mut self, denied: Denied) -> Result<()> {
+        let (count, address): (u32, fn(u32) -> u32) = match denied {
+            Denied::Nobody => return Ok(()),
+            Denied::Sources(count) => (count, spread),
+            // Odd, as the source of the first flow is not.
+            Denied::Others(count) => (count, |number| number.wrapping_mul(SPREAD) | 1),
+        };
         if let Some(sources) = &mut self.sources {
             // They are there still, and `set_exact` turned them off.
             sources.audit(settings().local_key);
             return Ok(());
         }
-        let addresses = (0..flows).map(spread).map(|address| (address, address));
+        let addresses = (0..count).map(address).map(|address| (address, address));
         let members = Members::new(addresses.collect(), []);
         ensure!(
-            members.v4().len() > flows as usize / 10 * 9,
-            "the sources lie side by side"
+            members.v4().len() > count as usize / 10 * 9,
+            "the addresses lie side by side"
         );
         let set = SourceSet {
             number: 4,

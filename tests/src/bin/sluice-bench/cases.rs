@@ -23,8 +23,7 @@ pub(crate) struct Case {
     pub(crate) exact: bool,
     /// How many there are.
     pub(crate) rules: u16,
-    /// Prefixes that are denied, each of one source of the bench.
-    pub(crate) denied: u32,
+    pub(crate) denied: Denied,
     /// ns above the floor.
     pub(crate) limit: Option<Limit>,
     pub(crate) note: &'static str,
@@ -37,6 +36,16 @@ pub(crate) enum Limit {
     Above(&'static str, f64),
 }
 
+/// Prefixes that are denied, an address each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Denied {
+    Nobody,
+    /// The sources of so many flows.
+    Sources(u32),
+    /// So many all over the address space, but not that of the first flow.
+    Others(u32),
+}
+
 /// The balancers, by what is in their memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -44,6 +53,8 @@ pub(crate) enum State {
     Ordinary,
     /// As the ordinary one, but the source of each of 64k flows has an exact limit.
     Named,
+    /// As the ordinary one, with other prefixes denied.
+    Filtered,
     /// 1M flows in the table, as many of UDP.
     Full,
     /// Every source is over its limit.
@@ -113,7 +124,7 @@ impl Path {
 
 /// Every flow is another address, and all addresses are used before one comes back.
 const EVER_NEW: u32 = u32::MAX;
-/// Prefixes that are denied, where any are.
+/// Flows whose sources are denied, where any are.
 const DENIED: u32 = 1 << 20;
 
 pub(crate) fn all() -> Result<Vec<Case>> {
@@ -385,10 +396,24 @@ pub(crate) fn all() -> Result<Vec<Case>> {
             note,
         )?;
         cases.push(Case {
-            denied: DENIED,
+            denied: Denied::Sources(DENIED),
             ..case
         });
     }
+    let case = self::case(
+        "established_full_filter",
+        Target::Tcp,
+        Known,
+        0,
+        State::Filtered,
+        ns(70.0),
+        "1 flow; 100,000 prefixes are denied and 100 rules drop, others than it",
+    )?;
+    cases.push(Case {
+        denied: Denied::Others(100_000),
+        rules: 100,
+        ..case
+    });
     Ok(cases)
 }
 
@@ -420,7 +445,7 @@ fn case(
         path,
         exact: false,
         rules: 0,
-        denied: 0,
+        denied: Denied::Nobody,
         limit,
         note,
     })

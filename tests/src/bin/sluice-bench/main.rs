@@ -26,6 +26,9 @@ struct Arguments {
     /// Fewer rounds and packets: to see that all paths work
     #[arg(long)]
     quick: bool,
+    /// Only these rows, and their floors; separated by commas
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<String>,
     /// Only rows whose name contains this
     #[arg(long)]
     filter: Option<String>,
@@ -60,8 +63,9 @@ fn main() -> Result<()> {
     pin(Pid::from_raw(0), MAKER_CPU)?;
 
     let wanted = |name: &str| {
-        let filter = arguments.filter.as_deref();
-        filter.is_none_or(|filter| name.contains(filter))
+        let (rows, filter) = (&arguments.rows, arguments.filter.as_deref());
+        (rows.is_empty() || rows.iter().any(|row| row == name))
+            && filter.is_none_or(|filter| name.contains(filter))
     };
     let mut cases = cases::all()?;
     cases.retain(|case| wanted(case.name));

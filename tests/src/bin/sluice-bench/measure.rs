@@ -28,6 +28,7 @@ pub(crate) struct Samples {
 pub(crate) struct Balancers {
     ordinary: Balancer,
     named: Balancer,
+    filtered: Balancer,
     full: Balancer,
     exhausted: Balancer,
 }
@@ -39,6 +40,7 @@ impl Balancers {
         let mut this = Self {
             ordinary: Balancer::load(table(1 << 17, 1 << 17), now)?,
             named: Balancer::load(table(1 << 17, 1 << 17), now)?,
+            filtered: Balancer::load(table(1 << 17, 1 << 17), now)?,
             full: Balancer::load(table(1 << 20, 1 << 19), now)?,
             exhausted: Balancer::load(table(1, 1 << 10), now)?,
         };
@@ -52,6 +54,7 @@ impl Balancers {
         match state {
             State::Ordinary => &mut self.ordinary,
             State::Named => &mut self.named,
+            State::Filtered => &mut self.filtered,
             State::Full => &mut self.full,
             State::Exhausted => &mut self.exhausted,
         }
@@ -200,9 +203,7 @@ fn sample(row: &mut Row<'_>, balancers: &mut Balancers, repeats: u32) -> Result<
         if case.rules > 0 {
             balancer.set_rules(case.rules)?;
         }
-        if case.denied > 0 {
-            balancer.set_denied(case.denied)?;
-        }
+        balancer.set_denied(case.denied)?;
     }
     let counters = |balancer: &Option<&mut Balancer>| match (row.case, balancer) {
         (Some(case), Some(balancer)) => balancer
