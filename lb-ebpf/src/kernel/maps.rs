@@ -115,7 +115,7 @@ pub static SOURCES: Array<[u32; 2], { exact::V4_ENTRIES as usize / 2 }, MMAPABLE
 
 /// Units of blocks for the last 8 bits. When there is no room, the set or prefix is refused.
 #[btf_map]
-pub static SOURCE_BLOCKS: Array<[u16; sources::UNIT_CLASSES], 2097152, MMAPABLE> = Array::new();
+pub static SOURCE_BLOCKS: Array<[u64; sources::UNIT_WORDS], 2097152, MMAPABLE> = Array::new();
 
 /// Which prefix lengths IPv6 sources are in sets by: number of a list in `SOURCE_LENGTHS_V6`, by a hash of the first 32 bits.
 #[btf_map]

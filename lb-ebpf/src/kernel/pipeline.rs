@@ -233,7 +233,7 @@ fn try_to_serve(
         return Err(Verdict::Pass);
     }
     sanity::check(wrong, ip, vip, index)?;
-    sources::check(settings, ip, vip, index)?;
+    sources::check(settings, ip, vip, index, plain.is_some())?;
     let jiffies = jiffies();
     let packet = Packet {
         context,
@@ -315,7 +315,7 @@ fn steer_icmp(
             return Err(Verdict::Pass);
         }
         sanity::check(wrong, ip, vip, address.icmp_vip)?;
-        sources::check(settings, ip, vip, address.icmp_vip)?;
+        sources::check(settings, ip, vip, address.icmp_vip, false)?;
         let stats = count::class(address.icmp_vip, Class::Icmp, ip.length);
         sanity::check_source(settings, ip, vip, address.icmp_vip)?;
         let jiffies = jiffies();

@@ -65,7 +65,7 @@ pub(crate) const POLICIES: u32 = 256;
 /// Number of backends.
 pub(crate) const BACKENDS: u32 = NO_BACKEND as u32 + 1;
 const FRAGMENT_BUCKETS: u32 = 2048;
-/// A prefix longer than /24 takes a unit if few are in its /24, and at most 16 of them share 16 more units.
+/// Up to eight prefixes longer than /24 share a unit, or less, if they are in one /24; nine or more share 16.
 const UNITS_A_PREFIX: u32 = 2;
 /// A fourth as many IPv6 prefixes as there are of IPv4 fill half of the ways: then none finds both of its buckets full.
 const PREFIXES_A_BUCKET: u32 = 16;

@@ -9,12 +9,11 @@ use aya::{
 };
 use sluice_ebpf::{
     abi::{Count, Settings, maps},
-    sources::V6_WAYS,
+    sources::{UNIT_WORDS, V6_WAYS},
 };
 
 use super::{
-    Found, Masks, Members, SourceError, SourceTables, Sources, scopes::Scopes, tables::UNIT_WORDS,
-    v6::LIST_WORDS,
+    Found, Masks, Members, SourceError, SourceTables, Sources, scopes::Scopes, v6::LIST_WORDS,
 };
 use crate::{
     dataplane::{LoadError, SettingsWords, plane::mapped},

@@ -67,7 +67,7 @@ pub struct Sources {
     sets: BTreeMap<u8, Arc<Members>>,
     classes: Classes,
     units: Units,
-    used_units: u32,
+    used_words: u32,
     v6: V6,
     /// The part of the tables that is audited next.
     audited: u32,
@@ -101,7 +101,7 @@ impl Sources {
         let classes = Classes::held(&tables);
         let entries = v4::in_use(&tables, &(0..=V4_ENTRIES - 1));
         let entries = entries.map(|at| tables.v4.get(at as usize));
-        let (units, used_units) = Units::without(tables.units(), entries);
+        let (units, used_words) = Units::without(tables.words(), entries);
         let prefixes = prefixes_v6(&wanted);
         let held = V6::held(local_key, &tables, &classes, prefixes);
         let is_held = held.is_some();
@@ -114,7 +114,7 @@ impl Sources {
             },
             classes,
             units,
-            used_units,
+            used_words,
             v6: held.unwrap_or_else(|| V6::new(local_key)),
             audited: 0,
         };
@@ -231,21 +231,21 @@ impl Sources {
 
     /// Makes these parts of the first level, which must not overlap, be what they should. Tells how many entries were not.
     fn put_v4(&mut self, windows: &[Window]) -> Result<usize, SourceError> {
-        let (mut all, mut units) = (Vec::with_capacity(windows.len()), self.used_units);
+        let (mut all, mut words) = (Vec::with_capacity(windows.len()), self.used_words);
         for entries in windows {
             let sets = self.sets.iter().map(|(number, set)| (*number, &**set));
             let wanted = v4::wanted(&mut self.tables, &mut self.classes, sets, entries)?;
-            units = units.saturating_sub(v4::used(&self.tables, entries)) + wanted.units();
+            words = words.saturating_sub(v4::used(&self.tables, entries)) + wanted.words();
             all.push(wanted);
         }
         // Before anything is written, so that nothing is half there.
-        if units > self.tables.units() {
+        if words > self.tables.words() {
             return Err(SourceError::Blocks);
         }
         let mut differed = 0;
         for (entries, wanted) in windows.iter().zip(all) {
             let written = wanted.write(&mut self.tables, &mut self.units, entries);
-            self.used_units = self.used_units.saturating_add_signed(written.units);
+            self.used_words = self.used_words.saturating_add_signed(written.words);
             written.result?;
             differed += written.entries;
         }

@@ -1,10 +1,10 @@
 //! The memory that sets of sources live in, and what is free in it.
 
-use std::{collections::HashMap, mem::offset_of};
+use std::{collections::HashMap, mem::offset_of, ops::Range};
 
 use sluice_ebpf::{
     abi::{SOURCES_ALLOW, SOURCES_OF_VIPS, SOURCES_V4, SOURCES_V6, Settings},
-    sources::{CLASSES, FULL, FULL_UNITS, NUMBER, SPARSE, V6_WAYS},
+    sources::{CLASSES, FULL, FULL_UNITS, NUMBER, SPARSE, UNIT_WORDS, V6_WAYS, WORD},
 };
 
 use super::SourceError;
@@ -92,8 +92,9 @@ impl SourceTables {
         self.set_bits(bits & SOURCES_V4 != 0, bits & SOURCES_V6 != 0);
     }
 
-    pub(super) fn units(&self) -> u32 {
-        u32::try_from(self.blocks.len() / UNIT_WORDS).unwrap_or(u32::MAX)
+    /// Words that blocks can have.
+    pub(super) fn words(&self) -> u32 {
+        u32::try_from(self.blocks.len()).unwrap_or(u32::MAX)
     }
 
     pub(super) fn buckets(&self) -> usize {
@@ -115,7 +116,6 @@ const MASKS_AT: [usize; 3] = [
     offset_of!(Settings, sets_deny) / 4,
     offset_of!(Settings, sets_monitor) / 4,
 ];
-pub(super) const UNIT_WORDS: usize = 4;
 
 /// Numbers of a table. One that was given back is used again only when no packet can have it any more.
 #[derive(Debug, Default)]
@@ -144,50 +144,79 @@ impl Pool {
     pub(super) fn give_back(&mut self, number: u32) {
         self.retired.push(number);
     }
+
+    /// Whether there are some, or so many to be had by a wait that nothing larger should be taken apart instead.
+    fn has_many(&self) -> bool {
+        const MANY: usize = 1 << 12;
+        !self.free.is_empty() || self.retired.len() >= MANY
+    }
 }
 
-/// Units of blocks: single ones, and runs of 16. A run is taken apart when no single one is left.
+/// Units of blocks: words, single units, and runs of 16. A run is taken apart when no single one is left, and a unit when
+/// no word is, but not while many of them only wait to be used again.
 #[derive(Debug)]
 pub(super) struct Units {
+    words: Pool,
     single: Pool,
     runs: Pool,
 }
 
 impl Units {
-    /// All but those that these entries of the first level use. Tells how many those are.
-    pub(super) fn without(units: u32, entries: impl Iterator<Item = u32>) -> (Self, u32) {
-        let mut used = vec![false; units as usize];
+    /// All but those that these entries of the first level use. Tells how many words those are.
+    pub(super) fn without(words: u32, entries: impl Iterator<Item = u32>) -> (Self, u32) {
+        let mut used = vec![false; words as usize];
         for entry in entries {
-            let first = entry & NUMBER;
-            for unit in first..first + size_of_block(entry) {
-                if let Some(used) = used.get_mut(unit as usize) {
+            for word in words_of_block(entry) {
+                if let Some(used) = used.get_mut(word) {
                     *used = true;
                 }
             }
         }
         let mut this = Self {
+            words: Pool::default(),
             single: Pool::default(),
             runs: Pool::default(),
         };
-        for first in (0..units).step_by(FULL_UNITS as usize).rev() {
-            let run = first..(first + FULL_UNITS).min(units);
-            let free: Vec<u32> = run.rev().filter(|unit| !used[*unit as usize]).collect();
-            if free.len() == FULL_UNITS as usize {
-                this.runs.free.push(first);
-            } else {
-                this.single.free.extend(free);
+        let runs = (0..words).step_by(RUN_WORDS).zip(used.chunks(RUN_WORDS));
+        for (first, run) in runs.rev() {
+            if run.len() == RUN_WORDS && !run.contains(&true) {
+                this.runs.free.push(first / UNIT);
+                continue;
+            }
+            let units = (first..words).step_by(UNIT_WORDS);
+            let units: Vec<_> = units.zip(run.chunks(UNIT_WORDS)).collect();
+            for (first, unit) in units.into_iter().rev() {
+                if !unit.contains(&true) {
+                    this.single.free.push(first / UNIT);
+                    continue;
+                }
+                let free = (first..).zip(unit).filter(|(_, used)| !**used);
+                this.words.free.extend(free.map(|(word, _)| word));
             }
         }
         let used = used.into_iter().filter(|used| *used).count();
         (this, u32::try_from(used).unwrap_or(u32::MAX))
     }
 
-    pub(super) fn take_single(&mut self, grace: &mut dyn FnMut()) -> Option<u32> {
-        if let Some(unit) = self.single.free.pop() {
-            return Some(unit);
+    pub(super) fn take_word(&mut self, grace: &mut dyn FnMut()) -> Option<u32> {
+        if self.words.has_many() {
+            return self.words.take(grace);
         }
-        if let Some(first) = self.runs.free.pop() {
-            return Some(self.take_apart(first));
+        let unit = match self.take_near_single(grace) {
+            Some(unit) => unit,
+            None => match self.words.take(grace) {
+                Some(word) => return Some(word),
+                None => self.take_single(grace)?,
+            },
+        };
+        let first = unit * UNIT;
+        self.words.free.extend((first + 1..first + UNIT).rev());
+        Some(first)
+    }
+
+    pub(super) fn take_single(&mut self, grace: &mut dyn FnMut()) -> Option<u32> {
+        if let Some(unit) = self.take_near_single(grace) {
+            return Some(unit);
         }
         if let Some(unit) = self.single.take(grace) {
             return Some(unit);
@@ -202,11 +231,21 @@ impl Units {
 
     /// Gives back what an entry of the first level led to.
     pub(super) fn give_back(&mut self, entry: u32) {
-        match size_of_block(entry) {
-            0 => {}
-            1 => self.single.give_back(entry & NUMBER),
-            _ => self.runs.give_back(entry & NUMBER),
+        match entry & WORD {
+            WORD => self.words.give_back(entry & NUMBER),
+            SPARSE => self.single.give_back(entry & NUMBER),
+            FULL => self.runs.give_back(entry & NUMBER),
+            _ => {}
         }
+    }
+
+    /// One that takes no wait for just a few.
+    fn take_near_single(&mut self, grace: &mut dyn FnMut()) -> Option<u32> {
+        if self.single.has_many() {
+            return self.single.take(grace);
+        }
+        let first = self.runs.free.pop()?;
+        Some(self.take_apart(first))
     }
 
     fn take_apart(&mut self, first: u32) -> u32 {
@@ -217,15 +256,20 @@ impl Units {
     }
 }
 
-/// Units that an entry of the first level leads to.
-pub(super) fn size_of_block(entry: u32) -> u32 {
-    if entry & SPARSE != 0 {
-        1
-    } else if entry & FULL != 0 {
-        FULL_UNITS
-    } else {
-        0
-    }
+const RUN_WORDS: usize = FULL_UNITS as usize * UNIT_WORDS;
+#[expect(clippy::cast_possible_truncation, reason = "a few")]
+const UNIT: u32 = UNIT_WORDS as u32;
+
+/// The words that an entry of the first level leads to.
+pub(super) const fn words_of_block(entry: u32) -> Range<usize> {
+    let number = (entry & NUMBER) as usize;
+    let (first, words) = match entry & WORD {
+        WORD => (number, 1),
+        SPARSE => (number * UNIT_WORDS, UNIT_WORDS),
+        FULL => (number * UNIT_WORDS, RUN_WORDS),
+        _ => (0, 0),
+    };
+    first..first + words
 }
 
 /// Which sets the sources of each class are in.

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use sluice_ebpf::{
     abi::{SOURCES_V4, SOURCES_V6, Settings},
     exact,
-    sources::{self, FULL, NUMBER, SPARSE, Sparse, V6_LENGTHS, V6_LISTS, V6_WAYS},
+    sources::{self, NUMBER, SPARSE, Sparse, UNIT_WORDS, V6_LENGTHS, V6_LISTS, V6_WAYS, WORD},
     vip,
 };
 
@@ -153,19 +153,20 @@ impl Memory {
             return 0;
         }
         let entry = self.v4.get(index as usize);
-        let first = (entry & NUMBER) as usize;
-        let low = address as u8;
-        let class = |unit: usize, at: usize| {
-            let word = self.blocks.get(unit * 4 + at / 4);
-            (word >> (at % 4 * 16) & 0xffff) as usize
-        };
-        if entry & SPARSE != 0 {
-            let at = Sparse::class_at(self.blocks.get(first * 4), low) as usize;
-            class(first, 4 + at)
-        } else if entry & FULL != 0 {
-            class(first + usize::from(low) / 16, usize::from(low) % 16)
-        } else {
-            entry as usize
+        let (number, low) = ((entry & NUMBER) as usize, address as u8);
+        match entry & WORD {
+            0 => sources::class_in_entry(entry, low) as usize,
+            WORD => sources::class_in_word(self.blocks.get(number), low) as usize,
+            SPARSE => {
+                let words: [u64; UNIT_WORDS] =
+                    std::array::from_fn(|at| self.blocks.get(number * UNIT_WORDS + at));
+                let block: Sparse = bytemuck::cast(words);
+                usize::from(block.classes[block.choice(low) as usize])
+            }
+            _ => {
+                let word = self.blocks.get(number * UNIT_WORDS + usize::from(low) / 4);
+                (word >> (low % 4 * 16) & 0xffff) as usize
+            }
         }
     }
 
@@ -302,7 +303,7 @@ proptest! {
         let sets = sources.sets.clone();
         let (adopted, refused) = Sources::adopt(memory.tables(), KEY, sets, Found::Held);
         prop_assert!(refused.is_empty());
-        prop_assert_eq!(adopted.used_units, sources.used_units, "a restart finds all as it is");
+        prop_assert_eq!(adopted.used_words, sources.used_words, "a restart finds all as it is");
         for source in &seen {
             prop_assert_eq!(memory.sets_of(*source), expected(&model, *source), "{} after a restart", source);
         }
@@ -339,6 +340,9 @@ fn a_set_is_replaced_without_a_wrong_verdict() {
         "192.0.2.34/32",
         "192.0.2.36/32",
         "192.0.2.38/32",
+        "192.0.2.40/32",
+        "192.0.2.42/32",
+        "192.0.2.44/32",
         "2001:db8::/33",
         "2001:db8:8000::/33",
         "2001:db9:1:2::/64",
@@ -417,11 +421,11 @@ fn what_has_no_room_is_refused_and_changes_nothing() {
     let memory = Memory::new(32, 16);
     let mut sources = memory.sources();
     sources
-        .replace(4, fixed(&["192.0.2.1/32", "2001:db8::/32"]))
+        .replace(4, fixed(&["192.0.2.0/28", "2001:db8::/32"]))
         .unwrap();
     // 40 blocks, where there is room for 32.
     let many: Vec<IpNet> = (0..40)
-        .map(|n| IpNet::new(Ipv4Addr::new(10, 0, n, 1).into(), 32).unwrap())
+        .map(|n| IpNet::new(Ipv4Addr::new(10, 0, n, 0).into(), 28).unwrap())
         .collect();
     let too_many = Arc::new(Members::of(many));
     assert_eq!(sources.replace(4, Some(too_many)), Err(SourceError::Blocks));
@@ -454,7 +458,7 @@ fn what_has_no_room_is_refused_and_changes_nothing() {
     ] {
         assert_eq!(memory.sets_of(source.parse().unwrap()), sets, "{source}");
     }
-    assert_eq!(sources.used_units, 1);
+    assert_eq!(sources.used_words, 4);
 }
 
 #[test]
@@ -462,7 +466,7 @@ fn an_audit_finds_what_others_changed_and_puts_it_right() {
     let memory = Memory::new(64, 16);
     let mut sources = memory.sources();
     sources
-        .replace(4, fixed(&["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"]))
+        .replace(4, fixed(&["10.0.0.0/8", "192.0.2.0/28", "2001:db8::/32"]))
         .unwrap();
     let all = ["10.1.2.3", "192.0.2.1", "2001:db8::1"];
     let round = |sources: &mut Sources| (0..PARTS).filter(|_| !sources.audit(KEY)).count() == 0;

@@ -4,16 +4,19 @@
 //! A block is never changed while an entry leads to it, so each address goes from its old class to its new one by the
 //! store of a single word, whatever sets change.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use sluice_ebpf::{
     exact::{V4_FILTER_SHIFT, v4_filter},
-    sources::{CHANGES, FULL, FULL_UNITS, NUMBER, SPARSE, Sparse, UNIT_CLASSES},
+    sources::{
+        self, APART, CHANGES, FULL, FULL_UNITS, LONE, LONE_SHIFT, SPARSE, SPARSE_CLASSES, Sparse,
+        UNIT_CLASSES, UNIT_WORDS, WORD,
+    },
 };
 
 use super::{
     SourceError,
-    tables::{Classes, SourceTables, UNIT_WORDS, Units, size_of_block},
+    tables::{Classes, SourceTables, Units, words_of_block},
 };
 use crate::{dataplane::exact::set_filtered, sources::Members};
 
@@ -25,8 +28,8 @@ pub(super) struct Wanted {
 }
 
 enum Piece {
-    /// Up to this entry (included) all have a class.
-    Run { last: u32, class: u16 },
+    /// Up to this one (included) all entries are this word.
+    Run { last: u32, entry: u32 },
     /// One entry that leads to a block: the class that it begins with, and so many changes.
     Block { first: u16, changes: u16 },
 }
@@ -64,7 +67,7 @@ pub(super) fn wanted<'a>(
     let mut events = events.into_iter().peekable();
     while let Some(event) = events.peek() {
         let entry = entry_of(*event);
-        sweep.run(next..entry, class);
+        sweep.run(next..entry, class.into());
         let begins_with = class;
         let before = sweep.wanted.changes.len();
         let mut at_first = begins_with;
@@ -84,18 +87,20 @@ pub(super) fn wanted<'a>(
             }
             class = now;
         }
-        let changes = sweep.wanted.changes.len() - before;
-        if changes == 0 {
-            sweep.run(entry..entry + 1, at_first);
+        let changes = &sweep.wanted.changes[before..];
+        if let Some(alone) = self::entry(at_first, changes) {
+            sweep.wanted.changes.truncate(before);
+            sweep.run(entry..entry + 1, alone);
         } else {
+            let changes = u16::try_from(changes.len()).unwrap_or(u16::MAX);
             sweep.wanted.pieces.push(Piece::Block {
                 first: at_first,
-                changes: u16::try_from(changes).unwrap_or(u16::MAX),
+                changes,
             });
         }
         next = entry + 1;
     }
-    sweep.run(next..entries.end() + 1, class);
+    sweep.run(next..entries.end() + 1, class.into());
     Ok(sweep.wanted)
 }
 
@@ -122,7 +127,7 @@ impl Sweep {
         }
     }
 
-    fn run(&mut self, entries: std::ops::Range<u32>, class: u16) {
+    fn run(&mut self, entries: Range<u32>, entry: u32) {
         if entries.is_empty() {
             return;
         }
@@ -130,11 +135,57 @@ impl Sweep {
         match self.wanted.pieces.last_mut() {
             Some(Piece::Run {
                 last: end,
-                class: same,
-            }) if *same == class => *end = last,
-            _ => self.wanted.pieces.push(Piece::Run { last, class }),
+                entry: same,
+            }) if *same == entry => *end = last,
+            _ => self.wanted.pieces.push(Piece::Run { last, entry }),
         }
     }
+}
+
+/// The entry of a /24 that leads nowhere, if its changes leave that possible.
+fn entry(first: u16, changes: &[(u8, u16)]) -> Option<u32> {
+    if changes.is_empty() {
+        return Some(first.into());
+    }
+    let word = word_of(first, changes)?;
+    let [low, .., a, b] = word.to_le_bytes();
+    let class = u16::from_le_bytes([a, b]);
+    let lone = sources::word(0, class, [low; APART]);
+    (word == lone).then_some(LONE | u32::from(low) << LONE_SHIFT | u32::from(class))
+}
+
+/// The word of a /24 by its changes, if few of its addresses have another class than all others.
+fn word_of(first: u16, changes: &[(u8, u16)]) -> Option<u64> {
+    let &(_, second) = changes.first()?;
+    if changes.len() > 2 * APART {
+        return None;
+    }
+    let of_all = |others: u16| {
+        let mut apart = Vec::with_capacity(APART);
+        let mut class = None;
+        for (addresses, other) in runs(first, changes).filter(|(_, class)| *class != others) {
+            if *class.get_or_insert(other) != other || apart.len() + addresses.len() > APART {
+                return None;
+            }
+            apart.extend(addresses);
+        }
+        let last = apart.last().copied()?;
+        apart.resize(APART, last);
+        Some(sources::word(others, class?, apart.try_into().ok()?))
+    };
+    of_all(first).or_else(|| of_all(second))
+}
+
+/// The addresses between changes, by their last 8 bits, and their class.
+fn runs(
+    first: u16,
+    changes: &[(u8, u16)],
+) -> impl Iterator<Item = (RangeInclusive<u8>, u16)> + use<'_> {
+    let begin = std::iter::once((0, first)).chain(changes.iter().copied());
+    let end = changes.iter().map(|(at, _)| at - 1);
+    begin
+        .zip(end.chain([u8::MAX]))
+        .map(|((from, class), to)| (from..=to, class))
 }
 
 fn address_of(event: u64) -> u64 {
@@ -147,14 +198,19 @@ fn entry_of(event: u64) -> u32 {
 }
 
 impl Wanted {
-    /// Units of all its blocks.
-    pub(super) fn units(&self) -> u32 {
+    /// Words of all its blocks.
+    pub(super) fn words(&self) -> u32 {
+        let mut changes = self.changes.as_slice();
         let of = |piece: &Piece| match piece {
             Piece::Run { .. } => 0,
-            Piece::Block { changes, .. } if usize::from(*changes) <= CHANGES => 1,
-            Piece::Block { .. } => FULL_UNITS,
+            Piece::Block { first, changes: n } => {
+                let (of_this, rest) = changes.split_at(usize::from(*n));
+                changes = rest;
+                Block::of(*first, of_this).words().len()
+            }
         };
-        self.pieces.iter().map(of).sum()
+        let words = self.pieces.iter().map(of).sum::<usize>();
+        u32::try_from(words).unwrap_or(u32::MAX)
     }
 
     /// Writes what differs.
@@ -166,25 +222,24 @@ impl Wanted {
     ) -> Written {
         let mut written = Written {
             entries: 0,
-            units: 0,
+            words: 0,
             result: Ok(()),
         };
         let mut at = *entries.start();
         let mut changes = self.changes.as_slice();
         for piece in &self.pieces {
             match piece {
-                Piece::Run { last, class: 0 } => {
+                Piece::Run { last, entry: 0 } => {
                     let held: Vec<u32> = in_use(tables, &(at..=*last)).collect();
-                    for entry in held {
-                        written.entry(tables, units, entry, 0);
+                    for at in held {
+                        written.entry(tables, units, at, 0);
                     }
                     at = last + 1;
                 }
-                Piece::Run { last, class } => {
-                    for entry in at..=*last {
-                        let old = tables.v4.get(entry as usize);
-                        if old != u32::from(*class) {
-                            written.entry(tables, units, entry, u32::from(*class));
+                Piece::Run { last, entry } => {
+                    for at in at..=*last {
+                        if tables.v4.get(at as usize) != *entry {
+                            written.entry(tables, units, at, *entry);
                         }
                     }
                     at = last + 1;
@@ -192,9 +247,9 @@ impl Wanted {
                 Piece::Block { first, changes: n } => {
                     let (of_this, rest) = changes.split_at(usize::from(*n));
                     changes = rest;
-                    let old = tables.v4.get(at as usize);
-                    if !holds(tables, old, *first, of_this) {
-                        match put_block(tables, units, *first, of_this) {
+                    let block = Block::of(*first, of_this);
+                    if !block.is_at(tables, tables.v4.get(at as usize)) {
+                        match block.put(tables, units) {
                             Ok(new) => written.entry(tables, units, at, new),
                             Err(error) => {
                                 written.result = Err(error);
@@ -210,10 +265,11 @@ impl Wanted {
     }
 }
 
-/// Units that entries lead to now.
+/// Words that entries lead to now.
 pub(super) fn used(tables: &SourceTables, entries: &RangeInclusive<u32>) -> u32 {
-    let of = |entry: u32| size_of_block(tables.v4.get(entry as usize));
-    in_use(tables, entries).map(of).sum()
+    let of = |entry: u32| words_of_block(tables.v4.get(entry as usize)).len();
+    let words = in_use(tables, entries).map(of).sum::<usize>();
+    u32::try_from(words).unwrap_or(u32::MAX)
 }
 
 /// Entries that are not zero, found by the filter.
@@ -240,8 +296,8 @@ pub(super) fn in_use<'a>(
 pub(super) struct Written {
     /// How many entries differed.
     pub(super) entries: usize,
-    /// How many units more are in use.
-    pub(super) units: i32,
+    /// How many words more are in use.
+    pub(super) words: i32,
     pub(super) result: Result<(), SourceError>,
 }
 
@@ -251,7 +307,8 @@ impl Written {
         set_filtered(&mut *tables.filter, &mut *tables.v4, at as usize, new);
         units.give_back(old);
         self.entries += 1;
-        self.units += size_of_block(new).cast_signed() - size_of_block(old).cast_signed();
+        let [more, less] = [new, old].map(|entry| words_of_block(entry).len());
+        self.words += i32::try_from(more).unwrap_or(0) - i32::try_from(less).unwrap_or(0);
     }
 }
 
@@ -269,76 +326,97 @@ pub(super) fn mend_filter(tables: &mut SourceTables, entries: &RangeInclusive<u3
     is_mended
 }
 
-/// Whether an entry leads to a block with just these classes.
-fn holds(tables: &SourceTables, entry: u32, first: u16, changes: &[(u8, u16)]) -> bool {
-    let start = (entry & NUMBER) as usize * UNIT_WORDS;
-    let is_there = |words: &[u64]| {
-        let there = start..start + words.len();
-        there.end <= tables.blocks.len()
-            && there
-                .zip(words)
-                .all(|(at, word)| tables.blocks.get(at) == *word)
-    };
-    match (size_of_block(entry), sparse_words(first, changes)) {
-        (1, Some(words)) => is_there(&words),
-        (FULL_UNITS, None) => is_there(&full_words(first, changes)),
-        _ => false,
-    }
+/// What an entry leads to.
+enum Block {
+    Word(u64),
+    Sparse([u64; UNIT_WORDS]),
+    Full(Box<[u64; FULL_UNITS as usize * UNIT_WORDS]>),
 }
 
-/// Writes a block that nothing leads to yet, and tells the entry that does.
-fn put_block(
-    tables: &mut SourceTables,
-    units: &mut Units,
-    first: u16,
-    changes: &[(u8, u16)],
-) -> Result<u32, SourceError> {
-    let mut put = |unit: u32, words: &[u64]| {
-        for (at, word) in words.iter().enumerate() {
-            tables.blocks.set(unit as usize * UNIT_WORDS + at, *word);
+impl Block {
+    /// The smallest that holds these classes.
+    fn of(first: u16, changes: &[(u8, u16)]) -> Self {
+        if let Some(word) = word_of(first, changes) {
+            return Self::Word(word);
         }
-    };
-    if let Some(words) = sparse_words(first, changes) {
-        let unit = units
-            .take_single(&mut tables.grace)
-            .ok_or(SourceError::Blocks)?;
-        put(unit, &words);
-        Ok(unit | SPARSE)
-    } else {
-        let unit = units
-            .take_run(&mut tables.grace)
-            .ok_or(SourceError::Blocks)?;
-        put(unit, &full_words(first, changes));
-        Ok(unit | FULL)
+        if let Some(block) = sparse(first, changes) {
+            return Self::Sparse(bytemuck::cast(block));
+        }
+        let mut classes = [first; FULL_UNITS as usize * UNIT_CLASSES];
+        for (from, class) in changes {
+            classes[usize::from(*from)..].fill(*class);
+        }
+        Self::Full(Box::new(bytemuck::cast(classes)))
+    }
+
+    fn words(&self) -> &[u64] {
+        match self {
+            Self::Word(word) => std::slice::from_ref(word),
+            Self::Sparse(words) => words,
+            Self::Full(words) => words.as_slice(),
+        }
+    }
+
+    const fn kind(&self) -> u32 {
+        match self {
+            Self::Word(_) => WORD,
+            Self::Sparse(_) => SPARSE,
+            Self::Full(_) => FULL,
+        }
+    }
+
+    /// Whether an entry leads to one like this.
+    fn is_at(&self, tables: &SourceTables, entry: u32) -> bool {
+        let there = words_of_block(entry);
+        entry & WORD == self.kind()
+            && there.end <= tables.blocks.len()
+            && there
+                .zip(self.words())
+                .all(|(at, word)| tables.blocks.get(at) == *word)
+    }
+
+    /// Writes it where nothing leads to yet, and tells the entry that does.
+    fn put(&self, tables: &mut SourceTables, units: &mut Units) -> Result<u32, SourceError> {
+        let grace = &mut tables.grace;
+        let number = match self {
+            Self::Word(_) => units.take_word(grace),
+            Self::Sparse(_) => units.take_single(grace),
+            Self::Full(_) => units.take_run(grace),
+        };
+        let entry = self.kind() | number.ok_or(SourceError::Blocks)?;
+        for (at, word) in words_of_block(entry).zip(self.words()) {
+            tables.blocks.set(at, *word);
+        }
+        Ok(entry)
     }
 }
 
 /// A sparse block, if the changes fit one.
-fn sparse_words(first: u16, changes: &[(u8, u16)]) -> Option<[u64; UNIT_WORDS]> {
-    let (last, _) = (
-        changes.last()?,
-        changes.get(CHANGES).is_none().then_some(())?,
-    );
-    let padded = |at: usize| changes.get(at).unwrap_or(last);
-    let mut points = [0; 8];
-    for (at, point) in points.iter_mut().take(CHANGES).enumerate() {
-        *point = padded(at).0;
+fn sparse(first: u16, changes: &[(u8, u16)]) -> Option<Sparse> {
+    let last = changes.last()?;
+    if changes.len() > CHANGES {
+        return None;
     }
-    let block = Sparse {
-        changes: u64::from_le_bytes(points),
-        classes: std::array::from_fn(|at| match at.checked_sub(1) {
-            None => first,
-            Some(at) => padded(at).1,
-        }),
-        pad: 0,
-    };
-    Some(bytemuck::cast(block))
-}
-
-fn full_words(first: u16, changes: &[(u8, u16)]) -> [u64; FULL_UNITS as usize * UNIT_WORDS] {
-    let mut classes = [first; FULL_UNITS as usize * UNIT_CLASSES];
-    for (from, class) in changes {
-        classes[usize::from(*from)..].fill(*class);
+    let mut points = [last.0; CHANGES];
+    let mut classes = [first; SPARSE_CLASSES];
+    let (mut known, mut choices) = (1, 0);
+    for (at, point) in points.iter_mut().enumerate() {
+        let (from, class) = *changes.get(at).unwrap_or(last);
+        *point = from;
+        let choice = classes[..known].iter().position(|known| *known == class);
+        let choice = match choice {
+            Some(choice) => choice,
+            None => {
+                *classes.get_mut(known)? = class;
+                known += 1;
+                known - 1
+            }
+        };
+        choices |= (choice as u64) << (2 * (at + 1));
     }
-    bytemuck::cast(classes)
+    Some(Sparse {
+        changes: bytemuck::cast(points),
+        choices,
+        classes,
+    })
 }
