@@ -2,14 +2,14 @@
 //! fits. The rows of all fields, ANDed, are the rules that mean the packet; the lowest bit counts first.
 //!
 //! Rules could be a thousand, so a row is 16 words, and an entry has beside its row a summary: a bit for each word that
-//! is not zero. Summaries are ANDed first, and only the words that are left are looked at. Fields that no rule looks at
-//! cost a branch. (After Lakshman and Stiliadis, 1998, and Baboescu and Varghese, 2001.)
+//! is not zero. Summaries are ANDed first; of what is left, rows are ANDed four words at a time. Fields that no rule looks
+//! at cost a branch. (After Lakshman and Stiliadis, 1998, and Baboescu and Varghese, 2001.)
 //!
 //! The daemon builds [`RuleTables`] whole, in the generation that is not in use, and switches by one word.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::hide;
+use crate::{flow::State, hide};
 
 /// Words of a row.
 pub const WORDS: usize = 16;
@@ -28,7 +28,7 @@ pub const WINDOW_WAYS: usize = 4;
 /// Values of what a packet is beside its addresses and numbers: see [`Asked::kind`].
 pub const KINDS: usize = 1 << 10;
 
-/// Bits of [`RuleTables::fields`]: some rule looks at it.
+/// Bits of [`RuleTables::fields`]: some rule looks at it. The number of the bit is the field's place in a [`Search`].
 pub const FIELD_SOURCE: u32 = 1;
 pub const FIELD_DESTINATION: u32 = 1 << 1;
 pub const FIELD_SOURCE_PORT: u32 = 1 << 2;
@@ -65,8 +65,7 @@ pub struct RuleTables {
     pub fields: u32,
     /// Words that have rules, a bit each.
     pub summary: u32,
-    /// The entry of a field that is not looked at: all ones.
-    pub neutral: u32,
+    pub pad: u32,
     /// Entries of packets that have no ports, or no ICMP.
     pub no_source_port: u32,
     pub no_destination_port: u32,
@@ -180,8 +179,10 @@ pub struct Asked {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Search {
     pub asked: Asked,
-    /// Of the packet's classes, field by field.
+    /// Of the packet's classes, at the places of the fields that are looked at.
     pub entries: [u32; ENTRIES],
+    /// The rules that mean it, in the words that [`find`] names.
+    pub meant: [u64; WORDS],
 }
 
 #[inline(always)]
@@ -205,39 +206,43 @@ pub const fn plain_kind(protocol: u8) -> u32 {
 
 /// Places for entries of fields.
 pub const ENTRIES: usize = 32;
-/// Where the entries of each kind of field begin.
-const RARE: usize = 8;
-const FIRST_WINDOW: usize = 16;
+/// Places that fields have.
+const FIELDS: u32 = FIELDS_WINDOWS.ilog2() + 1;
 
-/// Finds the entries, and returns the words in which all of their rows may have something. `payload` reads so many bytes
-/// from this offset of the frame on, zeros behind them; `None` if they are not there.
+/// Finds the rules that mean a packet of a flow, and returns the words in which there are some. `payload` reads so many
+/// bytes from this offset of the frame on, zeros behind them; `None` if they are not there.
 #[inline(always)]
 pub fn find(
     tables: &RuleTables,
     search: &mut Search,
+    flow: State,
     payload: impl Fn(u32, u32) -> Option<u64>,
 ) -> u32 {
-    let Search { asked, entries } = search;
+    let Search {
+        asked,
+        entries,
+        meant,
+    } = search;
     let mut summary = read(&tables.summary);
     macro_rules! field {
-        ($place:expr, $field:expr, $entry:expr) => {{
-            let entry = if read(&tables.fields) & $field != 0 {
-                $entry
-            } else {
-                read(&tables.neutral)
-            };
-            summary &= entry >> SUMMARY_SHIFT;
-            put(entries, $place, entry);
-        }};
+        ($field:expr, $entry:expr) => {
+            field!($field, $field.ilog2() as usize, $entry)
+        };
+        ($field:expr, $place:expr, $entry:expr) => {
+            if read(&tables.fields) & $field != 0 {
+                let entry = $entry;
+                summary &= entry >> SUMMARY_SHIFT;
+                put(entries, $place, entry);
+            }
+        };
     }
     macro_rules! pick {
         ($table:ident, $($field:ident)|+ ) => {
             pick(&tables.$table, 0 $(| read(&asked.$field) as usize)+)
         };
     }
-    field!(0, FIELD_KIND, pick!(kinds, kind));
+    field!(FIELD_KIND, pick!(kinds, kind));
     field!(
-        1,
         FIELD_SOURCE_PORT,
         if read(&asked.has_ports) != 0 {
             pick!(source_ports, source_port)
@@ -246,7 +251,6 @@ pub fn find(
         }
     );
     field!(
-        2,
         FIELD_DESTINATION_PORT,
         if read(&asked.has_ports) != 0 {
             pick!(destination_ports, destination_port)
@@ -254,24 +258,21 @@ pub fn find(
             read(&tables.no_destination_port)
         }
     );
-    field!(3, FIELD_LENGTH, pick!(lengths, length));
-    field!(4, FIELD_VIP, pick!(vips, vip));
+    field!(FIELD_LENGTH, pick!(lengths, length));
+    field!(FIELD_VIP, pick!(vips, vip));
     field!(
-        5,
         FIELD_SOURCE,
         prefix::<0>(tables, &asked.source, read(&asked.v6))
     );
     field!(
-        6,
         FIELD_DESTINATION,
         prefix::<1>(tables, &asked.destination, read(&asked.v6))
     );
     if read(&tables.fields) & FIELDS_RARE != 0 {
         let mark = read(&asked.dscp) << 4 | read(&asked.fragment);
-        field!(RARE, FIELD_MARK, pick(&tables.marks, mark as usize));
-        field!(RARE + 1, FIELD_TTL, pick!(ttls, ttl));
+        field!(FIELD_MARK, pick(&tables.marks, mark as usize));
+        field!(FIELD_TTL, pick!(ttls, ttl));
         field!(
-            RARE + 2,
             FIELD_CODE,
             if read(&asked.has_code) != 0 {
                 pick!(codes, code)
@@ -283,34 +284,61 @@ pub fn find(
     if read(&tables.fields) & FIELDS_WINDOWS != 0 && summary != 0 {
         for at in 0..WINDOWS {
             field!(
-                FIRST_WINDOW + at,
                 FIELD_WINDOW << at,
+                FIELD_WINDOW.ilog2() as usize + at,
                 window(tables, at, asked, &payload)
             );
         }
     }
-    summary
-}
-
-/// The rules of one word that mean the packet whose entries these are.
-#[inline(always)]
-#[must_use]
-pub fn bits(tables: &RuleTables, search: &Search, at: u32) -> u64 {
-    let rows: *const [[u64; WORDS]; ROWS] = &raw const tables.rows;
-    // SAFETY: the same memory, as one array.
-    let words = unsafe { &*rows.cast::<[u64; WORDS * ROWS]>() };
-    // The index is masked to the rows that there are, which cuts the summary off.
-    let row = |place: usize| pick(words, (get(&search.entries, place) << 4 | at) as usize);
-    let mut bits = row(0) & row(1) & row(2) & row(3) & row(4) & row(5) & row(6);
-    if read(&tables.fields) & FIELDS_RARE != 0 {
-        bits &= row(RARE) & row(RARE + 1) & row(RARE + 2);
-    }
-    if read(&tables.fields) & FIELDS_WINDOWS != 0 {
-        for window in 0..WINDOWS {
-            bits &= row(FIRST_WINDOW + window);
+    let mut found = 0;
+    for quarter in 0..WORDS / QUARTER {
+        let first = quarter * QUARTER;
+        if summary >> first & ((1 << QUARTER) - 1) == 0 {
+            continue;
+        }
+        let words = in_quarter(tables, entries, quarter);
+        for (at, word) in words.into_iter().enumerate() {
+            let word = match flow {
+                State::Proven => word & pick(&tables.established, first + at),
+                _ => word,
+            };
+            // SAFETY: there are as many words as quarters have.
+            let place = unsafe { meant.as_mut_ptr().add(first + at) };
+            // SAFETY: as above.
+            unsafe { place.write_volatile(word) };
+            found |= (1 ^ same(word, 0) as u32) << (first + at);
         }
     }
-    bits
+    found
+}
+
+/// Words whose rows are ANDed at a time: so many fit the registers.
+const QUARTER: usize = WORDS / 4;
+
+/// The rules in a quarter of the words that mean the packet whose entries these are.
+#[inline(always)]
+fn in_quarter(tables: &RuleTables, entries: &[u32; ENTRIES], quarter: usize) -> [u64; QUARTER] {
+    let rows: *const [[u64; WORDS]; ROWS] = &raw const tables.rows;
+    // SAFETY: the same memory, as one array.
+    let quarters = unsafe { &*rows.cast::<[[u64; QUARTER]; 4 * ROWS]>() };
+    let mut words = [u64::MAX; QUARTER];
+    let mut fields = read(&tables.fields);
+    for place in 0..FIELDS {
+        if fields == 0 {
+            break;
+        }
+        if fields & 1 != 0 {
+            // The index is masked to the rows that there are, which cuts the summary off.
+            let index = (get(entries, place as usize) as usize) << 2 | quarter;
+            let row = pick(quarters, index);
+            words[0] &= row[0];
+            words[1] &= row[1];
+            words[2] &= row[2];
+            words[3] &= row[3];
+        }
+        fields >>= 1;
+    }
+    words
 }
 
 /// The class of an address: `FIELD` 0 for sources, 1 for destinations.

@@ -17,6 +17,7 @@ use crate::{
         RULES_ESTABLISHED, RULES_GENERATION, RuleState, SOURCES_ALLOW, Settings, Step, Vip,
     },
     context::frame,
+    flow::State,
     gcra, hide,
     packet::{self, Fragment, Frame, Ip, Ipv4Header, Transport},
     rules::{
@@ -91,15 +92,16 @@ pub fn check(packet: &Meets<'_>) -> Result<Ruled, Verdict> {
         | u64::from(monitor) << MONITOR_SHIFT
         | u64::from(matches!(packet.class, Class::Syn)) << SYN_SHIFT;
     let l4 = u64::from(ports) | u64::from(byte) << BYTE_SHIFT | transport << TRANSPORT_SHIFT;
-    // One after the other: nested, they would need more stack than there is.
-    if sluice_rule_ask(packet.context, what, l4) == 0 {
+    let words = sluice_rule_find(packet.context, what, l4);
+    if words & WORD_BITS == 0 {
         return Ok(Ruled::On);
     }
-    let summary = sluice_rule_find(packet.context);
-    if summary == 0 {
-        return Ok(Ruled::On);
+    let about = what & ABOUT;
+    let mut done = sluice_rule_first(about, words, packet.jiffies);
+    if done & MORE != 0 {
+        let about = about | u64::from(done) << DONE_SHIFT;
+        done = sluice_rule_obey(about, words, packet.jiffies);
     }
-    let done = sluice_rule_obey(what, summary, packet.jiffies);
     if done & SAMPLE != 0 {
         sample_now(packet.context, packet.vip_index);
     }
@@ -114,7 +116,7 @@ pub fn check(packet: &Meets<'_>) -> Result<Ruled, Verdict> {
     }
 }
 
-/// In the argument `what` of [`sluice_rules`]; the VIP's number is below.
+/// In the argument `what` of [`sluice_rule_find`]; the VIP's number is below.
 const L4_SHIFT: u32 = 16;
 const IP_SHIFT: u32 = 32;
 const FRAGMENT_SHIFT: u32 = 40;
@@ -140,57 +142,96 @@ const VERDICT: u32 = 6 | 1 << 3;
 const MONITORED: u32 = 1;
 /// It goes on, and is to be sampled.
 const SAMPLE: u32 = 16;
+/// It goes on to the next rule that means it.
+const MORE: u32 = 32;
 
-/// Reads what rules look at of a packet; zero if it cannot be read.
+/// Finds the words in which rules mean the packet, and tells from [`GENERATION_SHIFT`] on which generation they are of.
 ///
 /// A global function, as those below: the verifier follows it once, not once for each way to reach it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sluice_rule_ask(context: *mut xdp_md, what: u64, l4: u64) -> u32 {
+pub extern "C" fn sluice_rule_find(context: *mut xdp_md, what: u64, l4: u64) -> u32 {
     let Some(search) = RULE_SEARCH.get_ptr_mut(0) else {
-        return 0;
-    };
-    let Some(asked) = asked(&frame(context), what, l4) else {
-        return 0;
-    };
-    // SAFETY: a value of a per-CPU map.
-    let place = unsafe { &raw mut (*search).asked };
-    // SAFETY: as above.
-    unsafe { place.write(asked) };
-    1
-}
-
-/// Finds the words in which rules may mean the packet.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn sluice_rule_find(context: *mut xdp_md) -> u32 {
-    let (Some(tables), Some(search)) = (tables(), RULE_SEARCH.get_ptr_mut(0)) else {
         return 0;
     };
     // SAFETY: a value of a per-CPU map.
     let search = unsafe { &mut *search };
-    rules::find(tables, search, |at, bytes| payload(context, at, bytes))
+    if ask(&frame(context), what, l4, &mut search.asked).is_none() {
+        return 0;
+    }
+    let generation = settings().map_or(0, |settings| settings.rules & RULES_GENERATION);
+    let Some(tables) = tables(generation << GENERATION_SHIFT) else {
+        return 0;
+    };
+    let flow = if what >> ESTABLISHED_SHIFT & 1 != 0 {
+        State::Proven
+    } else {
+        State::Unproven
+    };
+    let words = rules::find(tables, search, flow, |at, bytes| {
+        payload(context, at, bytes)
+    });
+    words | generation << GENERATION_SHIFT
+}
+
+/// In what this returns.
+const GENERATION_SHIFT: u32 = 16;
+const WORD_BITS: u32 = (1 << GENERATION_SHIFT) - 1;
+
+/// Has the first rule that means the packet do what it says.
+///
+/// By itself, for mostly there is no other, and it needs no call of another function.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_rule_first(about: u64, words: u32, jiffies: u64) -> u32 {
+    let (Some(tables), Some(search)) = (tables(words), RULE_SEARCH.get_ptr_mut(0)) else {
+        return ON;
+    };
+    // SAFETY: a value of a per-CPU map.
+    let search = unsafe { &mut *search };
+    let word = lowest(u64::from(words)) as usize;
+    let bits = rules::pick(&search.meant, word);
+    let rest = bits & bits.wrapping_sub(1);
+    // SAFETY: the mask keeps the index among the words.
+    let place = unsafe { search.meant.as_mut_ptr().add(hide(word) & (WORDS - 1)) };
+    // SAFETY: as above.
+    unsafe { place.write(rest) };
+    let length = rules::read(&search.asked.length);
+    let done = obey(entry(tables, word, lowest(bits)), about, length, jiffies);
+    let others = u64::from(words & words.wrapping_sub(1) & WORD_BITS) | rest;
+    if done & VERDICT == 0 && others != 0 {
+        done | MORE
+    } else {
+        done
+    }
 }
 
 #[inline(always)]
-fn tables() -> Option<&'static RuleTables> {
-    let generation = settings()?.rules & RULES_GENERATION;
-    RULE_TABLES.get(generation)
+fn tables(words: u32) -> Option<&'static RuleTables> {
+    RULE_TABLES.get(words >> GENERATION_SHIFT & RULES_GENERATION)
+}
+
+/// The entry of a rule, as one number.
+#[inline(always)]
+fn entry(tables: &RuleTables, word: usize, bit: u64) -> u64 {
+    let entries = (&raw const tables.entries).cast::<[u64; rules::BITS]>();
+    // SAFETY: the same memory, an entry a word.
+    let entries = unsafe { &*entries };
+    rules::pick(entries, word << 6 | bit as usize)
 }
 
 /// Has the rules of these words that mean the packet do what they say, one after the other.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sluice_rule_obey(what: u64, summary: u32, jiffies: u64) -> u32 {
-    let mut summary = u64::from(summary);
-    let mut about = what & ABOUT;
+pub extern "C" fn sluice_rule_obey(about: u64, words: u32, jiffies: u64) -> u32 {
+    let mut about = about;
+    let mut words = words;
     for _ in 0..WORDS {
-        if summary == 0 {
+        if words & WORD_BITS == 0 {
             break;
         }
-        let word = lowest(summary) & (WORDS as u64 - 1);
-        summary &= summary.wrapping_sub(1);
-        let done = sluice_rule_word(about, word, jiffies);
+        let done = sluice_rule_word(about, words, jiffies);
+        words &= words.wrapping_sub(1);
         about |= u64::from(done) << DONE_SHIFT;
         if done & VERDICT != 0 {
             break;
@@ -199,37 +240,28 @@ pub extern "C" fn sluice_rule_obey(what: u64, summary: u32, jiffies: u64) -> u32
     (about >> DONE_SHIFT) as u32
 }
 
-/// What of the argument `what` is in `about`, which tells [`sluice_rule_word`] of the packet.
-const ABOUT: u64 = 0xffff | 1 << ESTABLISHED_SHIFT | 1 << MONITOR_SHIFT | 1 << SYN_SHIFT;
+/// What of the argument `what` is in `about`, which tells these functions of the packet.
+const ABOUT: u64 = 0xffff | 1 << MONITOR_SHIFT | 1 << SYN_SHIFT;
 /// What rules did with it so far.
 const DONE_SHIFT: u32 = 56;
 
-/// Has the rules of one word do what they say, one after the other.
+/// The same for the first of these words alone.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sluice_rule_word(about: u64, word: u64, jiffies: u64) -> u32 {
-    let (Some(tables), Some(search)) = (tables(), RULE_SEARCH.get_ptr_mut(0)) else {
+pub extern "C" fn sluice_rule_word(about: u64, words: u32, jiffies: u64) -> u32 {
+    let (Some(tables), Some(search)) = (tables(words), RULE_SEARCH.get(0)) else {
         return ON;
     };
-    // SAFETY: a value of a per-CPU map.
-    let search = unsafe { &*search };
-    let length = rules::read(&search.asked.length);
-    // All ones unless the flow is proven.
-    let unproven = (about >> ESTABLISHED_SHIFT & 1).wrapping_sub(1);
-    let mut bits = rules::bits(tables, search, word as u32)
-        & (unproven | rules::pick(&tables.established, word as usize));
-    let entries = (&raw const tables.entries).cast::<[u64; rules::BITS]>();
-    // SAFETY: the same memory, an entry a word.
-    let entries = unsafe { &*entries };
+    let word = lowest(u64::from(words)) as usize;
+    let mut bits = rules::pick(&search.meant, word);
     let mut about = about;
     for _ in 0..64 {
         if bits == 0 {
             break;
         }
-        let bit = lowest(bits);
+        let entry = entry(tables, word, lowest(bits));
         bits &= bits.wrapping_sub(1);
-        let entry = rules::pick(entries, (word << 6 | bit) as usize);
-        let done = sluice_rule(entry, about, length, jiffies);
+        let done = sluice_rule(entry, about, rules::read(&search.asked.length), jiffies);
         about |= u64::from(done) << DONE_SHIFT;
         if done & VERDICT != 0 {
             break;
@@ -238,12 +270,16 @@ pub extern "C" fn sluice_rule_word(about: u64, word: u64, jiffies: u64) -> u32 {
     (about >> DONE_SHIFT) as u32
 }
 
-/// What one rule does with a packet that it means.
-///
-/// Not a part of the loop over them: the verifier would follow it for each of 64.
+/// [`obey`] for a loop: inlined, the verifier would follow it for each of 64.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sluice_rule(entry: u64, about: u64, length: u32, jiffies: u64) -> u32 {
+    obey(entry, about, length, jiffies)
+}
+
+/// What one rule does with a packet that it means.
+#[inline(always)]
+fn obey(entry: u64, about: u64, length: u32, jiffies: u64) -> u32 {
     const DROPS: u8 = RuleAction::Drop as u8;
     const LIMIT: u8 = RuleAction::Limit as u8;
     const PASSES: u8 = RuleAction::Pass as u8;
@@ -323,9 +359,9 @@ fn sample_now(context: *mut xdp_md, vip: u16) {
     }
 }
 
-/// What rules look at of the packet.
+/// Notes what rules look at of the packet. In place: the stack would hold it once more.
 #[inline(always)]
-fn asked(frame: &Frame, what: u64, l4: u64) -> Option<Asked> {
+fn ask(frame: &Frame, what: u64, l4: u64, asked: &mut Asked) -> Option<()> {
     let offset = (what >> IP_SHIFT) as usize & 31;
     let v6 = what >> V6_SHIFT & 1 != 0;
     let mut fragment = (what >> FRAGMENT_SHIFT) as u32 & 0xff;
@@ -360,7 +396,7 @@ fn asked(frame: &Frame, what: u64, l4: u64) -> Option<Asked> {
         header = u32::from(length >> 4) * 4;
     }
     let has_payload = u32::from(transport != PLAIN);
-    Some(Asked {
+    *asked = Asked {
         source: ip.source,
         destination: ip.destination,
         v6: u32::from(v6),
@@ -385,7 +421,8 @@ fn asked(frame: &Frame, what: u64, l4: u64) -> Option<Asked> {
         vip: what as u32 & 0xffff,
         payload: (l4_offset + header) * has_payload,
         end: (offset as u32 + ip.length) * has_payload,
-    })
+    };
+    Some(())
 }
 
 /// A piece of the frame, zeros behind it.

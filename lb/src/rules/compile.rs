@@ -76,9 +76,6 @@ pub fn compile(rules: &[Placed<'_>]) -> Result<Compiled, TooMany> {
         return Err(TooMany::Rules);
     }
     let mut tables: Box<RuleTables> = zeroed_box();
-    let mut rows = Rows::default();
-    // The first row is that of fields which nobody looks at.
-    tables.neutral = rows.entry(&[u64::MAX; WORDS])?;
     for (at, bit) in bits.iter().enumerate() {
         tables.summary |= 1 << (at / 64);
         tables.entries[at] = entry(bit);
@@ -88,7 +85,7 @@ pub fn compile(rules: &[Placed<'_>]) -> Result<Compiled, TooMany> {
     }
     let mut compiler = Compiler {
         bits: &bits,
-        rows,
+        rows: Rows::default(),
         tables,
         blocks: 0,
     };
@@ -669,7 +666,10 @@ mod tests {
     use std::net::IpAddr;
 
     use proptest::prelude::*;
-    use sluice_ebpf::rules::{Asked, Search, bits, find};
+    use sluice_ebpf::{
+        flow::State,
+        rules::{Asked, Search, find},
+    };
 
     use super::*;
     use crate::rules::{FragmentBits, Header, arbitrary};
@@ -725,17 +725,11 @@ mod tests {
             asked: asked(header, vip),
             ..Search::default()
         };
-        let summary = find(&compiled.tables, &mut search, payload);
+        let words = find(&compiled.tables, &mut search, State::Unproven, payload);
         let mut found = Vec::new();
-        for word in 0..16 {
-            if summary >> word & 1 == 0 {
-                continue;
-            }
-            let bits = bits(&compiled.tables, &search, word);
-            let numbers = (0..64).filter(|bit| bits >> bit & 1 != 0);
-            found.extend(
-                numbers.map(|bit| compiled.tables.entries[word as usize * 64 + bit].number),
-            );
+        for word in (0..WORDS).filter(|word| words >> word & 1 != 0) {
+            let numbers = (0..64).filter(|bit| search.meant[word] >> bit & 1 != 0);
+            found.extend(numbers.map(|bit| compiled.tables.entries[word * 64 + bit].number));
         }
         found
     }
