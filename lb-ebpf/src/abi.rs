@@ -37,8 +37,10 @@ pub const CLASS_COUNTERS_SHIFT: u32 = 3;
 pub const LIMITERS: usize = 4;
 /// Rows of the limiter's sketch.
 pub const SKETCH_ROWS: usize = 4;
-/// Cells of a row of a page of the sketch, as a shift. The four rows of a page are 4 KiB.
+/// Cells of a row of a page of the sketch, as a shift.
 pub const SKETCH_PAGE_SHIFT: u32 = 7;
+/// Cells of a page of the sketch: 4 KiB of them. A value of `SKETCH`.
+pub const SKETCH_PAGE_CELLS: usize = SKETCH_ROWS << SKETCH_PAGE_SHIFT;
 /// Cells of a row of the sketch for each group of sources, as a shift.
 pub const GROUP_SHIFT: u32 = 3;
 /// Fractions of a jiffy in which limits are counted: 2^28.

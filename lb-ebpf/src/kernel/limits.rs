@@ -14,7 +14,8 @@ use crate::{
     abi::{
         self, ANY_VIP, CLASS_COUNTERS_SHIFT, CLASSES, Class, ClassStats, DropReason,
         EXACT_ESTABLISHED, EXACT_V4 as HAS_V4, EXACT_V6 as HAS_V6, LIMIT_MONITOR, LIMITERS, Limit,
-        Limiter, MAX_CHAIN, MAX_EXACT_LENGTHS, Policy, Settings, Step, VIP_CLASSES_SHIFT, Vip,
+        Limiter, MAX_CHAIN, MAX_EXACT_LENGTHS, Policy, SKETCH_PAGE_CELLS, SKETCH_ROWS, Settings,
+        Step, VIP_CLASSES_SHIFT, Vip,
     },
     exact,
     flow::tag,
@@ -465,15 +466,26 @@ fn group(hashes: Hashes) -> Option<*mut u64> {
     GROUPS.get_ptr_mut(hashes.group(SKETCH_MASK.load()))
 }
 
-/// The sketch, as the pure code asks for it.
-struct Cells;
+/// The page of the sketch where a source's cells are.
+struct Page(*mut [u64; SKETCH_PAGE_CELLS]);
 
-impl Memory for Cells {
+impl Page {
+    #[inline(always)]
+    fn of(cells: &[u32; SKETCH_ROWS]) -> Option<Self> {
+        SKETCH
+            .get_ptr_mut(cells[0] / SKETCH_PAGE_CELLS as u32)
+            .map(Self)
+    }
+}
+
+impl Memory for Page {
     type Cell = Word;
 
     #[inline(always)]
     fn cell(&self, at: u32) -> Option<Word> {
-        SKETCH.get_ptr_mut(at).map(Word)
+        let at = hide(at as usize) & (SKETCH_PAGE_CELLS - 1);
+        // SAFETY: the mask keeps the index in the page.
+        Some(Word(unsafe { self.0.cast::<u64>().add(at) }))
     }
 }
 
@@ -519,14 +531,11 @@ fn check_policy(
         if !opens(group, now, limiter, amount) {
             continue;
         }
-        if gcra::admit(
-            least(&Cells, &hashes.cells(SKETCH_MASK.load()), now),
-            now,
-            limiter,
-            amount,
-        )
-        .is_none()
-        {
+        let cells = hashes.cells(SKETCH_MASK.load());
+        let Some(page) = Page::of(&cells) else {
+            return Ok(());
+        };
+        if gcra::admit(least(&page, &cells, now), now, limiter, amount).is_none() {
             let reason = if is_network(at) {
                 DropReason::LimitNetwork
             } else {
@@ -555,13 +564,16 @@ fn charge_sketch(settings: &Settings, sender: &Asked, policy: &Policy, open: u32
         }
         let cells = hashes(settings, sender, policy, at).cells(SKETCH_MASK.load());
         let limiter = limiter(again(limiters), at);
+        let Some(page) = Page::of(&cells) else {
+            return;
+        };
         if let Some(after) =
-            gcra::admit(least(&Cells, &cells, now), now, limiter, amount(sender, at))
+            gcra::admit(least(&page, &cells, now), now, limiter, amount(sender, at))
         {
-            raise(&Cells, cells[0], after, now);
-            raise(&Cells, cells[1], after, now);
-            raise(&Cells, cells[2], after, now);
-            raise(&Cells, cells[3], after, now);
+            raise(&page, cells[0], after, now);
+            raise(&page, cells[1], after, now);
+            raise(&page, cells[2], after, now);
+            raise(&page, cells[3], after, now);
         }
     }
 }

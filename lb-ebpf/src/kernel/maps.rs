@@ -12,8 +12,8 @@ use crate::{
     abi::{
         AMPLIFIED_COUNTS, AddressEntry, Backend, CHALLENGED_SYNS, Challenge, ChallengeStats,
         ClassStats, Count, FlowStats, HANDSHAKE_WORDS, Limit, MAX_PROTECTED, PROOF_BUCKETS, Policy,
-        RULE_NUMBERS, RuleCounts, RuleState, SLOTS_PER_WORD, Sample, SampleStats, Sampling,
-        Service, Settings, Trace, Vip, VipStats, Watching,
+        RULE_NUMBERS, RuleCounts, RuleState, SKETCH_PAGE_CELLS, SLOTS_PER_WORD, Sample,
+        SampleStats, Sampling, Service, Settings, Trace, Vip, VipStats, Watching,
     },
     decap::Prefix,
     exact,
@@ -71,7 +71,7 @@ pub static FRAGMENTS: Array<[u64; WAYS], 2048> = Array::new();
 
 /// The limiter's sketch: pages of four rows of theoretical arrival times. Cannot fill up: cells are shared.
 #[btf_map]
-pub static SKETCH: Array<u64, 4194304> = Array::new();
+pub static SKETCH: Array<[u64; SKETCH_PAGE_CELLS], 8192> = Array::new();
 
 /// Gates of groups of sources, an eighth of the cells of a row: a source is looked for in the sketch only while its group
 /// sends more than one source may. Its size is what a core's cache holds.

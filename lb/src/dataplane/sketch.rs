@@ -7,7 +7,7 @@ use aya::{
     maps::{Map, MapError},
 };
 use sluice_ebpf::{
-    abi::{CLASSES, Limiter, Policy, SKETCH_PAGE_SHIFT, SKETCH_ROWS, maps},
+    abi::{CLASSES, Limiter, Policy, SKETCH_PAGE_CELLS, SKETCH_PAGE_SHIFT, SKETCH_ROWS, maps},
     gcra,
 };
 
@@ -63,22 +63,21 @@ impl Sketch {
             return Err(failed("the program has no such array".into()));
         };
         let reader = ArrayReader::new(data).map_err(|error| failed(error.into()))?;
-        if reader.value_words() != 1 || reader.entries() < PAGE_CELLS {
-            return Err(failed("its cells have another size".into()));
+        if reader.value_words() != SKETCH_PAGE_CELLS {
+            return Err(failed("its pages have another size".into()));
         }
         Ok(Self(reader))
     }
 
     /// Cells of pages that lie evenly over the sketch, from one that `turn` tells.
     fn sample(&self, turn: u64) -> std::io::Result<Vec<u64>> {
-        let pages = self.0.entries() / PAGE_CELLS;
+        let pages = self.0.entries();
         let sampled = pages.min(SAMPLED_PAGES);
         let stride = pages / sampled;
         let start = u32::try_from(turn % u64::from(stride)).unwrap_or_default();
-        let mut cells = Vec::with_capacity((sampled * PAGE_CELLS) as usize);
+        let mut cells = Vec::with_capacity(sampled as usize * SKETCH_PAGE_CELLS);
         for page in 0..sampled {
-            let first = (page * stride + start) * PAGE_CELLS;
-            cells.extend(self.0.read(first, PAGE_CELLS)?);
+            cells.extend(self.0.read(page * stride + start, 1)?);
         }
         Ok(cells)
     }
@@ -122,7 +121,7 @@ fn crowding(cells: &[u64], policies: &[Policy], now: u64) -> CrowdingByClass {
     let mut sums = bounds
         .each_ref()
         .map(|bounds| vec![Crowding::default(); bounds.len()]);
-    let pages = cells.chunks_exact(PAGE_CELLS as usize);
+    let pages = cells.chunks_exact(SKETCH_PAGE_CELLS);
     let count = pages.len().max(1);
     for page in pages {
         let rows: Vec<Vec<u64>> = page
@@ -174,8 +173,6 @@ fn part_above(sorted: &[u64], bound: u64) -> f64 {
 }
 
 const ROW_CELLS: usize = 1 << SKETCH_PAGE_SHIFT;
-#[expect(clippy::cast_possible_truncation, reason = "there are four rows")]
-const PAGE_CELLS: u32 = (SKETCH_ROWS as u32) << SKETCH_PAGE_SHIFT;
 /// A system call each. With 64 pages, a chance of one in 10,000 is found to some percent.
 const SAMPLED_PAGES: u32 = 64;
 /// Limits of bits are asked for a packet as large as they mostly are.
@@ -263,7 +260,7 @@ mod tests {
     #[test]
     fn old_cells_of_a_clock_that_wrapped_are_free() {
         let policies = [policy(SYN, 100, 10)];
-        let pages = vec![gcra::time(NOW) - 1; PAGE_CELLS as usize];
+        let pages = vec![gcra::time(NOW) - 1; SKETCH_PAGE_CELLS];
         assert_eq!(crowding(&pages, &policies, NOW), CrowdingByClass::default());
     }
 }

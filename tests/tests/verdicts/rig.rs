@@ -25,7 +25,7 @@ use sluice::{
 use sluice_ebpf::{
     abi::{
         AddressEntry, Backend, Challenge, DROP_REASONS, DropReason, Limit, NO_BACKEND, NO_VIP,
-        Policy, SLOTS_PER_WORD, Service as Entry, Settings, Vip, maps,
+        Policy, SKETCH_PAGE_SHIFT, SLOTS_PER_WORD, Service as Entry, Settings, Vip, maps,
     },
     sanity::ENFORCED_BY_DEFAULT,
 };
@@ -81,7 +81,7 @@ impl Rig {
             .override_global("EPOCH_SHIFT", &shift, true)
             .override_global("SKETCH_MASK", &(SKETCH_CELLS - 1), true)
             .override_global("FLOW_MASK", &(FLOW_BUCKETS - 1), true)
-            .map_max_entries(maps::SKETCH, SKETCH_CELLS * 4)
+            .map_max_entries(maps::SKETCH, SKETCH_CELLS >> SKETCH_PAGE_SHIFT)
             .map_max_entries(maps::FLOWS, FLOW_BUCKETS)
             .map_max_entries(maps::EXACT_V4_BLOCKS, 256 * 256 / 2)
             .override_global("SOURCES_V6_MASK", &(SOURCE_BUCKETS - 1), true)

@@ -23,8 +23,8 @@ use sluice_ebpf::{
     abi::{
         ANY_VIP, AddressEntry, BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Challenge,
         ChallengeStats, Class, DROP_REASONS, DropReason, EXACT_ESTABLISHED, EXACT_V4, Forward,
-        Generation, Limit, Limiter, Policy, SLOTS_PER_WORD, SYN_ALWAYS, Service, Settings,
-        VIP_CLASSES_SHIFT, Vip, VipStats,
+        Generation, Limit, Limiter, Policy, SKETCH_PAGE_CELLS, SLOTS_PER_WORD, SYN_ALWAYS, Service,
+        Settings, VIP_CLASSES_SHIFT, Vip, VipStats,
     },
     exact::{v4_filter, v4_index},
     flow::{self, Flow, State, WAYS},
@@ -325,9 +325,9 @@ impl Balancer {
         let ahead = strict()?.limiters[Class::Syn as usize][0].allowance / 2 * 3;
         let value = gcra::time(jiffies).wrapping_add(ahead);
         let map = self.ebpf.map_mut("SKETCH").context("SKETCH")?;
-        let mut sketch = Array::<_, u64>::try_from(map)?;
-        for cell in 0..sketch.len() {
-            sketch.set(cell, value, 0)?;
+        let mut sketch = Array::<_, [u64; SKETCH_PAGE_CELLS]>::try_from(map)?;
+        for page in 0..sketch.len() {
+            sketch.set(page, [value; SKETCH_PAGE_CELLS], 0)?;
         }
         // The gates before it are as open as a flood leaves them.
         let allowance = strict()?.limiters[Class::Syn as usize][0].allowance;
