@@ -214,7 +214,8 @@ fn a_reset_from_another_distance_or_with_another_number_proves_nothing() {
         }
         let syn = syn(family, 34, 44_201);
         let reset = challenged(&mut rig, &syn);
-        for guess in 1..200 {
+        // Few, for each is right by chance three times in 65,536.
+        for guess in 1..8 {
             let number = u32::from_be_bytes(reset.payload[4..8].try_into().unwrap());
             let wrong = with_sequence(reset.clone(), number.wrapping_add(guess * 211));
             goes_to(&mut rig, &wrong);
