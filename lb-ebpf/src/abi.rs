@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{cookie::Clock, decap::Prefix};
 
 /// Raised with every change to this file or to the meaning of a map.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Index of a VIP's counters for packets that are for no VIP. VIPs are numbered from 1.
 pub const NO_VIP: u16 = 0;

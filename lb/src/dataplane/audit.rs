@@ -9,7 +9,10 @@ use std::{
 };
 
 use ahash::{AHasher, RandomState};
-use sluice_ebpf::abi::{self, Challenge, GENERATIONS, SLOT_MOVED, Settings, VIP_MOVED};
+use sluice_ebpf::{
+    abi::{self, Challenge, GENERATIONS, SLOT_MOVED, Settings, VIP_MOVED},
+    cookie::Clock,
+};
 
 use super::{
     Attached, Plane, TableKey, encode::Stages, plan::VipImage, registry::Region, slots::Slots,
@@ -99,6 +102,10 @@ impl Plane {
             tunnel_spread_v6: known.tunnel_spread_v6,
             cpus: known.cpus,
             cookie_key: known.cookie_key,
+            clock: Clock {
+                jiffy: known.clock.jiffy,
+                ..held.clock
+            },
             ..held
         };
         let [held, wanted]: [[u64; SETTINGS_WORDS]; 2] = bytemuck::cast([held, wanted]);

@@ -15,7 +15,7 @@ use super::{
     recent::VipIndex,
     talkers::Talkers,
 };
-use crate::config::{Class, Config, Stance};
+use crate::config::{Class, Config, Mode, Stance};
 
 /// The detector, the talkers, and which number each VIP has.
 #[derive(Clone, Debug)]
@@ -148,11 +148,58 @@ fn baseline_of(key: &str) -> Option<(Option<String>, u8)> {
     Some((Some(name.to_owned()).filter(|name| !name.is_empty()), class))
 }
 
-/// What is done for a VIP: what its policy says, or else `[detect]`.
+/// What is done for a VIP: what its policy says, or else `[detect]`; and no more than to advise where a policy only counts.
 fn stance(config: &Config, vip: &crate::config::Vip) -> Stance {
-    let policy = vip.policy.as_ref().and_then(|name| {
-        let policy = config.policies.iter().find(|policy| policy.name == *name);
-        policy?.detect
-    });
-    policy.unwrap_or(config.detect.mode)
+    let policy = vip
+        .policy
+        .as_ref()
+        .and_then(|name| config.policies.iter().find(|policy| policy.name == *name));
+    let wanted = policy.and_then(|policy| policy.detect);
+    let wanted = wanted.unwrap_or(config.detect.mode);
+    match (policy.map(|policy| policy.mode), wanted) {
+        (Some(Mode::Monitor), Stance::Enforce) => Stance::Advise,
+        _ => wanted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_only_counts_has_detection_advise() {
+        let parse = |mode: &str, detect: &str| {
+            let text = format!(
+                r#"
+[pop]
+name = "ams"
+id = 1
+[dataplane]
+interfaces = ["eth0"]
+[detect]
+mode = "enforce"
+[[policy]]
+name = "web"
+mode = "{mode}"
+detect = "{detect}"
+[[pool]]
+name = "web"
+health = {{ kind = "none" }}
+backend = [{{ address = "10.0.0.1" }}]
+[[vip]]
+name = "web"
+address = "192.0.2.10"
+protocol = "tcp"
+pool = "web"
+forward = "ipip"
+policy = "web"
+"#
+            );
+            let config = crate::config::parse(&text, "sluice.toml").unwrap();
+            stance(&config, &config.vips[0])
+        };
+        assert_eq!(parse("enforce", "enforce"), Stance::Enforce);
+        assert_eq!(parse("monitor", "enforce"), Stance::Advise);
+        assert_eq!(parse("monitor", "off"), Stance::Off);
+    }
 }

@@ -46,6 +46,17 @@ fn mitigations(lab: &Lab) -> Vec<Value> {
     lab.node().items("mitigations")
 }
 
+/// Rules that detection has set.
+fn rules(lab: &Lab) -> Vec<Value> {
+    lab.node().items("rules --origin detection")
+}
+
+/// What they have dropped.
+fn dropped(lab: &Lab) -> u64 {
+    let dropped = |rule: &Value| rule["dropped_packets"].as_u64().unwrap();
+    rules(lab).iter().map(dropped).sum()
+}
+
 #[test]
 fn a_flood_is_found_within_a_second_told_and_held() {
     let lab = lab();
@@ -121,15 +132,10 @@ fn detection_sets_a_rule_that_drops_a_flood_and_takes_it_away_when_it_is_reverte
         .frames()
         .udp_flood(ATTACKER.parse().unwrap(), 4096);
     let flood = Flood::start(lab.uplink_sender(), frames);
-    let rules = || lab.node().items("rules --origin detection");
-    let dropped = || -> u64 {
-        let dropped = |rule: &Value| rule["dropped_packets"].as_u64().unwrap();
-        rules().iter().map(dropped).sum()
-    };
     within(Duration::from_secs(10), "a rule drops the flood", || {
-        dropped() > 1_000
+        dropped(&lab) > 1_000
     });
-    let set = rules();
+    let set = rules(&lab);
     println!("{set:#?}");
     assert_eq!(set[0]["mode"], "enforce");
     assert_eq!(set[0]["vip"], "dns4");
@@ -158,7 +164,44 @@ fn detection_sets_a_rule_that_drops_a_flood_and_takes_it_away_when_it_is_reverte
     lab.sluice(&format!("mitigation revert {}", mitigation["id"]))
         .succeeds();
     within(Duration::from_secs(5), "the rule is gone", || {
-        rules().iter().all(|rule| rule["id"] != set[0]["id"])
+        rules(&lab).iter().all(|rule| rule["id"] != set[0]["id"])
     });
     flood.stop();
+}
+
+#[test]
+fn pulses_of_a_flood_meet_what_the_first_one_raised() {
+    let lab = lab();
+    datagrams(&lab, Duration::from_secs(12));
+    let frames = lab
+        .node()
+        .frames()
+        .udp_flood(ATTACKER.parse().unwrap(), 4096);
+    let pulse = || {
+        let before = dropped(&lab);
+        let flood = Flood::start(lab.uplink_sender(), frames.clone());
+        let began = Instant::now();
+        within(Duration::from_secs(10), "a rule drops the flood", || {
+            dropped(&lab) > before
+        });
+        let took = began.elapsed();
+        sleep(Duration::from_secs(1));
+        flood.stop();
+        took
+    };
+    let first = pulse();
+    let raised = mitigations(&lab).len();
+    let later = [(); 3].map(|()| {
+        sleep(Duration::from_secs(2));
+        pulse()
+    });
+    println!("first drop after {first:?}, then {later:?}");
+    assert!(first < Duration::from_secs(1), "{first:?}");
+    assert!(
+        later.iter().all(|took| *took < Duration::from_millis(200)),
+        "{later:?}"
+    );
+    assert_eq!(mitigations(&lab).len(), raised, "nothing more is needed");
+    let client = lab.client(0);
+    assert!((0..3).any(|_| client.udp_ask(DNS_V4, b"good").is_ok()));
 }

@@ -183,13 +183,12 @@ fn joined(mut ranges: Vec<(u128, u128)>) -> Vec<(u128, u128)> {
 
 /// The country of a record: as GeoIP2 and DB-IP have it, or as IPinfo.
 fn country(of: &Values<'_>, record: usize) -> Result<Option<Country>, Damage> {
-    let code = match of.find(record, "country")? {
-        Some(country) => of.find(country, "iso_code")?,
-        None => None,
-    };
-    let code = match code {
+    let code = match of.find(record, "country_code")? {
         Some(code) => Some(code),
-        None => of.find(record, "country_code")?,
+        None => match of.find(record, "country")? {
+            Some(country) => of.find(country, "iso_code")?.or(Some(country)),
+            None => None,
+        },
     };
     let text = match code {
         Some(code) => of.text(code)?,

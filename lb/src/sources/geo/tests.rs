@@ -138,6 +138,12 @@ fn other_makers_records_are_read() {
     lite.put("192.0.2.0/24".parse().unwrap(), record);
     let found = ask(&places(&["KP"], &[64_500]), &[("lite.mmdb", &lite.bytes())]);
     assert_eq!(found.unwrap(), members(&["192.0.2.0/24"]));
+
+    let mut older = Writer::new("ipinfo country", 32, 6);
+    let record = older.record(&Value::Map(vec![("country", Value::Text("KP"))]));
+    older.put("192.0.2.0/24".parse().unwrap(), record);
+    let found = ask(&places(&["KP"], &[]), &[("older.mmdb", &older.bytes())]);
+    assert_eq!(found.unwrap(), members(&["192.0.2.0/24"]));
 }
 
 #[test]
