@@ -2,17 +2,15 @@
 
 use std::{thread::sleep, time::Duration};
 
-use sluice_tests::{Conn, DNS_V4, Flood, Lab, WEB_V4, WEB_V6, eventually, within};
+use sluice_tests::{Conn, DNS_V4, Flood, Lab, LabBuilder, WEB_V4, WEB_V6, eventually, within};
 
 const ATTACKER: &str = "198.51.100.0/24";
 
 /// Client 0 is good; client 1 is in the attacker's prefix.
-fn lab() -> Lab {
+fn lab() -> LabBuilder {
     Lab::new()
-        .alone()
         .client(&["198.18.0.0/15", "3fff::/20"])
         .client(&[ATTACKER, "2001:db8:bad::/48"])
-        .start()
 }
 
 fn add(lab: &Lab, rule: &str) -> serde_json::Value {
@@ -22,7 +20,7 @@ fn add(lab: &Lab, rule: &str) -> serde_json::Value {
 
 #[test]
 fn a_flood_is_dropped_by_a_rule_and_others_are_served() {
-    let lab = lab();
+    let lab = lab().alone().start();
     let mut conns: Vec<Conn> = [WEB_V4, WEB_V6]
         .iter()
         .cycle()
@@ -64,7 +62,7 @@ fn a_flood_is_dropped_by_a_rule_and_others_are_served() {
 
 #[test]
 fn a_preview_tells_what_a_rule_would_have_meant() {
-    let lab = lab();
+    let lab = lab().alone().start();
     let preview = |rule: &str| {
         let words = ["rule", "preview", rule, "--json"];
         lab.node().sluice_words(&words).succeeds().json()
@@ -115,7 +113,7 @@ fn a_preview_tells_what_a_rule_would_have_meant() {
 
 #[test]
 fn a_rule_in_monitor_mode_counts_and_explain_names_it() {
-    let lab = lab();
+    let lab = lab().start();
     add(&lab, "proto udp; dport 53 -> drop; monitor");
     assert!(lab.client(0).is_served());
     let rule = &lab.node().items("rules")[0];
@@ -129,7 +127,7 @@ fn a_rule_in_monitor_mode_counts_and_explain_names_it() {
 
 #[test]
 fn rules_survive_the_daemon_and_lines_that_are_none_are_named() {
-    let lab = lab();
+    let lab = lab().start();
     let file = lab.node().state_dir().join("rules.txt");
     std::fs::write(
         &file,

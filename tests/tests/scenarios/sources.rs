@@ -2,7 +2,9 @@
 
 use std::{fmt::Write as _, net::Ipv4Addr, path::PathBuf, time::Duration};
 
-use sluice_tests::{Conn, DNS_V4, DNS_V6, Flood, Lab, WEB_V4, WEB_V6, eventually, within};
+use sluice_tests::{
+    Conn, DNS_V4, DNS_V6, Flood, Lab, LabBuilder, WEB_V4, WEB_V6, eventually, within,
+};
 
 use writer::Writer;
 
@@ -13,12 +15,10 @@ const ATTACKER: &str = "198.51.100.0/24";
 const ATTACKER_V6: &str = "2001:db8:bad::/48";
 
 /// Client 0 is good; client 1 is in the attacker's prefixes.
-fn lab() -> Lab {
+fn lab() -> LabBuilder {
     Lab::new()
-        .alone()
         .client(&["198.18.0.0/15", "3fff::/20"])
         .client(&[ATTACKER, ATTACKER_V6])
-        .start()
 }
 
 fn write(lab: &Lab, name: &str, text: &str) -> PathBuf {
@@ -36,7 +36,7 @@ fn is_denied(lab: &Lab, client: usize) -> bool {
 
 #[test]
 fn a_flood_from_a_list_is_dropped_and_others_are_served() {
-    let lab = lab();
+    let lab = lab().alone().start();
     let mut conns: Vec<Conn> = [WEB_V4, WEB_V6]
         .iter()
         .cycle()
@@ -96,7 +96,7 @@ fn a_flood_from_a_list_is_dropped_and_others_are_served() {
 
 #[test]
 fn a_list_with_a_bad_line_is_refused_whole_or_without_that_line() {
-    let lab = lab();
+    let lab = lab().start();
     let mut list = String::new();
     for n in 0..2_000u32 {
         _ = writeln!(list, "{}", Ipv4Addr::from_bits(0x0b00_0000 + n * 300));
@@ -127,7 +127,7 @@ fn a_list_with_a_bad_line_is_refused_whole_or_without_that_line() {
 
 #[test]
 fn entries_survive_the_daemon_and_end_when_their_time_is_over() {
-    let lab = lab();
+    let lab = lab().start();
     let node = lab.node();
     node.sluice(&format!("deny add {ATTACKER} {ATTACKER_V6}"))
         .succeeds();
@@ -157,7 +157,7 @@ fn entries_survive_the_daemon_and_end_when_their_time_is_over() {
 
 #[test]
 fn sets_of_the_config_follow_a_reload_and_a_bad_file_is_refused() {
-    let lab = lab();
+    let lab = lab().start();
     let file = write(
         &lab,
         "scanners.txt",
@@ -204,7 +204,7 @@ fn databases(lab: &Lab, is_known: bool) -> [PathBuf; 2] {
 
 #[test]
 fn a_country_is_denied_as_its_database_tells_by_config_and_by_command() {
-    let lab = lab();
+    let lab = lab().start();
     let node = lab.node();
     let [country, asn] = databases(&lab, true);
     let mut config = lab.config();
@@ -249,7 +249,7 @@ fn a_country_is_denied_as_its_database_tells_by_config_and_by_command() {
 
 #[test]
 fn a_set_of_one_vip_denies_nothing_to_others() {
-    let lab = lab();
+    let lab = lab().start();
     let node = lab.node();
     node.sluice(&format!("deny add {ATTACKER} {ATTACKER_V6} --vip dns4"))
         .succeeds();
