@@ -126,7 +126,8 @@ pub(crate) fn wrong_checksums(family: Family) -> Vec<Row> {
     rows.collect()
 }
 
-fn stats(rig: &Rig, packet: &Packet) -> ChallengeStats {
+/// What became of the SYNs of the VIP that takes a packet.
+pub(crate) fn stats(rig: &Rig, packet: &Packet) -> ChallengeStats {
     let words = rig.sum::<{ size_of::<ChallengeStats>() / 8 }>(
         maps::CHALLENGE_STATS,
         vip_of(rig, packet).into(),

@@ -6,24 +6,23 @@ use etherparse::TcpSlice;
 use sluice::{dataplane::RuleInForce, rules::RuleSpec};
 use sluice_ebpf::{
     abi::{
-        Challenge, ChallengeStats, DropReason, FILTER_OUT_OF_STATE, JIFFY_BITS, Limiter,
-        SYN_ALWAYS, SYN_AUTO, SYN_COOKIE, SYN_MONITOR, maps,
+        Challenge, DropReason, FILTER_OUT_OF_STATE, JIFFY_BITS, Limiter, SYN_ALWAYS, SYN_AUTO,
+        SYN_COOKIE, SYN_MONITOR, maps,
     },
     cookie::{MSS_V4, MSS_V6},
 };
 
 use crate::{
-    challenge::{summed, with_sequence},
+    challenge::{stats, summed, with_sequence},
     decode::numbers,
     flows::{entry, goes_to, vip_of},
-    packet::{ACK, DOT1AD, DOT1Q, FIN, Family, PSH, Packet, RST, SYN, client, vip},
+    packet::{ACK, DOT1AD, DOT1Q, ECE, FIN, Family, PSH, Packet, RST, SYN, client, vip},
     rig::{Action, Rig},
     table::{Expect, Row, check_all, check_cuts, check_once},
     world::{self, backend},
 };
 
 const INITIAL: u32 = 0xffff_fff7;
-const ECE: u8 = 64;
 const CWR: u8 = 128;
 
 /// As Linux, Windows and macOS offer, and less.
@@ -115,14 +114,6 @@ fn is_refused(rig: &mut Rig, packet: &Packet, why: &str) {
     let drop = Expect::Drop(DropReason::Cookie);
     let row = Row::new(why, packet.clone(), drop);
     check_once(rig, &row).unwrap_or_else(|error| panic!("{why}: {error:#}"));
-}
-
-fn stats(rig: &Rig, packet: &Packet) -> ChallengeStats {
-    let words = rig.sum::<{ size_of::<ChallengeStats>() / 8 }>(
-        maps::CHALLENGE_STATS,
-        vip_of(rig, packet).into(),
-    );
-    bytemuck::cast(words)
 }
 
 #[test]

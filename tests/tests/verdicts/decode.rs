@@ -10,7 +10,7 @@ use etherparse::{
 use sluice_ebpf::abi::{Backend, Forward};
 
 use crate::{
-    packet::{ACK, FIN, Family, OUR_MAC, Packet, ROUTER_MAC, RST, SYN, l4_checksum},
+    packet::{ACK, ECE, FIN, Family, OUR_MAC, Packet, ROUTER_MAC, RST, SYN, l4_checksum},
     world::{ANSWER, SPREAD, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6},
 };
 
@@ -312,15 +312,8 @@ pub(crate) fn challenge(syn: &Packet, out: &[u8]) -> Result<()> {
     expected.payload[4..8].copy_from_slice(&sequence.to_be_bytes());
     expected.payload[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
     expected.payload[12] = if mss.is_empty() { 0x50 } else { 0x60 };
-    expected.payload[14..18].fill(0);
-    let (from, to, protocol) = (expected.from, expected.to, expected.protocol);
-    let checksum = l4_checksum(from, to, protocol, &expected.payload);
-    expected.payload[16..18].copy_from_slice(&checksum.to_be_bytes());
-
-    let length = expected.frame().len();
-    ensure!(out.len() <= syn.frame().len(), "longer than the SYN");
-    ensure!(out.len() <= length.max(60), "{} bytes", out.len());
-    answered(&expected, out.get(..length).context("too short")?)
+    expected.payload[14..16].fill(0);
+    answers(syn, expected, out)
 }
 
 /// The answer to a SYN that a backend would send, which is to say what [`ANSWER`] does, as far as the client offers it. Behind it
@@ -368,6 +361,12 @@ pub(crate) fn cookie(syn: &Packet, out: &[u8]) -> Result<()> {
     expected.payload[8..12].copy_from_slice(&next.to_be_bytes());
     expected.payload[12] = answer.data_offset() << 4;
     expected.payload[14..16].copy_from_slice(&ANSWER.window.to_be_bytes());
+    answers(syn, expected, out)
+}
+
+/// The answer to a SYN, whose checksum is still to be made: no longer than that, and behind it at most what fills the
+/// shortest frame.
+fn answers(syn: &Packet, mut expected: Packet, out: &[u8]) -> Result<()> {
     expected.payload[16..18].fill(0);
     let (from, to, protocol) = (expected.from, expected.to, expected.protocol);
     let checksum = l4_checksum(from, to, protocol, &expected.payload);
@@ -378,8 +377,6 @@ pub(crate) fn cookie(syn: &Packet, out: &[u8]) -> Result<()> {
     ensure!(out.len() <= length.max(60), "{} bytes", out.len());
     answered(&expected, out.get(..length).context("too short")?)
 }
-
-const ECE: u8 = 64;
 
 /// The options of a TCP header that are about the handshake.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -17,6 +17,7 @@ pub(crate) const SYN: u8 = 2;
 pub(crate) const RST: u8 = 4;
 pub(crate) const PSH: u8 = 8;
 pub(crate) const ACK: u8 = 16;
+pub(crate) const ECE: u8 = 64;
 
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
