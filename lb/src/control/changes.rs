@@ -350,11 +350,7 @@ impl<P: Dataplane> Control<P> {
                     format!("the config has no backend {name}; `sluice backends` lists them")
                 })
             }
-            Drain::Vip(name) => {
-                let known = config.vips.iter().any(|vip| vip.name == *name);
-                (!known)
-                    .then(|| format!("the config has no VIP `{name}`; `sluice vips` lists them"))
-            }
+            Drain::Vip(name) => self.check_vip(Some(name)).err(),
             Drain::Pop(name) => (config.pop.name != *name)
                 .then(|| format!("this is the PoP `{}`, not `{name}`", config.pop.name)),
         };
