@@ -26,6 +26,13 @@ pub fn hash2(key: &[u64; 4], a: u64, b: u64) -> u64 {
     finish(round(x ^ b, key[2], key[3]))
 }
 
+/// Hash of a hash and another word, which need not be spread once more.
+#[inline(always)]
+#[must_use]
+pub fn again(key: &[u64; 4], hash: u64, word: u64) -> u64 {
+    round(hash ^ word, key[0], key[1])
+}
+
 /// Hash of four words.
 #[inline(always)]
 #[must_use]

@@ -183,6 +183,9 @@ pub struct Search {
     pub entries: [u32; ENTRIES],
     /// The rules that mean it, in the words that [`find`] names.
     pub meant: [u64; WORDS],
+    /// See [`forget`].
+    pub words: u32,
+    pub pad: u32,
 }
 
 #[inline(always)]
@@ -222,6 +225,7 @@ pub fn find(
         asked,
         entries,
         meant,
+        ..
     } = search;
     let mut summary = read(&tables.summary);
     macro_rules! field {
@@ -470,6 +474,15 @@ pub fn read(word: &u32) -> u32 {
 fn read64(word: &u64) -> u64 {
     // SAFETY: a reference is valid.
     unsafe { core::ptr::from_ref(word).read_volatile() }
+}
+
+/// A number by way of a map's value: what the verifier has learned of it is no longer known.
+#[inline(always)]
+#[must_use]
+pub fn forget(word: &mut u32, number: u32) -> u32 {
+    // SAFETY: a reference is valid.
+    unsafe { core::ptr::from_mut(word).write_volatile(number) };
+    read(word)
 }
 
 #[inline(always)]

@@ -109,8 +109,11 @@ pub(crate) fn run_lab_program(name: &str, arguments: &[String]) -> Result<ExitCo
         name,
     ];
     run_cargo(&[&build[..], &packages].concat())?;
-    let program = workspace().join("target/release").join(name);
+    let built = workspace().join("target/release");
+    let program = built.join(name);
+    let daemon = env::var_os("SLUICE_BIN").unwrap_or_else(|| built.join("sluice").into());
     let error = machine::command(&program.to_string_lossy())
+        .env("SLUICE_BIN", daemon)
         .args(arguments)
         .exec();
     Err(error).with_context(|| format!("cannot run {}", program.display()))

@@ -48,9 +48,8 @@ pub fn meet_syn(packet: &Packet<'_>, flow: u64, by: By) -> Result<(), Verdict> {
     let what = Where::of(packet).pack() | u64::from(mode) << MODE_SHIFT;
     let answered = match sluice_challenge_syn(packet.context, what, flow, packet.jiffies) {
         LET_IN => return Ok(()),
-        BAD_CHECKSUM => false,
-        _ if what & COOKIE != 0 => cookie::answer(packet, what),
-        base => sluice_challenge_send(packet.context, what, base),
+        WANTS_COOKIE => cookie::answer(packet, what),
+        ended => ended == ANSWERED,
     };
     Err(if answered {
         Verdict::Reply
@@ -98,14 +97,17 @@ fn is_on(packet: &Packet<'_>) -> bool {
     syn & SYN_COOKIE == 0 && (syn != 0 || packet.settings.rules & RULES_CHALLENGE != 0)
 }
 
-/// What `sluice_challenge_syn` returns if a SYN is not to be answered.
-const LET_IN: u64 = 0;
-const BAD_CHECKSUM: u64 = 1;
+/// What `sluice_challenge_syn` returns.
+const LET_IN: u32 = 0;
+const BAD_CHECKSUM: u32 = 1;
+const ANSWERED: u32 = 2;
+const WANTS_COOKIE: u32 = 3;
 
 /// Every so many SYNs of a CPU are charged at once to the rate that all share: its line would go from CPU to CPU for each.
 const CHARGED_AT_ONCE: u64 = 16;
 /// Segments of more bytes are no SYNs that anybody sends.
-const LONGEST_SYN_BYTES: u32 = 1600;
+const LONGEST_SYN_BYTES: usize = 1600;
+const HEADER_BYTES: usize = size_of::<TcpHeader>();
 /// The option of the answer, as far as it is asked for: the segment size of Ethernet.
 const MSS_V4: u32 = u32::from_le_bytes([2, 4, 0x05, 0xb4]);
 const MSS_V6: u32 = u32::from_le_bytes([2, 4, 0x05, 0xa0]);
@@ -165,11 +167,10 @@ impl Where {
 const MODE_SHIFT: u32 = 56;
 const COOKIE: u64 = (SYN_COOKIE as u64) << MODE_SHIFT;
 
-/// What the challenge of a SYN is made from; or that there is none, for its source is proven, it came again, or its checksum
-/// is wrong. Where it is to be a cookie: any other number.
+/// Challenges a SYN; or tells that its source is proven, that it came again, that its checksum is wrong, or that a cookie is
+/// to be its answer.
 ///
-/// A global function, like those below: the verifier follows it once, not once for each way to reach it. What writes the
-/// answer is another, because what a function keeps on the stack adds up to that of who calls it.
+/// A global function, like those below: the verifier follows it once, not once for each way to reach it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sluice_challenge_syn(
@@ -177,7 +178,7 @@ pub extern "C" fn sluice_challenge_syn(
     what: u64,
     flow: u64,
     jiffies: u64,
-) -> u64 {
+) -> u32 {
     let at = Where::unpack(what);
     if !is_due(context, &at, (what >> MODE_SHIFT) as u32, jiffies) {
         return LET_IN;
@@ -192,14 +193,26 @@ pub extern "C" fn sluice_challenge_syn(
         return BAD_CHECKSUM;
     }
     if what & COOKIE != 0 {
-        return COOKIE;
+        return WANTS_COOKIE;
     }
     let base = if at.v6 {
         base::<Ipv6Header>(context, &at, flow, jiffies)
     } else {
         base::<Ipv4Header>(context, &at, flow, jiffies)
     };
-    base.unwrap_or(BAD_CHECKSUM)
+    let base = match base {
+        Some(LET_IN_BASE) => return LET_IN,
+        Some(base) => base,
+        None => return BAD_CHECKSUM,
+    };
+    // Taken apart anew, as frames are read anew: what is kept meanwhile takes room on the stack.
+    let at = Where::unpack(hide(what as usize) as u64);
+    let sent = if at.v6 {
+        send::<Ipv6Header>(context, &at, base)
+    } else {
+        send::<Ipv4Header>(context, &at, base)
+    };
+    if sent.is_some() { ANSWERED } else { BAD_CHECKSUM }
 }
 
 /// Whether a SYN is to be answered.
@@ -246,19 +259,6 @@ fn is_due(context: *mut xdp_md, at: &Where, mode: u32, jiffies: u64) -> bool {
         }
     }
     !proven
-}
-
-/// Answers a SYN.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn sluice_challenge_send(context: *mut xdp_md, what: u64, base: u64) -> bool {
-    let at = Where::unpack(what);
-    let sent = if at.v6 {
-        send::<Ipv6Header>(context, &at, base)
-    } else {
-        send::<Ipv4Header>(context, &at, base)
-    };
-    sent.is_some()
 }
 
 /// What both families' headers tell.
@@ -364,7 +364,7 @@ fn base<H: Header>(context: *mut xdp_md, at: &Where, flow: u64, jiffies: u64) ->
         if !explaining() {
             stats(at)?.again += 1;
         }
-        return Some(LET_IN);
+        return Some(LET_IN_BASE);
     }
     // Read anew: what is kept meanwhile takes room on the stack.
     let frame = frame(context);
@@ -372,6 +372,8 @@ fn base<H: Header>(context: *mut xdp_md, at: &Where, flow: u64, jiffies: u64) ->
     let epoch = challenge::epoch(jiffies, EPOCH_SHIFT.load());
     Some(challenge::base(&settings.challenge_key, &tuple, epoch))
 }
+
+const LET_IN_BASE: u64 = 0;
 
 #[inline(always)]
 fn send<H: Header>(context: *mut xdp_md, at: &Where, base: u64) -> Option<()> {
@@ -494,7 +496,7 @@ fn change_proof(
 /// noted, so that the next one is known.
 #[inline(always)]
 fn came_again(settings: &Settings, at: &Where, sequence: u32, flow: u64, jiffies: u64) -> bool {
-    let hash = hash::hash2(&settings.local_key, flow, u64::from(sequence));
+    let hash = hash::again(&settings.local_key, flow, u64::from(sequence));
     let Some(place) = CHALLENGED.get_ptr_mut(hash as u32 & (CHALLENGED_SYNS / 2 - 1)) else {
         return false;
     };
@@ -554,9 +556,12 @@ const fn fold_once(sum: u64) -> u64 {
 fn segment_sum(context: *mut xdp_md, at: &Where) -> u64 {
     let frame = frame(context);
     let (offset, bytes) = (at.l4_offset, at.segment_bytes as usize);
-    let mut sum = 0;
-    let mut at = 0;
-    for _ in 0..LONGEST_SYN_BYTES / 8 {
+    let Some(header) = frame.read::<[u32; HEADER_BYTES / 4]>(offset) else {
+        return 0;
+    };
+    let mut sum = header.into_iter().map(u64::from).sum();
+    let mut at = HEADER_BYTES;
+    for _ in 0..(LONGEST_SYN_BYTES - HEADER_BYTES) / 8 {
         if at + 8 > bytes {
             break;
         }
@@ -566,13 +571,13 @@ fn segment_sum(context: *mut xdp_md, at: &Where) -> u64 {
         sum += sum64(word);
         at += 8;
     }
-    let rest = bytes - at;
-    if rest != 0 && bytes >= 8 {
+    let rest = bytes.wrapping_sub(at);
+    if rest != 0 {
         // The last eight bytes, without those that were summed up.
-        let Some(word) = frame.read::<u64>(offset + bytes - 8) else {
+        let Some(word) = frame.read::<u64>((offset + bytes).wrapping_sub(8)) else {
             return 0;
         };
-        sum += sum64(word >> ((8 - rest) * 8 & 63));
+        sum += sum64(word >> (8usize.wrapping_sub(rest) * 8 & 63));
     }
     sum
 }

@@ -8,7 +8,7 @@ use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_load_bytes};
 use super::{
     Verdict, again, count,
     limits::{charge, would_admit},
-    maps::{RULE_COUNTS, RULE_SEARCH, RULE_TABLES, RULES, explaining, settings},
+    maps::{RULE_COUNTS, RULE_SEARCH, RULE_TABLES, RULES, explaining},
     sample, sources,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     packet::{self, Fragment, Frame, Ip, Ipv4Header, Transport},
     rules::{
         self, Asked, DONT_FRAGMENT, FIRST_FRAGMENT, IS_FRAGMENT, LAST_FRAGMENT, RuleAction,
-        RuleTables, WORDS, icmp_kind, plain_kind, tcp_kind,
+        RuleTables, Search, WORDS, icmp_kind, plain_kind, tcp_kind,
     },
 };
 
@@ -92,15 +92,13 @@ pub fn check(packet: &Meets<'_>) -> Result<Ruled, Verdict> {
         | u64::from(monitor) << MONITOR_SHIFT
         | u64::from(matches!(packet.class, Class::Syn)) << SYN_SHIFT;
     let l4 = u64::from(ports) | u64::from(byte) << BYTE_SHIFT | transport << TRANSPORT_SHIFT;
-    let words = sluice_rule_find(packet.context, what, l4);
-    if words & WORD_BITS == 0 {
-        return Ok(Ruled::On);
-    }
-    let about = what & ABOUT;
-    let mut done = sluice_rule_first(about, words, packet.jiffies);
+    let generation = u64::from(again(packet.settings).rules & RULES_GENERATION);
+    let about = what & ABOUT | generation << GENERATION_SHIFT;
+    let first = sluice_rule_find(packet.context, what, l4, about, packet.jiffies);
+    let mut done = (first >> FIRST_SHIFT) as u32;
     if done & MORE != 0 {
         let about = about | u64::from(done) << DONE_SHIFT;
-        done = sluice_rule_obey(about, words, packet.jiffies);
+        done = sluice_rule_obey(about, first as u32, packet.jiffies);
     }
     if done & SAMPLE != 0 {
         sample_now(packet.context, packet.vip_index);
@@ -145,12 +143,19 @@ const SAMPLE: u32 = 16;
 /// It goes on to the next rule that means it.
 const MORE: u32 = 32;
 
-/// Finds the words in which rules mean the packet, and tells from [`GENERATION_SHIFT`] on which generation they are of.
+/// Finds the rules that mean the packet, and has the first of them do what it says: mostly there is no other. Returns what it did
+/// from [`FIRST_SHIFT`] on, and below that for [`sluice_rule_obey`] the words in which there are some, and their generation.
 ///
 /// A global function, as those below: the verifier follows it once, not once for each way to reach it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sluice_rule_find(context: *mut xdp_md, what: u64, l4: u64) -> u32 {
+pub extern "C" fn sluice_rule_find(
+    context: *mut xdp_md,
+    what: u64,
+    l4: u64,
+    about: u64,
+    jiffies: u64,
+) -> u64 {
     let Some(search) = RULE_SEARCH.get_ptr_mut(0) else {
         return 0;
     };
@@ -159,8 +164,8 @@ pub extern "C" fn sluice_rule_find(context: *mut xdp_md, what: u64, l4: u64) -> 
     if ask(&frame(context), what, l4, &mut search.asked).is_none() {
         return 0;
     }
-    let generation = settings().map_or(0, |settings| settings.rules & RULES_GENERATION);
-    let Some(tables) = tables(generation << GENERATION_SHIFT) else {
+    let generation = about as u32 & RULES_GENERATION << GENERATION_SHIFT;
+    let Some(tables) = tables(generation) else {
         return 0;
     };
     let flow = if what >> ESTABLISHED_SHIFT & 1 != 0 {
@@ -171,24 +176,29 @@ pub extern "C" fn sluice_rule_find(context: *mut xdp_md, what: u64, l4: u64) -> 
     let words = rules::find(tables, search, flow, |at, bytes| {
         payload(context, at, bytes)
     });
-    words | generation << GENERATION_SHIFT
+    // By way of the map, so that the verifier follows the rest once, not once for each way that leads here.
+    let words = rules::forget(&mut search.words, words | generation);
+    if words & WORD_BITS == 0 {
+        return 0;
+    }
+    let done = obey_first(tables, search, words, about, jiffies);
+    u64::from(words) | u64::from(done) << FIRST_SHIFT
 }
 
-/// In what this returns.
+/// In what this returns, and in its argument `about`.
 const GENERATION_SHIFT: u32 = 16;
 const WORD_BITS: u32 = (1 << GENERATION_SHIFT) - 1;
+const FIRST_SHIFT: u32 = 32;
 
-/// Has the first rule that means the packet do what it says.
-///
-/// By itself, for mostly there is no other, and it needs no call of another function.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn sluice_rule_first(about: u64, words: u32, jiffies: u64) -> u32 {
-    let (Some(tables), Some(search)) = (tables(words), RULE_SEARCH.get_ptr_mut(0)) else {
-        return ON;
-    };
-    // SAFETY: a value of a per-CPU map.
-    let search = unsafe { &mut *search };
+/// Has the first rule that means the packet do what it says, and takes it from those that are left.
+#[inline(always)]
+fn obey_first(
+    tables: &RuleTables,
+    search: &mut Search,
+    words: u32,
+    about: u64,
+    jiffies: u64,
+) -> u32 {
     let word = lowest(u64::from(words)) as usize;
     let bits = rules::pick(&search.meant, word);
     let rest = bits & bits.wrapping_sub(1);
