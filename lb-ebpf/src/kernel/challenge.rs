@@ -212,7 +212,11 @@ pub extern "C" fn sluice_challenge_syn(
     } else {
         send::<Ipv4Header>(context, &at, base)
     };
-    if sent.is_some() { ANSWERED } else { BAD_CHECKSUM }
+    if sent.is_some() {
+        ANSWERED
+    } else {
+        BAD_CHECKSUM
+    }
 }
 
 /// Whether a SYN is to be answered.

@@ -23,8 +23,8 @@ use sluice_ebpf::{
     abi::{
         ANY_VIP, AddressEntry, BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Challenge,
         ChallengeStats, Class, DROP_REASONS, DropReason, EXACT_ESTABLISHED, EXACT_V4, Forward,
-        Generation, Limit, Limiter, Policy, SKETCH_PAGE_CELLS, SLOTS_PER_WORD, SYN_ALWAYS, Service,
-        Settings, VIP_CLASSES_SHIFT, Vip, VipStats,
+        Generation, Limit, Limiter, Policy, SKETCH_PAGE_CELLS, SLOTS_PER_WORD, SYN_ALWAYS,
+        SYN_COOKIE, Service, Settings, VIP_CLASSES_SHIFT, Vip, VipStats,
     },
     exact::{v4_filter, v4_index},
     flow::{self, Flow, State, WAYS},
@@ -50,10 +50,12 @@ pub(crate) enum Target {
     GueV6 = 8,
     /// Its SYNs are challenged.
     Challenged = 9,
+    /// Its SYNs are answered with cookies.
+    Cookies = 10,
 }
 
 impl Target {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Tcp,
         Self::Udp,
         Self::NoLimits,
@@ -63,6 +65,7 @@ impl Target {
         Self::Limited,
         Self::GueV6,
         Self::Challenged,
+        Self::Cookies,
     ];
 
     pub(crate) const fn number(self) -> u16 {
@@ -94,7 +97,7 @@ impl Target {
 
     fn policy(self) -> u16 {
         match self {
-            Self::NoLimits | Self::Challenged => 0,
+            Self::NoLimits | Self::Challenged | Self::Cookies => 0,
             Self::Limited => STRICT,
             _ => STANDARD,
         }
@@ -134,6 +137,7 @@ pub(crate) struct Counters {
     pub(crate) over_limit: u64,
     pub(crate) by_rule: u64,
     pub(crate) challenged: u64,
+    pub(crate) cookies: u64,
     pub(crate) denied: u64,
 }
 
@@ -149,6 +153,7 @@ impl Counters {
             over_limit: self.over_limit - before.over_limit,
             by_rule: self.by_rule - before.by_rule,
             challenged: self.challenged - before.challenged,
+            cookies: self.cookies - before.cookies,
             denied: self.denied - before.denied,
         }
     }
@@ -373,7 +378,9 @@ impl Balancer {
             .context("CHALLENGE_STATS")?;
         let stats = PerCpuArray::<_, [u64; size_of::<ChallengeStats>() / 8]>::try_from(map)?;
         for &words in stats.get(&vip.into(), 0)?.iter() {
-            sum.challenged += bytemuck::cast::<_, ChallengeStats>(words).sent.packets;
+            let stats: ChallengeStats = bytemuck::cast(words);
+            sum.challenged += stats.sent.packets;
+            sum.cookies += stats.cookies.packets;
         }
         Ok(sum)
     }
@@ -402,7 +409,7 @@ impl Balancer {
         for target in Target::ALL {
             let flows = match target {
                 Target::Tcp | Target::Udp => self.table.flows,
-                Target::NoLimits | Target::Limited | Target::Challenged => 0,
+                Target::NoLimits | Target::Limited | Target::Challenged | Target::Cookies => 0,
                 _ => 1,
             };
             for number in 0..flows {
@@ -625,7 +632,7 @@ fn generation() -> Generation {
             taken.dedup();
             taken.len() == Target::ALL.len()
         })
-        .expect("nine of 64 slots are free of collisions under some seed")
+        .expect("ten of 64 slots are free of collisions under some seed")
 }
 
 fn address_slot(generation: &Generation, target: Target) -> u32 {
@@ -650,10 +657,10 @@ fn write_vips(ebpf: &mut Ebpf) -> Result<()> {
             mtu_bytes: 1500,
             flags: classes << VIP_CLASSES_SHIFT,
             sanity_enforce: sanity::ENFORCED_BY_DEFAULT,
-            syn: if target == Target::Challenged {
-                SYN_ALWAYS
-            } else {
-                0
+            syn: match target {
+                Target::Challenged => SYN_ALWAYS,
+                Target::Cookies => SYN_ALWAYS | SYN_COOKIE,
+                _ => 0,
             },
             ..Vip::zeroed()
         };

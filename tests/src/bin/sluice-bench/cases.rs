@@ -75,6 +75,7 @@ pub(crate) enum Path {
     Echo,
     /// A SYN that is answered.
     Challenge,
+    Cookie,
 }
 
 impl Path {
@@ -118,6 +119,7 @@ impl Path {
             Self::NotVip => counted.pass,
             Self::Echo => counted.tx,
             Self::Challenge => counted.challenged,
+            Self::Cookie => counted.cookies,
         }
     }
 }
@@ -134,7 +136,7 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         cases.push(case(name, target, path, flow_mask, state, limit, note)?);
         Ok(())
     };
-    use Path::{Challenge, Echo, Known, NotVip, OverLimit, Syn};
+    use Path::{Challenge, Cookie, Echo, Known, NotVip, OverLimit, Syn};
     use State::{Exhausted, Full, Named, Ordinary};
     add(
         "established_tcp_v4_ipip",
@@ -317,6 +319,15 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         None,
         "every packet a SYN of a new source",
     )?;
+    add(
+        "syn_cookie",
+        Target::Cookies,
+        Cookie,
+        0x3ff,
+        Ordinary,
+        None,
+        "a SYN is answered with a cookie; 1k sources",
+    )?;
     for (name, with, limit_above) in [
         (
             "established_tcp_v4_ipip_exact_100k",
@@ -435,7 +446,7 @@ fn case(
             v6: target.address().is_ipv6(),
             answered: match path {
                 Path::Echo => Answered::Echo,
-                Path::Challenge => Answered::Challenge,
+                Path::Challenge | Path::Cookie => Answered::ToSyn,
                 _ => Answered::No,
             },
             flow_mask,
@@ -478,7 +489,12 @@ pub(crate) fn frame(target: Target, path: Path) -> Result<Vec<u8>> {
         let tcp = ip.tcp(CLIENT_PORT, target.port(), 1, 64_240);
         if matches!(
             path,
-            Path::Syn | Path::OverLimit | Path::Rule | Path::Challenge | Path::Denied
+            Path::Syn
+                | Path::OverLimit
+                | Path::Rule
+                | Path::Challenge
+                | Path::Cookie
+                | Path::Denied
         ) {
             tcp.syn().write(&mut frame, &[])?;
         } else {

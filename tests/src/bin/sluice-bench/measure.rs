@@ -185,7 +185,7 @@ fn floor_name(case: &Case) -> String {
     let what = match case.frames.answered {
         Answered::No => "",
         Answered::Echo => "_echo",
-        Answered::Challenge => "_challenge",
+        Answered::ToSyn => "_syn_ack",
     };
     let family = if case.frames.v6 { 6 } else { 4 };
     format!(

@@ -24,7 +24,8 @@ pub(crate) struct Frames {
 pub(crate) enum Answered {
     No = 0,
     Echo = 1,
-    Challenge = 2,
+    /// A challenge or a cookie.
+    ToSyn = 2,
 }
 
 /// The bench's object, loaded for one kind of frames.
