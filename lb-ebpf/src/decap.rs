@@ -33,7 +33,8 @@ pub struct Stats {
     pub decapsulated: u64,
     /// No tunnel packet for us: handed to the host as they came.
     pub passed: u64,
-    /// Tunnel packets for us whose inner packet is cut off or none: dropped.
+    /// Tunnel packets for us whose inner packet is cut off or none, or of another transport than its mark of congestion says:
+    /// dropped.
     pub malformed: u64,
 }
 
@@ -126,9 +127,46 @@ impl Tunnel {
         {
             return Inner::Malformed;
         }
-        Inner::Packet {
-            ethertype_be: if ip.v6 { IPV6_BE } else { IPV4_BE },
+        match ecn(self.outer.class, ip.class) {
+            Some(ecn) => Inner::Packet {
+                ethertype_be: if ip.v6 { IPV6_BE } else { IPV4_BE },
+                class: ip.class,
+                remarked: ip.class & !ECN | ecn,
+            },
+            None => Inner::Malformed,
         }
+    }
+}
+
+/// Bits of a class (IPv4: type of service) that are for congestion notification (RFC 3168).
+const ECN: u8 = 3;
+const NOT_ECT: u8 = 0;
+const ECT_1: u8 = 1;
+const ECT_0: u8 = 2;
+const CE: u8 = 3;
+
+/// What becomes of an inner packet's ECN field when an outer header of this class is taken off (RFC 6040, 4.2): what a switch
+/// between load balancer and backend has said of congestion. `None`: the packet is to be dropped.
+#[inline(always)]
+#[must_use]
+const fn ecn(outer: u8, inner: u8) -> Option<u8> {
+    match (outer & ECN, inner & ECN) {
+        (CE, NOT_ECT) => None,
+        (CE, _) => Some(CE),
+        (ECT_1, ECT_0) => Some(ECT_1),
+        (_, inner) => Some(inner),
+    }
+}
+
+/// The first half word of an IP header, as in memory, with another class in the place of `class`.
+#[inline(always)]
+#[must_use]
+pub const fn with_class(first: u16, class: u8, v6: bool) -> u16 {
+    let [version, next] = first.to_ne_bytes();
+    if v6 {
+        u16::from_ne_bytes([version & 0xf0 | class >> 4, next & 0x0f | class << 4])
+    } else {
+        u16::from_ne_bytes([version, class])
     }
 }
 
@@ -137,8 +175,41 @@ impl Tunnel {
 pub enum Inner {
     Packet {
         ethertype_be: u16,
+        class: u8,
+        /// Its class with what the outer header says of congestion.
+        remarked: u8,
     },
     /// GUE of another variant, or another protocol that uses its port: not ours to take apart.
     NotIp,
     Malformed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Figure 4 of RFC 6040.
+    #[test]
+    fn congestion_on_the_way_is_told_to_the_inner_packet() {
+        let table = [
+            (NOT_ECT, [Some(NOT_ECT), Some(NOT_ECT), Some(NOT_ECT), None]),
+            (ECT_0, [Some(ECT_0), Some(ECT_0), Some(ECT_1), Some(CE)]),
+            (ECT_1, [Some(ECT_1), Some(ECT_1), Some(ECT_1), Some(CE)]),
+            (CE, [Some(CE); 4]),
+        ];
+        for (inner, told) in table {
+            for (outer, told) in [NOT_ECT, ECT_0, ECT_1, CE].into_iter().zip(told) {
+                let dscp = 46 << 2;
+                assert_eq!(ecn(dscp | outer, inner), told, "{outer} over {inner}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_class_stands_across_bytes_in_ipv6() {
+        let first = u16::from_ne_bytes([0x6a, 0xb7]);
+        assert_eq!(with_class(first, 0xcd, true).to_ne_bytes(), [0x6c, 0xd7]);
+        let first = u16::from_ne_bytes([0x45, 0x12]);
+        assert_eq!(with_class(first, 0xcd, false).to_ne_bytes(), [0x45, 0xcd]);
+    }
 }

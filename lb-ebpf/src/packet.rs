@@ -502,7 +502,12 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
     if ip.offset + ip.length as usize > frame.len() {
         return Err(DropReason::Truncated);
     }
+    let room = (ip.offset + ip.length as usize).wrapping_sub(l4.offset);
     if let Fragment::Later(_) = l4.fragment {
+        if room > 0xffff {
+            cold_path();
+            return Err(DropReason::MalformedHeader);
+        }
         // A later IPv6 fragment may begin with an extension header that we cannot see through.
         return Ok(
             if l4.protocol == TCP || l4.protocol == UDP || ip.v6 && is_extension(l4.protocol) {
@@ -512,7 +517,6 @@ pub fn transport(frame: &Frame, ip: &Ip, l4: &L4) -> Result<Transport, DropReaso
             },
         );
     }
-    let room = (ip.offset + ip.length as usize).wrapping_sub(l4.offset);
     let needed = match l4.protocol {
         TCP => 20,
         UDP => 8,

@@ -17,9 +17,10 @@ mod program {
         programs::XdpContext,
     };
     use sluice_ebpf::{
+        checksum,
         context::frame,
-        decap::{Inner, MAX_ADDRESSES, Prefix, Stats, Tunnel},
-        packet::{ETHERNET_BYTES, Frame, VLAN_BYTES, load},
+        decap::{Inner, MAX_ADDRESSES, Prefix, Stats, Tunnel, with_class},
+        packet::{ETHERNET_BYTES, Frame, IPV6_BE, VLAN_BYTES, load},
     };
 
     /// The tunnels' endpoints. Written by the loader before it attaches; read by every packet that looks like a tunnel's.
@@ -77,7 +78,16 @@ mod program {
             return Verdict::NotOurs;
         }
         let ethertype_be = match tunnel.inner(&frame) {
-            Inner::Packet { ethertype_be } => ethertype_be,
+            Inner::Packet {
+                ethertype_be,
+                class,
+                remarked,
+            } => {
+                if remarked != class && mark(&frame, &tunnel, ethertype_be, remarked).is_none() {
+                    return Verdict::Malformed;
+                }
+                ethertype_be
+            }
             Inner::NotIp => return Verdict::NotOurs,
             Inner::Malformed => return Verdict::Malformed,
         };
@@ -88,6 +98,27 @@ mod program {
             _ => move_ethernet::<2>(context, &frame, overhead, ethertype_be),
         };
         moved.map_or(Verdict::Malformed, |()| Verdict::Decapsulated)
+    }
+
+    /// Gives the inner packet another class.
+    #[inline(always)]
+    fn mark(frame: &Frame, tunnel: &Tunnel, ethertype_be: u16, class: u8) -> Option<()> {
+        let v6 = ethertype_be == IPV6_BE;
+        let inner_offset = tunnel.outer.offset + tunnel.overhead();
+        let first = frame.pointer_at::<u16>(inner_offset)?;
+        // SAFETY: checked against the frame's end.
+        let old = unsafe { load(first) };
+        let new = with_class(old, class, v6);
+        // SAFETY: as above.
+        unsafe { first.write(new) };
+        if !v6 {
+            let checksum = frame.pointer_at::<u16>(inner_offset + 10)?;
+            // SAFETY: as above.
+            let replaced = checksum::replace(unsafe { load(checksum) }, old, new);
+            // SAFETY: as above.
+            unsafe { checksum.write(replaced) };
+        }
+        Some(())
     }
 
     #[inline(always)]

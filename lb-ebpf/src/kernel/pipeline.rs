@@ -50,6 +50,8 @@ pub struct Packet<'a> {
     pub jiffies: u64,
     /// Whether its protocol was known when this was compiled.
     plain: bool,
+    /// Whether its VIP is the one that later fragments to its address count as, whatever their ports were.
+    takes_fragments: bool,
 }
 
 /// What the XDP program does.
@@ -181,11 +183,7 @@ fn try_to_serve(
             )
         }
         Transport::NoPorts => {
-            let vip = if l4.protocol == TCP {
-                address.entry.tcp_fragment_vip
-            } else {
-                address.entry.udp_fragment_vip
-            };
+            let vip = fragment_vip(address, l4);
             (tuple(ip, 0, l4.protocol), (vip != NO_VIP).then_some(vip))
         }
         Transport::Icmp { kind } => {
@@ -247,10 +245,21 @@ fn try_to_serve(
         vip,
         jiffies,
         plain: plain.is_some(),
+        takes_fragments: plain.is_none() && index == fragment_vip(address, l4),
     };
     let flow = hash::flow(&settings.flow_key, &packet.tuple);
     let backend = pick(&packet, flow)?;
     send(&packet, flow, backend)
+}
+
+/// The VIP of this address and protocol that packets without ports count as, or `NO_VIP`.
+#[inline(always)]
+fn fragment_vip(address: &Found, l4: &L4) -> u16 {
+    if l4.protocol == TCP {
+        address.entry.tcp_fragment_vip
+    } else {
+        address.entry.udp_fragment_vip
+    }
 }
 
 #[inline(always)]
@@ -571,8 +580,9 @@ fn pick_for_fragment(packet: &Packet<'_>, flow: u64, known: Known) -> Result<Pic
         Step::LaterFragment
     });
     let datagram = fragments::hash(&packet.settings.local_key, &packet.tuple, id);
-    // A forged fragment never leads a TCP flow astray.
-    let bound = known.picked().is_some() && packet.tuple.protocol == TCP;
+    // A forged fragment never leads a TCP flow astray, and none leads a packet to another VIP's backend.
+    let bound = known.picked().is_some() && packet.tuple.protocol == TCP
+        || by == Decided::First && !packet.takes_fragments;
     if !bound {
         let found = fragments::find(datagram, packet.jiffies, by);
         if amplification::Dropped::is(found) {

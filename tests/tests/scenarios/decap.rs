@@ -55,6 +55,37 @@ fn each_tunnel_of_each_family_is_taken_off_under_any_vlan_tags() {
     );
 }
 
+/// As a switch does that has ECN: only the outer header is marked.
+#[test]
+fn congestion_on_the_way_is_told_to_the_inner_packet() {
+    const DSCP: u8 = 46 << 2;
+    let (ect, ce) = (DSCP | 2, DSCP | 3);
+    let mut decap = load(&[]);
+    for [source, destination] in [V4, V6] {
+        for to in [DNS_V4.ip(), DNS_V6.ip()] {
+            let with_class = |class| inner_of_class(to, class);
+            for (class, outer_class, told) in
+                [(ect, ect, Some(ect)), (ect, ce, Some(ce)), (DSCP, ce, None)]
+            {
+                let mut outer = outer(source, destination, Carrier::Ipip, &with_class(class), 0);
+                set_class(&mut outer, outer_class);
+                let (action, output) = run(decap.program(), &ethernet(1, &outer));
+                match told {
+                    Some(told) => {
+                        assert_eq!(action, PASS);
+                        assert_eq!(
+                            output,
+                            ethernet(1, &with_class(told)),
+                            "{class} under {outer_class}"
+                        );
+                    }
+                    None => assert_eq!(action, DROP, "it says that nobody marks it"),
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_frame_that_ends_early_is_never_taken_apart() {
     let mut decap = load(&[]);
@@ -217,6 +248,25 @@ fn inner(to: IpAddr) -> Vec<u8> {
     .write(&mut packet, b"hello")
     .unwrap();
     packet
+}
+
+/// The same with another class.
+fn inner_of_class(to: IpAddr, class: u8) -> Vec<u8> {
+    let mut packet = inner(to);
+    set_class(&mut packet, class);
+    packet
+}
+
+fn set_class(packet: &mut [u8], class: u8) {
+    if packet[0] >> 4 == 4 {
+        packet[1] = class;
+        let (mut header, _) = etherparse::Ipv4Header::from_slice(packet).unwrap();
+        header.header_checksum = header.calc_header_checksum();
+        packet[..header.header_len()].copy_from_slice(&header.to_bytes());
+    } else {
+        packet[0] = 0x60 | class >> 4;
+        packet[1] = packet[1] & 0x0f | class << 4;
+    }
 }
 
 /// The outer packet; IPv4 with so many bytes of options.

@@ -325,6 +325,44 @@ fn fragments_of_a_datagram_go_together() {
 }
 
 #[test]
+fn a_fragment_with_ports_goes_to_a_backend_of_its_own_vip() {
+    let mut rig = Rig::new();
+    for family in Family::BOTH {
+        let mut without_ports = BTreeSet::new();
+        for (id, port, own) in [(1, 53, backend::IPIP4), (11, 443, backend::GUE4)] {
+            let whole = packet(family, world::TWO_POOLS).udp((47_500, port), &[7; 100]);
+            let [first, later] = whole.clone().in_two(id, 48);
+            assert_eq!(goes_to(&mut rig, &first), own, "{family:?} {port}");
+            assert_eq!(goes_to(&mut rig, &later), own, "the others follow");
+            let [first, later] = whole.in_two(id + 1, 48);
+            without_ports.insert(goes_to(&mut rig, &later));
+            assert_eq!(goes_to(&mut rig, &first), own, "{family:?} {port}");
+            assert_eq!(goes_to(&mut rig, &later), own, "what comes after it");
+        }
+        assert_eq!(without_ports.len(), 1, "they count as of one of the VIPs");
+    }
+}
+
+#[test]
+fn a_later_fragment_that_comes_first_leads_no_tcp_flow_astray() {
+    let mut rig = Rig::new();
+    for family in Family::BOTH {
+        for n in 0..20 {
+            let whole = packet(family, world::MANY).tcp((47_600 + n, 80), ACK, &[7; 100]);
+            let by_flow = goes_to(&mut rig, &whole);
+            let [first, later] = whole.in_two(u32::from(n) + 1, 48);
+            goes_to(&mut rig, &later);
+            assert_eq!(goes_to(&mut rig, &first), by_flow);
+            assert_eq!(
+                goes_to(&mut rig, &later),
+                by_flow,
+                "it follows from here on"
+            );
+        }
+    }
+}
+
+#[test]
 fn hash_by_source_keeps_a_client_on_one_backend() {
     let mut rig = Rig::new();
     for family in Family::BOTH {

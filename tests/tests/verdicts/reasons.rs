@@ -227,6 +227,17 @@ fn malformed(family: Family) -> Vec<Row> {
         rows.push(row.patch(|ip| ip[2..4].copy_from_slice(&[0, 40])));
         let row = Row::new("a header past the packet", tcp, drop);
         rows.push(row.patch(|ip| ip[0] = 0x4f));
+    } else {
+        let udp = plain.udp((45_400, 53), b"");
+        let behind = udp.clone().extension(60, 16);
+        for (whole, before_bytes) in [(udp, 0), (behind, 16)] {
+            let [_, later] = whole.in_two(7, 8);
+            for bytes in 0..before_bytes + 8 {
+                let what = format!("a fragment that ends {bytes} bytes behind the IP header");
+                let row = Row::new(what, later.clone(), drop);
+                rows.push(row.patch(|ip| ip[4..6].copy_from_slice(&[0, bytes])));
+            }
+        }
     }
     rows
 }

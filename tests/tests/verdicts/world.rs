@@ -47,6 +47,9 @@ pub(crate) const CHALLENGED: u8 = 23;
 /// TCP whose SYNs are answered with cookies, by `l2`.
 pub(crate) const COOKIE: u8 = 24;
 
+/// UDP on ports 53 and 443, each with backends of its own.
+pub(crate) const TWO_POOLS: u8 = 25;
+
 /// What answers with cookies say.
 pub(crate) const ANSWER: SynAnswer = SynAnswer {
     mss: 1402,
@@ -160,6 +163,8 @@ pub(crate) fn services() -> Vec<Service> {
         services.push(at(ANY_PROTOCOL, 0, 53, backend::IPIP4));
         services.extend((1..10).map(|port| at(CROWDED, TCP, port, backend::GUE4)));
         services.push(at(CROWDED, UDP, 0, backend::GUE6));
+        services.push(at(TWO_POOLS, UDP, 53, backend::IPIP4));
+        services.push(at(TWO_POOLS, UDP, 443, backend::GUE4));
     }
     for prefix in PREFIXES {
         let prefix: IpNet = prefix.parse().expect("a prefix");
