@@ -22,11 +22,11 @@ use sluice::{
 use sluice_ebpf::{
     abi::{
         ANY_VIP, AddressEntry, BACKEND_FORWARDS, BACKEND_RESOLVED, Backend, Challenge,
-        ChallengeStats, Class, DROP_REASONS, DropReason, EXACT_ESTABLISHED, EXACT_V4, Forward,
-        Generation, Limit, Limiter, Policy, SKETCH_PAGE_CELLS, SLOTS_PER_WORD, SYN_ALWAYS,
-        SYN_COOKIE, Service, Settings, VIP_CLASSES_SHIFT, Vip, VipStats,
+        ChallengeStats, Class, DROP_REASONS, DropReason, EXACT_ESTABLISHED, EXACT_V4, EXACT_V6,
+        Forward, Generation, Limit, Limiter, Policy, SKETCH_PAGE_CELLS, SLOTS_PER_WORD, SYN_ALWAYS,
+        SYN_COOKIE, Service, Settings, VIP_CLASSES_SHIFT, Vip, VipStats, Watching,
     },
-    exact::{v4_filter, v4_index},
+    exact::{self, V6_WAYS, v4_filter, v4_index},
     flow::{self, Flow, State, WAYS},
     gcra, hash,
     hash::Tuple,
@@ -200,7 +200,24 @@ impl Balancer {
     /// sources off.
     pub(crate) fn set_exact(&mut self, on: bool) -> Result<()> {
         let mut settings = settings();
-        settings.exact = if on { EXACT_V4 | EXACT_ESTABLISHED } else { 0 };
+        if on {
+            settings.exact = EXACT_V4 | EXACT_V6 | EXACT_ESTABLISHED;
+            settings.exact_v6_lengths[0] = EXACT_V6_LENGTH;
+        }
+        write::<_, SETTINGS_WORDS>(&mut self.ebpf, "SETTINGS", 0, settings)
+    }
+
+    /// Takes samples for detection, as the daemon does at a million packets a second. Until `set_exact`.
+    pub(crate) fn watch(&mut self) -> Result<()> {
+        let rate = limiter(WATCHED_A_SECOND, WATCHED_A_SECOND)?;
+        let watching = Watching {
+            rate,
+            ..Watching::zeroed()
+        };
+        write::<_, WATCHING_WORDS>(&mut self.ebpf, "WATCHING", 0, watching)?;
+        let mut settings: Settings =
+            bytemuck::cast(array::<SETTINGS_WORDS>(&mut self.ebpf, "SETTINGS")?.get(&0, 0)?);
+        settings.watching = u64::MAX / (1_000_000 / WATCHED_A_SECOND);
         write::<_, SETTINGS_WORDS>(&mut self.ebpf, "SETTINGS", 0, settings)
     }
 
@@ -276,8 +293,9 @@ impl Balancer {
         Ok(())
     }
 
-    /// Exact limits, high enough to drop nothing: the /24 of each source of the first `flows`, and others all over the
-    /// address space.
+    /// Exact limits, high enough to drop nothing: of the /24 of each source of the first `flows`, or of the one beside the
+    /// first of them if that is none, and of others all over the address space; and of as many /64s of the /32 that IPv6 sources
+    /// are of.
     pub(crate) fn insert_exact(&mut self, flows: u32) -> Result<()> {
         let limit = Limit {
             packets: limiter(1_000_000_000, 1_000_000_000)?,
@@ -310,6 +328,33 @@ impl Balancer {
             pair[word as usize % 2] |= bit;
             filter.set(word / 2, pair, 0)?;
         }
+        self.insert_exact_v6()
+    }
+
+    fn insert_exact_v6(&mut self) -> Result<()> {
+        let settings = settings();
+        let prefix = |number: u32| [(0x2001_0db8_0010_0000 + u64::from(number)).to_be(), 0];
+        let mut table = array::<V6_WAYS>(&mut self.ebpf, "EXACT_V6")?;
+        let last = table.len() - 1;
+        for number in 1..=EXACT_LIMITS {
+            let hash = exact::v6_hash(&settings, prefix(number), EXACT_V6_LENGTH);
+            let at = u32::try_from(hash & u64::from(last))?;
+            let mut bucket = table.get(&at, 0)?;
+            // The few that find their bucket full stay out, as they would.
+            if let Some(way) = bucket.iter_mut().find(|way| **way == 0) {
+                *way = hash >> 32 << 32 | u64::from(number);
+                table.set(at, bucket, 0)?;
+            }
+        }
+        let map = self
+            .ebpf
+            .map_mut("EXACT_V6_LENGTHS")
+            .context("EXACT_V6_LENGTHS")?;
+        let mut filter = Array::<_, [u32; 2]>::try_from(map)?;
+        let at = exact::v6_filter_index(&settings, prefix(1));
+        let mut pair = filter.get(&(at / 2), 0)?;
+        pair[at as usize % 2] = 1;
+        filter.set(at / 2, pair, 0)?;
         Ok(())
     }
 
@@ -440,7 +485,11 @@ impl Balancer {
 const POLICY_WORDS: usize = size_of::<Policy>() / 8;
 const SETTINGS_WORDS: usize = size_of::<Settings>() / 8;
 const LIMIT_WORDS: usize = size_of::<Limit>() / 8;
+const WATCHING_WORDS: usize = size_of::<Watching>() / 8;
 const EXACT_LIMITS: u32 = 100_000;
+const EXACT_V6_LENGTH: u8 = 64;
+/// Samples, of a million packets.
+const WATCHED_A_SECOND: u64 = 2_000;
 const BACKENDS_EACH: u32 = 4;
 const SLOTS_EACH: u32 = 65_537;
 #[expect(clippy::cast_possible_truncation, reason = "a few")]
@@ -475,9 +524,10 @@ fn spread(number: u32) -> u32 {
 /// by side.
 fn exact_prefixes(flows: u32) -> BTreeSet<u32> {
     let sources = (0..flows).map(|flow| v4_index(spread(flow)));
+    let beside = (flows == 0).then_some(v4_index(spread(0)) ^ 1);
     let others = (1_u32..).map(|number| number.wrapping_mul(0x0087_6543) & 0xff_ffff);
     let mut prefixes = BTreeSet::new();
-    for prefix in sources.chain(others) {
+    for prefix in sources.chain(beside).chain(others) {
         if prefixes.len() == EXACT_LIMITS as usize {
             break;
         }

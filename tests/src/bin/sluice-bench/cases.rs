@@ -24,6 +24,8 @@ pub(crate) struct Case {
     /// How many there are.
     pub(crate) rules: u16,
     pub(crate) denied: Denied,
+    /// Samples are taken for detection.
+    pub(crate) watched: bool,
     /// ns above the floor.
     pub(crate) limit: Option<Limit>,
     pub(crate) note: &'static str,
@@ -345,13 +347,18 @@ pub(crate) fn all() -> Result<Vec<Case>> {
             "syn_flood_no_limits",
             15.0,
         ),
+        (
+            "established_tcp_v6_ip6ip6_exact_100k",
+            "established_tcp_v6_ip6ip6",
+            15.0,
+        ),
     ] {
         let without = cases.iter().find(|case| case.name == with);
         let mut case = without.context("an earlier row")?.clone();
         case.name = name;
         case.exact = true;
         case.limit = Some(Limit::Above(with, limit_above));
-        case.note = "100,000 exact limits of IPv4 prefixes";
+        case.note = "100,000 exact limits in each family, of its own network none";
         cases.push(case);
     }
     let without = cases
@@ -420,10 +427,19 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         ns(70.0),
         "1 flow; 100,000 prefixes are denied and 100 rules drop, others than it",
     )?;
-    cases.push(Case {
+    let filtered = Case {
         denied: Denied::Others(100_000),
         rules: 100,
         ..case
+    };
+    cases.push(filtered.clone());
+    cases.push(Case {
+        name: "established_everything",
+        exact: true,
+        watched: true,
+        limit: ns(55.0),
+        note: "the same with 100,000 exact limits and detection's samples",
+        ..filtered
     });
     Ok(cases)
 }
@@ -457,6 +473,7 @@ fn case(
         exact: false,
         rules: 0,
         denied: Denied::Nobody,
+        watched: false,
         limit,
         note,
     })

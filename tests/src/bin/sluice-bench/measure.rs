@@ -46,6 +46,7 @@ impl Balancers {
         };
         this.ordinary.insert_exact(0)?;
         this.named.insert_exact(1 << 16)?;
+        this.filtered.insert_exact(0)?;
         this.exhausted.exhaust_sketch(now)?;
         Ok(this)
     }
@@ -204,6 +205,9 @@ fn sample(row: &mut Row<'_>, balancers: &mut Balancers, repeats: u32) -> Result<
             balancer.set_rules(case.rules)?;
         }
         balancer.set_denied(case.denied)?;
+        if case.watched {
+            balancer.watch()?;
+        }
     }
     let counters = |balancer: &Option<&mut Balancer>| match (row.case, balancer) {
         (Some(case), Some(balancer)) => balancer
