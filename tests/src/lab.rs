@@ -107,13 +107,24 @@ impl Lab {
     }
 
     /// Makes one host all backends of a network: by its routes, and those of the load balancer, all these addresses are its
-    /// own.
+    /// own. They have a cable of their own: what a bridge does with a frame would count as work of who sent it.
     pub fn many_backends(&self, name: &str, network: &str) {
-        let host = self.backend(name);
-        let own = ["route", "add", "local", network, "dev", "lo"];
-        host.netns().command("ip", &own);
-        let there = ["route", "add", network, "via", &host.v4().to_string()];
-        self.node().netns().command("ip", &there);
+        let (node, host) = (self.node().netns(), self.backend(name).netns());
+        let cable = format!(
+            "link add many type veth peer name many netns {}",
+            host.name()
+        );
+        node.ip(&[
+            cable,
+            "address add 10.255.0.1/30 dev many".into(),
+            "link set many up".into(),
+        ]);
+        host.ip(&[
+            "address add 10.255.0.2/30 dev many".into(),
+            "link set many up".into(),
+            format!("route add local {network} dev lo"),
+        ]);
+        node.ip(&[format!("route add {network} via 10.255.0.2")]);
     }
 
     pub fn backend(&self, name: &str) -> &Backend {

@@ -1,6 +1,6 @@
 //! Builds the namespaces, cables, addresses and routes of a lab.
 
-use std::{process::Command, thread};
+use std::{path::Path, process::Command, thread};
 
 use aya::{
     Ebpf,
@@ -65,6 +65,13 @@ const ROUTER_SYSCTLS: &[(&str, &str)] = &[
     ("ipv6/fib_multipath_hash_policy", "1"),
 ];
 
+/// Of a machine that has bridges show each frame to its firewall: the lab would pay for that, and the daemon for what it sends.
+const BRIDGE_SYSCTLS: &[(&str, &str)] = &[
+    ("bridge/bridge-nf-call-iptables", "0"),
+    ("bridge/bridge-nf-call-ip6tables", "0"),
+    ("bridge/bridge-nf-call-arptables", "0"),
+];
+
 impl Plan {
     pub(crate) fn build(&self, traces: &Traces) -> Topology {
         let names = self.host_names();
@@ -84,6 +91,9 @@ impl Plan {
         let all = || nodes.iter().chain(&backends).chain(&clients);
         all().chain([&router]).for_each(|host| host.sysctl(SYSCTLS));
         router.sysctl(ROUTER_SYSCTLS);
+        if router.run(|| Path::new("/proc/sys/net/bridge").exists()) {
+            router.sysctl(BRIDGE_SYSCTLS);
+        }
         router.ip(&self.cables(&nodes, &backends, &clients));
         router.ip(&self.router_routes());
         thread::scope(|scope| {
