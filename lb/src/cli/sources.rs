@@ -1,6 +1,6 @@
 //! `sluice deny` and `sluice allow`.
 
-use std::{fs, io::Read, net::IpAddr, path::PathBuf, time::Duration};
+use std::{fmt::Display, fs, io::Read, net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Subcommand};
 use hyper::Method;
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     api::model::{Page, SourceDone, SourceItem},
-    sources::{Country, Kind, Places, asn_of},
+    sources::{Country, Kind, NotTold, Places, asn_of, networks},
 };
 
 #[derive(Debug, Subcommand)]
@@ -201,15 +201,19 @@ impl PlaceOptions {
             countries: self.country.into_iter().collect(),
             asns: self.asn.into_iter().collect(),
         };
-        let members = wanted
-            .networks(&self.mmdb)
-            .map_err(|error| format!("{error}; nothing changed"))?;
+        let unchanged = |why: &dyn Display| format!("{why}; nothing changed");
+        let found = networks(&[wanted], &self.mmdb).map_err(|error| unchanged(&error))?;
+        let list: Result<String, _> = found
+            .into_iter()
+            .map(|members| Ok(members?.to_list()))
+            .collect();
+        let list = list.map_err(|error: NotTold| unchanged(&error))?;
         let from: Vec<String> = self
             .mmdb
             .iter()
             .map(|file| file.display().to_string())
             .collect();
-        Ok((members.to_list(), from.join(", ")))
+        Ok((list, from.join(", ")))
     }
 }
 

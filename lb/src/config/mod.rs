@@ -190,15 +190,7 @@ fn tables(
     cross::references(&allowed, "vip", &vip_names);
     let denied = denied.iter().map(|table| (Kind::Deny, table));
     let allowed = allowed.iter().map(|table| (Kind::Allow, table));
-    let databases = read_sources::databases(&file);
-    let beside = read_sources::Beside {
-        databases: databases.as_deref(),
-        outside,
-    };
-    let sources: Vec<_> = denied
-        .chain(allowed)
-        .filter_map(|(kind, table)| read_sources::sources(table, kind, &beside))
-        .collect();
+    let sources = read_sources::sources(&file, denied.chain(allowed), outside);
 
     let pop = read_site::pop(&file, outside);
     let dataplane = read_site::dataplane(&file);

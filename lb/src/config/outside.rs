@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{model::ApiTls, read_ca, read_secret, read_sources};
 use crate::{
     api::{ServerTls, TlsError, Tokens},
-    sources::{Members, OnBad, Places},
+    sources::{Members, OnBad, Places, networks},
 };
 
 /// Whether to look at them.
@@ -48,15 +48,22 @@ impl Outside {
         }
     }
 
-    pub(super) fn places(self, places: &Places, databases: &[PathBuf]) -> Result<Members, String> {
-        if databases.is_empty() {
-            return Err(NO_DATABASE.to_owned());
-        }
+    pub(super) fn places(
+        self,
+        asked: &[Places],
+        databases: &[PathBuf],
+    ) -> Result<Vec<Result<Members, String>>, String> {
         match self {
-            Self::Checked => places
-                .networks(databases)
-                .map_err(|wrong| wrong.to_string()),
-            Self::Ignored => Ok(Members::default()),
+            Self::Checked if !asked.is_empty() => {
+                let told = networks(asked, databases).map_err(|wrong| wrong.to_string())?;
+                let told = told.into_iter();
+                Ok(told
+                    .map(|members| members.map_err(|wrong| wrong.to_string()))
+                    .collect())
+            }
+            Self::Checked | Self::Ignored => {
+                Ok(asked.iter().map(|_| Ok(Members::default())).collect())
+            }
         }
     }
 
@@ -67,5 +74,3 @@ impl Outside {
         }
     }
 }
-
-const NO_DATABASE: &str = "countries and ASNs need an MMDB file; write `databases = [\"/var/lib/GeoIP/GeoLite2-Country.mmdb\"]` in [geo]";

@@ -16,30 +16,64 @@ use super::{
 };
 use crate::sources::{Kind, Members, OnBad, Places, SourceSpec, check_name, import, prefix_of};
 
-/// What the tables of sets stand beside.
-pub(super) struct Beside<'a> {
-    /// Of `[geo]`; `None` if that is wrong.
-    pub(super) databases: Option<&'a [PathBuf]>,
-    pub(super) outside: Outside,
+/// The sets of these tables, and of their members what the databases of `[geo]` tell, which are read once for all of them.
+pub(super) fn sources<'a>(
+    file: &Section<'_>,
+    tables: impl Iterator<Item = (Kind, &'a Section<'a>)>,
+    outside: Outside,
+) -> Vec<SourceList> {
+    let sets: Vec<Set<'_>> = tables
+        .filter_map(|(kind, table)| set(kind, table))
+        .collect();
+    let asked = sets.iter().filter_map(|set| match &set.given {
+        Given::Places(places, _) => Some(places.clone()),
+        Given::Prefixes(_) | Given::File(..) => None,
+    });
+    let asked: Vec<Places> = asked.collect();
+    let mut told = told(file, &asked, outside).map(Vec::into_iter);
+    let lists = sets.into_iter().filter_map(|set| {
+        let members = match &set.given {
+            Given::Prefixes(prefixes) => Members::of(prefixes.iter().copied()),
+            Given::File(path, field) => field.accept(outside.sources(path, set.on_bad))?,
+            Given::Places(_, field) => field.accept(told.as_mut()?.next()?)?,
+        };
+        Some(set.of(members))
+    });
+    lists.collect()
 }
 
-/// `[geo]`: files that tell where networks are, and whose.
-pub(super) fn databases(file: &Section<'_>) -> Option<Vec<PathBuf>> {
-    let Some(field) = file.get("geo") else {
-        return Some(Vec::new());
-    };
-    let table = field.table(&keys::GEO)?;
-    table.or("databases", Vec::new(), |field| {
-        each(&field, |path| path.absolute_path())
-    })
+/// One `[[deny]]` or `[[allow]]`, before its members are known.
+struct Set<'a> {
+    spec: SourceSpec,
+    given: Given<'a>,
+    on_bad: OnBad,
 }
 
-/// One `[[deny]]` or `[[allow]]`.
-pub(super) fn sources(
-    section: &Section<'_>,
-    kind: Kind,
-    beside: &Beside<'_>,
-) -> Option<SourceList> {
+/// Where the members of a set come from, and where that stands in the config.
+enum Given<'a> {
+    Prefixes(Vec<IpNet>),
+    File(PathBuf, Field<'a>),
+    Places(Places, Field<'a>),
+}
+
+impl Set<'_> {
+    fn of(self, members: Members) -> SourceList {
+        let file = match self.given {
+            Given::File(path, _) => Some(path),
+            Given::Prefixes(_) | Given::Places(..) => None,
+        };
+        SourceList {
+            file,
+            fingerprint: members.fingerprint(),
+            spec: SourceSpec {
+                members: Arc::new(members),
+                ..self.spec
+            },
+        }
+    }
+}
+
+fn set<'a>(kind: Kind, section: &Section<'a>) -> Option<Set<'a>> {
     let name = section.required("name", "\"scanners\"").and_then(|field| {
         let name = field.string()?;
         field.accept(check_name(name).map(|()| name))
@@ -51,43 +85,24 @@ pub(super) fn sources(
         Kind::Deny => section.or("mode", Mode::Enforce, |field| field.word(MODES, &[])),
         Kind::Allow => Some(Mode::Enforce),
     };
-    let (name, given, vip, skip_bad, mode) = (name?, given?, vip?, skip_bad?, mode?);
-    let mut file = None;
-    let members = match given {
-        Given::Prefixes(prefixes) => Members::of(prefixes),
-        Given::File(path, field) => {
-            let on_bad = if skip_bad { OnBad::Skip } else { OnBad::Refuse };
-            let members = field.accept(beside.outside.sources(&path, on_bad))?;
-            file = Some(path);
-            members
-        }
-        Given::Places(places, field) => {
-            let databases = beside.databases?;
-            field.accept(beside.outside.places(&places, databases))?
-        }
-    };
-    let fingerprint = members.fingerprint();
     let spec = SourceSpec {
-        vip: vip.map(str::to_owned),
-        mode,
-        ..SourceSpec::named(kind, name, Arc::new(members))
+        vip: vip?.map(str::to_owned),
+        mode: mode?,
+        ..SourceSpec::named(kind, name?, Arc::default())
     };
     if let Err(wrong) = spec.validate() {
         section.error(|| wrong.to_string());
         return None;
     }
-    Some(SourceList {
+    Some(Set {
         spec,
-        file,
-        fingerprint,
+        given: given?,
+        on_bad: if skip_bad? {
+            OnBad::Skip
+        } else {
+            OnBad::Refuse
+        },
     })
-}
-
-/// Where the members of a set come from, and where that stands in the config.
-enum Given<'a> {
-    Prefixes(Vec<IpNet>),
-    File(PathBuf, Field<'a>),
-    Places(Places, Field<'a>),
 }
 
 fn given<'a>(section: &Section<'a>) -> Option<Given<'a>> {
@@ -120,6 +135,28 @@ fn given<'a>(section: &Section<'a>) -> Option<Given<'a>> {
         }
     }
 }
+
+/// What the databases of `[geo]` tell of each of these; they are files that tell where networks are, and whose.
+fn told(
+    file: &Section<'_>,
+    asked: &[Places],
+    outside: Outside,
+) -> Option<Vec<Result<Members, String>>> {
+    let table = match file.get("geo") {
+        Some(field) => Some(field.table(&keys::GEO)?),
+        None => None,
+    };
+    let field = table.and_then(|table| table.get("databases"));
+    let databases = field.map_or(Some(Vec::new()), |field| {
+        each(&field, |path| path.absolute_path())
+    })?;
+    match field.filter(|_| !databases.is_empty()) {
+        Some(field) => field.accept(outside.places(asked, &databases)),
+        None => Some(asked.iter().map(|_| Err(NO_DATABASE.to_owned())).collect()),
+    }
+}
+
+const NO_DATABASE: &str = "countries and ASNs need an MMDB file; write `databases = [\"/var/lib/GeoIP/GeoLite2-Country.mmdb\"]` in [geo]";
 
 /// What `read` makes of each element of an array.
 fn each<'a, T>(field: &Field<'a>, read: impl Fn(&Field<'a>) -> Option<T>) -> Option<Vec<T>> {

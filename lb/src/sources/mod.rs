@@ -14,7 +14,7 @@ pub(crate) use book::{fixed_set, last_free_set};
 pub(crate) use geo::asn_of;
 #[cfg(test)]
 pub(crate) use geo::writer;
-pub use geo::{Country, Damage, GeoError, Places};
+pub use geo::{Country, Damage, DatabaseError, NotTold, Places, networks};
 pub use import::{BadLine, ImportError, Imported, Lines, OnBad, import};
 pub use members::Members;
 pub use spec::{BOGONS, Kind, SourceSpec, SpecError, bogons};

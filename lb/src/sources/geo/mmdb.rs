@@ -83,7 +83,8 @@ impl<'a> Mmdb<'a> {
 
     /// Tells each network of which anything is known, and where its record begins; those of a family in order.
     ///
-    /// IPv4 networks lie under ::/96 of an IPv6 tree. Other places that lead there are aliases, and left out.
+    /// IPv4 networks lie under ::/96 of an IPv6 tree, and a record of a network around that is theirs too. Other places that
+    /// lead there are aliases, and left out.
     pub(super) fn networks(
         &self,
         mut tell: impl FnMut(Range, usize) -> Result<(), Damage>,
@@ -98,11 +99,9 @@ impl<'a> Mmdb<'a> {
                 [v4_root, _] = self.children(v4_root);
             }
         }
-        let v4_root = Some(v4_root).filter(|root| *root < self.nodes);
-        if let Some(root) = v4_root {
-            self.walk(root, Family::V4, None, &mut seen, &mut tell)?;
-        }
-        self.walk(0, Family::V6, v4_root, &mut seen, &mut tell)
+        self.walk(v4_root, Family::V4, None, &mut seen, &mut tell)?;
+        let left_out = Some(v4_root).filter(|root| *root < self.nodes);
+        self.walk(0, Family::V6, left_out, &mut seen, &mut tell)
     }
 
     fn walk(

@@ -7,7 +7,7 @@ mod tests;
 pub(crate) mod writer;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     fmt, fs, io,
     path::{Path, PathBuf},
     str::FromStr,
@@ -32,13 +32,18 @@ pub struct Places {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Country([u8; 2]);
 
-/// Why databases do not tell what is asked for.
+/// Why a database cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum GeoError {
+pub enum DatabaseError {
     #[error("cannot read {}: {source}", file.display())]
     Unreadable { file: PathBuf, source: io::Error },
     #[error("{}: {source}", file.display())]
     Damaged { file: PathBuf, source: Damage },
+}
+
+/// Why databases do not tell all of what is asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTold {
     #[error("{what} are in none of the databases that were given: {databases}")]
     OtherKind {
         what: &'static str,
@@ -49,117 +54,168 @@ pub enum GeoError {
     Nothing { missing: String, databases: String },
 }
 
-impl Places {
-    /// The networks that databases tell for any of this. It is an error if one of the countries or systems has none.
-    pub fn networks(&self, databases: &[PathBuf]) -> Result<Members, GeoError> {
-        let mut found = Found::default();
-        for file in databases {
-            let bytes = fs::read(file).map_err(|source| GeoError::Unreadable {
-                file: file.clone(),
-                source,
-            })?;
-            let damaged = |source| GeoError::Damaged {
-                file: file.clone(),
-                source,
-            };
-            found.take(self, file, &bytes).map_err(damaged)?;
-        }
-        found.members(self)
+/// The networks that databases tell for each of these, or which of its countries and systems have none.
+///
+/// Each database is read once, however much is asked.
+pub fn networks(
+    wanted: &[Places],
+    databases: &[PathBuf],
+) -> Result<Vec<Result<Members, NotTold>>, DatabaseError> {
+    let mut found = Found::of(wanted);
+    for file in databases {
+        let bytes = fs::read(file).map_err(|source| DatabaseError::Unreadable {
+            file: file.clone(),
+            source,
+        })?;
+        let damaged = |source| DatabaseError::Damaged {
+            file: file.clone(),
+            source,
+        };
+        found.take(file, &bytes).map_err(damaged)?;
     }
-
-    /// Whether a record is of any of these; what it has is noted.
-    fn holds(&self, of: &Values<'_>, record: usize, told: &mut Told) -> Result<bool, Damage> {
-        let mut is_one = false;
-        if !self.countries.is_empty()
-            && let Some(country) = country(of, record)?
-        {
-            told.countries.insert(country);
-            is_one |= self.countries.contains(&country);
-        }
-        if !self.asns.is_empty()
-            && let Some(asn) = asn(of, record)?
-        {
-            told.asns.insert(asn);
-            is_one |= self.asns.contains(&asn);
-        }
-        Ok(is_one)
-    }
+    Ok(found.members())
 }
 
-/// What records have.
+/// What was found so far.
+struct Found<'a> {
+    wanted: &'a [Places],
+    /// For each of them.
+    ranges: Vec<Ranges>,
+    told: Told,
+    databases: Vec<String>,
+}
+
+#[derive(Clone, Default)]
+struct Ranges {
+    v4: Vec<(u32, u32)>,
+    v6: Vec<(u128, u128)>,
+}
+
+/// What records have, of the kinds that are wanted.
 #[derive(Default)]
 struct Told {
     countries: BTreeSet<Country>,
     asns: BTreeSet<u32>,
 }
 
-/// What was found so far.
-#[derive(Default)]
-struct Found {
-    told: Told,
-    v4: Vec<(u32, u32)>,
-    v6: Vec<(u128, u128)>,
-    databases: Vec<String>,
-}
+impl<'a> Found<'a> {
+    fn of(wanted: &'a [Places]) -> Self {
+        Self {
+            wanted,
+            ranges: vec![Ranges::default(); wanted.len()],
+            told: Told::default(),
+            databases: Vec::new(),
+        }
+    }
 
-impl Found {
-    fn take(&mut self, wanted: &Places, file: &Path, bytes: &[u8]) -> Result<(), Damage> {
+    fn take(&mut self, file: &Path, bytes: &[u8]) -> Result<(), Damage> {
         let database = Mmdb::open(bytes)?;
         let kind = database.kind.chars().take(MOST_SHOWN);
         let kind: String = kind.flat_map(char::escape_debug).collect();
         self.databases.push(format!("{} ({kind})", file.display()));
         // Many networks share a record.
-        let mut known: HashMap<usize, bool> = HashMap::new();
-        let (told, v4, v6) = (&mut self.told, &mut self.v4, &mut self.v6);
+        let mut known: HashMap<usize, Vec<usize>> = HashMap::new();
+        let (wanted, told, ranges) = (self.wanted, &mut self.told, &mut self.ranges);
         database.networks(|range, record| {
-            let is_one = match known.get(&record) {
-                Some(is_one) => *is_one,
-                None => {
-                    let is_one = wanted.holds(&database.records, record, told)?;
-                    known.insert(record, is_one);
-                    is_one
+            let holders = match known.entry(record) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    new.insert(told.holders(wanted, &database.records, record)?)
                 }
             };
-            match range {
-                _ if !is_one => {}
-                Range::V6(first, _) if first >> 32 == V4_MAPPED => {}
-                Range::V4(first, last) => v4.push((first, last)),
-                Range::V6(first, last) => v6.push((first, last)),
+            for at in holders {
+                ranges[*at].add(range);
             }
             Ok(())
         })
     }
 
-    fn members(self, wanted: &Places) -> Result<Members, GeoError> {
+    fn members(self) -> Vec<Result<Members, NotTold>> {
         let databases = self.databases.join(", ");
-        let (countries, asns) = (&wanted.countries, &wanted.asns);
-        let told = &self.told;
+        let found = self.wanted.iter().zip(self.ranges);
+        let members = found.map(|(wanted, ranges)| {
+            self.told.check(wanted, &databases)?;
+            Ok(ranges.members())
+        });
+        members.collect()
+    }
+}
+
+impl Told {
+    /// Who wants the networks of a record, by their places among all; what the record has is noted.
+    fn holders(
+        &mut self,
+        wanted: &[Places],
+        of: &Values<'_>,
+        record: usize,
+    ) -> Result<Vec<usize>, Damage> {
+        let (mut country, mut asn) = (None, None);
+        if wanted.iter().any(|places| !places.countries.is_empty()) {
+            country = country_in(of, record)?;
+            self.countries.extend(country);
+        }
+        if wanted.iter().any(|places| !places.asns.is_empty()) {
+            asn = asn_in(of, record)?;
+            self.asns.extend(asn);
+        }
+        let holds = |places: &Places| {
+            country.is_some_and(|country| places.countries.contains(&country))
+                || asn.is_some_and(|asn| places.asns.contains(&asn))
+        };
+        let holders = wanted.iter().enumerate();
+        Ok(holders
+            .filter(|(_, places)| holds(places))
+            .map(|(at, _)| at)
+            .collect())
+    }
+
+    /// Whether there are networks of all of this.
+    fn check(&self, wanted: &Places, databases: &str) -> Result<(), NotTold> {
         let kinds = [
             (
                 "countries",
-                countries.is_empty() || !told.countries.is_empty(),
+                wanted.countries.is_empty() || !self.countries.is_empty(),
             ),
             (
                 "autonomous systems",
-                asns.is_empty() || !told.asns.is_empty(),
+                wanted.asns.is_empty() || !self.asns.is_empty(),
             ),
         ];
         if let Some((what, _)) = kinds.into_iter().find(|(_, is_told)| !is_told) {
-            return Err(GeoError::OtherKind { what, databases });
+            return Err(NotTold::OtherKind {
+                what,
+                databases: databases.to_owned(),
+            });
         }
-        let countries = countries.difference(&told.countries);
-        let asns = asns.difference(&told.asns);
+        let countries = wanted.countries.difference(&self.countries);
+        let asns = wanted.asns.difference(&self.asns);
         let missing: Vec<String> = countries
             .map(ToString::to_string)
             .chain(asns.map(|asn| format!("AS{asn}")))
             .collect();
-        if !missing.is_empty() {
-            let missing = missing.join(", ");
-            return Err(GeoError::Nothing { missing, databases });
+        if missing.is_empty() {
+            return Ok(());
         }
+        Err(NotTold::Nothing {
+            missing: missing.join(", "),
+            databases: databases.to_owned(),
+        })
+    }
+}
+
+impl Ranges {
+    fn add(&mut self, range: Range) {
+        match range {
+            Range::V6(first, _) if first >> 32 == V4_MAPPED => {}
+            Range::V4(first, last) => self.v4.push((first, last)),
+            Range::V6(first, last) => self.v6.push((first, last)),
+        }
+    }
+
+    fn members(self) -> Members {
         let v6 = joined(self.v6).into_iter();
         let v6 = v6.flat_map(|(first, last)| Ipv6Subnets::new(first.into(), last.into(), 0));
-        Ok(Members::new(self.v4, v6))
+        Members::new(self.v4, v6)
     }
 }
 
@@ -182,7 +238,7 @@ fn joined(mut ranges: Vec<(u128, u128)>) -> Vec<(u128, u128)> {
 }
 
 /// The country of a record: as GeoIP2 and DB-IP have it, or as IPinfo.
-fn country(of: &Values<'_>, record: usize) -> Result<Option<Country>, Damage> {
+fn country_in(of: &Values<'_>, record: usize) -> Result<Option<Country>, Damage> {
     let code = match of.find(record, "country_code")? {
         Some(code) => Some(code),
         None => match of.find(record, "country")? {
@@ -198,7 +254,7 @@ fn country(of: &Values<'_>, record: usize) -> Result<Option<Country>, Damage> {
 }
 
 /// The autonomous system of a record, likewise.
-fn asn(of: &Values<'_>, record: usize) -> Result<Option<u32>, Damage> {
+fn asn_in(of: &Values<'_>, record: usize) -> Result<Option<u32>, Damage> {
     if let Some(number) = of.find(record, "autonomous_system_number")? {
         let number = of.number(number)?;
         return Ok(number.and_then(|number| u32::try_from(number).ok()));

@@ -1,6 +1,11 @@
 //! Databases that were made for it, against lists and another reader; and files that somebody broke.
 
-use std::{net::IpAddr, path::Path, time::Instant};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    path::Path,
+    slice,
+    time::Instant,
+};
 
 use ipnet::IpNet;
 use proptest::prelude::{
@@ -22,13 +27,23 @@ fn places(countries: &[&str], asns: &[u32]) -> Places {
 }
 
 fn ask(wanted: &Places, files: &[(&str, &[u8])]) -> Result<Members, String> {
-    let mut found = Found::default();
+    ask_all(slice::from_ref(wanted), files)?.remove(0)
+}
+
+fn ask_all(
+    wanted: &[Places],
+    files: &[(&str, &[u8])],
+) -> Result<Vec<Result<Members, String>>, String> {
+    let mut found = Found::of(wanted);
     for (name, bytes) in files {
         found
-            .take(wanted, Path::new(name), bytes)
+            .take(Path::new(name), bytes)
             .map_err(|damage| damage.to_string())?;
     }
-    found.members(wanted).map_err(|error| error.to_string())
+    let members = found.members().into_iter();
+    Ok(members
+        .map(|members| members.map_err(|error| error.to_string()))
+        .collect())
 }
 
 /// Countries and systems of the same networks: KP is AS64500, TV is AS64501.
@@ -128,6 +143,37 @@ fn networks_are_found_by_country_and_by_system_in_every_layout() {
 }
 
 #[test]
+fn what_many_ask_is_what_each_would_be_told() {
+    let [country, asn] = databases(28, 6);
+    let both: &[(&str, &[u8])] = &[("country.mmdb", &country), ("asn.mmdb", &asn)];
+    let wanted = [
+        places(&["KP"], &[]),
+        places(&["AQ"], &[]),
+        places(&["KP", "TV"], &[]),
+        places(&[], &[64_501]),
+        places(&["KP"], &[7]),
+    ];
+    let alone = wanted.iter().map(|places| ask(places, both));
+    assert_eq!(ask_all(&wanted, both).unwrap(), alone.collect::<Vec<_>>());
+}
+
+#[test]
+fn a_record_of_a_network_around_ipv4_is_of_ipv4_too() {
+    let everything = members(&["0.0.0.0/0"]);
+    for around in ["::/0", "::/1", "::/95", "::/96"] {
+        let mut database = Writer::new("Test-Country", 24, 6);
+        let record = database.country("KP");
+        database.put(around.parse().unwrap(), record);
+        let found = ask(&places(&["KP"], &[]), &[("x.mmdb", &database.bytes())]).unwrap();
+        assert_eq!(found.v4(), everything.v4(), "{around}");
+        assert_eq!(
+            found.v6().collect::<Vec<_>>(),
+            members(&[around]).v6().collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
 fn other_makers_records_are_read() {
     let mut lite = Writer::new("ipinfo lite", 32, 6);
     let record = lite.record(&Value::Map(vec![
@@ -175,7 +221,7 @@ fn what_a_database_does_not_tell_is_said_with_its_name() {
     for text in ["0", "AS0", "4294967296", "ASx", "-1"] {
         assert!(asn_of(text).is_err(), "{text}");
     }
-    let missing = places(&["KP"], &[]).networks(&["/nonexistent/x.mmdb".into()]);
+    let missing = networks(&[places(&["KP"], &[])], &["/nonexistent/x.mmdb".into()]);
     let missing = missing.unwrap_err().to_string();
     assert!(
         missing.starts_with("cannot read /nonexistent/x.mmdb: No such file"),
@@ -253,20 +299,37 @@ fn a_network() -> impl Strategy<Value = IpNet> {
         let bits = u128::from(bits >> 3) << 64 | 0x2000 << 112;
         IpNet::new(IpAddr::from(bits.to_be_bytes()), length).unwrap()
     });
+    let around_v4 =
+        (0u8..=96).prop_map(|length| IpNet::new(Ipv6Addr::UNSPECIFIED.into(), length).unwrap());
     let near = (0u32..64, 26u8..=32).prop_map(|(low, length)| {
         IpNet::new(IpAddr::from((0xc000_0200 | low).to_be_bytes()), length).unwrap()
     });
-    prop_oneof![v4, v6, near].prop_map(|network| network.trunc())
+    prop_oneof![v4, v6, around_v4, near].prop_map(|network| network.trunc())
 }
 
-fn a_database(record_bits: u16, networks: &[(IpNet, usize)]) -> Vec<u8> {
+fn a_database(record_bits: u16, networks: &mut [(IpNet, usize)], with_alias: bool) -> Vec<u8> {
     let mut database = Writer::new("Random-Country", record_bits, 6);
     let records = CODES.map(|code| database.country(code));
+    networks.sort_by_key(|(network, _)| match network {
+        IpNet::V4(network) => network.prefix_len() + 96,
+        IpNet::V6(network) => network.prefix_len(),
+    });
     for (network, of) in networks {
         database.put(*network, records[*of]);
     }
-    database.alias("::ffff:0:0/96".parse().unwrap());
+    // That also takes the tree down to where IPv4 begins.
+    if with_alias {
+        database.alias("::ffff:0:0/96".parse().unwrap());
+    }
     database.bytes()
+}
+
+/// What lies where IPv4 does, or is written as IPv6, is told as IPv4.
+fn to_v4(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => v6.to_ipv4().map_or(address, IpAddr::V4),
+    }
 }
 
 proptest! {
@@ -276,16 +339,17 @@ proptest! {
     fn another_reader_finds_the_same(
         mut networks in prop::collection::vec((a_network(), 0..CODES.len()), 1..40),
         record_bits in prop_oneof![Just(24u16), Just(28), Just(32)],
+        with_alias in any::<bool>(),
         random in prop::collection::vec(a_network(), 20),
     ) {
-        networks.sort_by_key(|(network, _)| network.prefix_len());
-        let file = a_database(record_bits, &networks);
+        let file = a_database(record_bits, &mut networks, with_alias);
         let reader = maxminddb::Reader::from_source(&file).unwrap();
         let code = CODES[networks[0].1];
         // All of it may be covered by what is within.
         let found = ask(&places(&[code], &[]), &[("x", &file)]).unwrap_or_default();
         let all = networks.iter().map(|(network, _)| network).chain(&random);
         for address in all.flat_map(|network| [network.network(), network.broadcast()]) {
+            let address = to_v4(address);
             let theirs = reader.lookup(address).unwrap();
             let theirs = theirs.decode::<maxminddb::geoip2::Country<'_>>().unwrap();
             let theirs = theirs.and_then(|record| record.country.iso_code);
@@ -304,8 +368,7 @@ proptest! {
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {
-        networks.sort_by_key(|(network, _)| network.prefix_len());
-        let mut file = a_database(record_bits, &networks);
+        let mut file = a_database(record_bits, &mut networks, true);
         for (at, byte) in flips {
             let at = at.index(file.len());
             file[at] = byte;
@@ -322,7 +385,7 @@ proptest! {
         small in prop::collection::vec(0u8..4, 600..2_000),
         record_bits in prop_oneof![Just(24u16), Just(28), Just(32)],
     ) {
-        let mut good = a_database(record_bits, &[("192.0.2.0/24".parse().unwrap(), 0)]);
+        let mut good = a_database(record_bits, &mut [("192.0.2.0/24".parse().unwrap(), 0)], true);
         let end = good.len().min(600);
         good[..end].copy_from_slice(&garbage[..end]);
         _ = ask(&places(&CODES, &[]), &[("x", &good)]);

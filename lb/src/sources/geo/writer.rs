@@ -92,7 +92,10 @@ impl Writer {
             ),
             IpNet::V6(network) => (network.network().to_bits(), network.prefix_len()),
         };
-        *self.slot(bits, length) = Slot::Record(record);
+        match length {
+            0 => self.nodes[0] = [Slot::Record(record); 2],
+            length => *self.slot(bits, length) = Slot::Record(record),
+        }
     }
 
     /// Has a network lead to where IPv4 is.
