@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     config::Mode,
+    control::off_thread,
     limits::{ClassWord, IF_MATCH, IF_NONE_MATCH, LimitQuery, LimitSpec, Precondition},
 };
 
@@ -106,10 +107,8 @@ pub(super) async fn set(
     }
     refuse_condition(&headers, "an array of limits takes no condition")?;
     // Others must not wait for a hundred thousand limits being read.
-    let specs = tokio::task::spawn_blocking(move || LimitSpec::list_from_json(&body))
-        .await
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
-        .map_err(entry::wrong)?;
+    let specs = off_thread(move || LimitSpec::list_from_json(&body)).await?;
+    let specs = specs.map_err(entry::wrong)?;
     let number = specs.len();
     let done = api.control.set_limits(specs).await?;
     drop(permit);

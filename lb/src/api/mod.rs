@@ -45,7 +45,7 @@ use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    control::{Draining, Handle, Refused},
+    control::{Draining, Handle, Refused, off_thread},
     drains::{Drain, DrainKind},
 };
 
@@ -87,7 +87,8 @@ impl Api {
     pub async fn reload(&self) -> Result<(), Refused> {
         // This looks at tokens and certificates too, and refuses the whole for them.
         self.control.reload().await?;
-        self.access.reload().map_err(|error| {
+        let access = self.access.clone();
+        off_thread(move || access.reload()).await?.map_err(|error| {
             let why = format!("the config was taken, but not what it names: {error}");
             Refused::Failed(why)
         })
@@ -230,6 +231,8 @@ async fn set_drain(
     (status = 503, description = "The daemon is about to end"),
 ))]
 async fn reload(State(api): Shared) -> Result<StatusCode, Problem> {
-    api.reload().await?;
+    // It is done to its end, also when who asked is gone by then.
+    let reload = tokio::spawn(async move { api.reload().await });
+    reload.await.map_err(Refused::from)??;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -7,7 +7,7 @@ use super::{
     model::{PlanChange, PlanVip, ReloadPlan},
 };
 use crate::{
-    control::{Plan, Refused, VipPlan},
+    control::{Plan, Refused, VipPlan, off_thread},
     dataplane::VipChange,
 };
 
@@ -23,7 +23,9 @@ use crate::{
 ))]
 pub(super) async fn plan(State(api): Shared) -> Answer<ReloadPlan> {
     let plan = api.control.plan().await?;
-    api.access.check().map_err(|error| Refused::Invalid {
+    let access = api.access.clone();
+    let checked = off_thread(move || access.check()).await?;
+    checked.map_err(|error| Refused::Invalid {
         field: None,
         message: format!("the config is good, but not what it names: {error}"),
     })?;

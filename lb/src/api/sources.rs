@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::Mode,
-    control::{SourceInForce, SourceQuery},
+    control::{SourceInForce, SourceQuery, off_thread},
     sources::{Kind, Lines, SourceSpec},
 };
 
@@ -319,10 +319,8 @@ async fn id_of(api: &Api, kind: Kind, key: String) -> Result<u64, Problem> {
 async fn spec(kind: Kind, request: Request) -> Result<(SourceSpec, Option<Lines>), Problem> {
     let (body, _permit) = read(request, guard::MAX_BODY_BYTES).await?;
     // Others must not wait for a million prefixes being read.
-    tokio::task::spawn_blocking(move || SourceSpec::from_json(kind, &body))
-        .await
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
-        .map_err(entry::wrong)
+    let read = off_thread(move || SourceSpec::from_json(kind, &body)).await?;
+    read.map_err(entry::wrong)
 }
 
 fn done(entry: SourceInForce, read: Option<Lines>) -> SourceDone {

@@ -4,6 +4,7 @@ mod described;
 mod events;
 mod hostile;
 mod plan;
+mod reload;
 mod remote;
 
 use std::{

@@ -433,7 +433,12 @@ fn execute(cli: Cli) -> Result<ExitCode, Failed> {
         .enable_all()
         .build()?;
     match command {
-        Command::Run => runtime.block_on(control::run(&global.config, global.socket))?,
+        Command::Run => {
+            let ended = runtime.block_on(control::run(&global.config, global.socket));
+            // A file that a reload reads may never end.
+            runtime.shutdown_background();
+            ended?;
+        }
         Command::Decap {
             interface,
             from,

@@ -20,6 +20,7 @@ use crate::{
         Command, Dataplane, Event, Figures, Handle, HealthChange, Heart, Refused, Reload, Sources,
         Supervisor, View,
         changes::Changes,
+        config_file::ConfigFile,
         events::Events,
         limits::{Limits, now_ms},
         rules::Rules,
@@ -55,7 +56,6 @@ pub struct Start<P> {
 pub struct Control<P> {
     pub(super) plane: P,
     pub(super) config: Arc<Config>,
-    config_file: PathBuf,
     pub(super) drains: Drains,
     pub(super) limits: Limits,
     pub(super) limit_series: LimitSeries,
@@ -69,7 +69,7 @@ pub struct Control<P> {
     pub(super) trouble: watch::Receiver<Option<String>>,
     pub(super) sources: Sources,
     commands: mpsc::Receiver<Command>,
-    view: Arc<ArcSwap<View>>,
+    pub(super) view: Arc<ArcSwap<View>>,
     pub(super) events: Events,
     /// What was told at the start; it stays true.
     start_warnings: Vec<String>,
@@ -128,6 +128,7 @@ impl<P: Dataplane> Control<P> {
             warnings: Vec::new(),
         };
         let handle = Handle {
+            config_file: ConfigFile::new(start.config_file.clone()),
             commands: Arc::new(ArcSwap::from_pointee(mpsc::channel(1).0)),
             view: Arc::new(ArcSwap::from_pointee(view)),
             events: Events::new(),
@@ -166,7 +167,6 @@ impl<P: Dataplane> Control<P> {
             held: start.plane.in_tables(),
             plane: start.plane,
             config,
-            config_file: start.config_file,
             drains,
             limits,
             limit_series: LimitSeries::default(),
@@ -294,8 +294,8 @@ impl<P: Dataplane> Control<P> {
         // Who asked may be gone; what was asked for is done all the same.
         match command {
             Command::Change(request) => self.changes.push(request),
-            Command::Reload(reply) => drop(reply.send(self.reload())),
-            Command::Plan(reply) => drop(reply.send(self.draft())),
+            Command::Reload(reading, reply) => drop(reply.send(self.reload(reading))),
+            Command::Plan(reading, reply) => drop(reply.send(self.draft(reading))),
             Command::Figures(reply) => drop(reply.send(self.figures())),
             Command::Scrape(reply) => drop(reply.send(self.scrape())),
             Command::LimitPage(query, reply) => {
@@ -328,84 +328,8 @@ impl<P: Dataplane> Control<P> {
             .map_err(|error| Refused::Failed(format!("cannot read the maps: {error}")))
     }
 
-    fn reload(&mut self) -> Result<(), Refused> {
-        let result = self.try_reload();
-        let error = result.as_ref().err().map(ToString::to_string);
-        match &error {
-            None => tracing::info!(file = %self.config_file.display(), "config reloaded"),
-            Some(error) => {
-                tracing::error!(%error, "config refused; the one before stays in force");
-            }
-        }
-        self.events.tell(match &error {
-            None => Event::ReloadDone {
-                config_hash: config::hash(&self.config),
-            },
-            Some(error) => Event::ReloadRefused {
-                error: error.clone(),
-            },
-        });
-        let reload = Reload {
-            at: SystemTime::now(),
-            error,
-        };
-        self.publish(|view| view.last_reload = reload);
-        result
-    }
-
-    fn try_reload(&mut self) -> Result<(), Refused> {
-        let new = self.read_config()?;
-        let old = std::mem::replace(&mut self.config, Arc::new(new));
-        self.rules.follow(&self.config);
-        let attached = self.attach_as(&old);
-        self.watch();
-        self.reconcile();
-        self.rules.apply(&mut self.plane, |_| true);
-        let sets = self.sets.follow(&self.config, &mut self.plane);
-        let result = attached.and(sets).and_then(|()| self.applied());
-        if result.is_err() {
-            let refused = std::mem::replace(&mut self.config, old);
-            self.rules.follow(&self.config);
-            if let Err(error) = self.attach_as(&refused) {
-                tracing::error!(%error, "cannot go back to the interfaces of the config before; correct `interfaces`, and reload");
-            }
-            self.watch();
-            self.reconcile();
-            self.rules.apply(&mut self.plane, |_| true);
-            // They were there before.
-            _ = self.sets.follow(&self.config, &mut self.plane);
-        }
-        result
-    }
-
-    /// What a reload would take.
-    pub(super) fn read_config(&self) -> Result<Config, Refused> {
-        let new = config::load(&self.config_file)?;
-        config::check_interfaces(&new, |name| crate::net::if_index(name).is_ok())?;
-        if let Some(message) = needs_restart(&self.config, &new) {
-            return Err(Refused::Invalid {
-                field: None,
-                message,
-            });
-        }
-        self.rules.fit_with(&new)?;
-        self.sets.fit_with(&new)?;
-        Ok(new)
-    }
-
-    /// Attaches to the interfaces of the config, if they are others than before.
-    fn attach_as(&mut self, before: &Config) -> Result<(), Refused> {
-        let interfaces = &self.config.dataplane.interfaces;
-        if *interfaces == before.dataplane.interfaces {
-            return Ok(());
-        }
-        self.plane
-            .set_interfaces(interfaces)
-            .map_err(|error| Refused::Failed(chain(&*error)))
-    }
-
     /// Says what to check and to resolve.
-    fn watch(&self) {
+    pub(super) fn watch(&self) {
         let targets = desired::targets(&self.config);
         self.sources.targets.send_if_modified(|now| {
             let differ = **now != targets;
@@ -583,7 +507,7 @@ impl<P: Dataplane> Control<P> {
         }
     }
 
-    fn publish(&self, change: impl FnOnce(&mut View)) {
+    pub(super) fn publish(&self, change: impl FnOnce(&mut View)) {
         let mut view = View::clone(&self.view.load());
         change(&mut view);
         self.view.store(Arc::new(view));
@@ -653,32 +577,4 @@ async fn next_change(sources: &mut Sources) {
         () = changed(&mut sources.health) => {}
         () = changed(&mut sources.resolutions) => {}
     }
-}
-
-/// What a reload cannot change, and what to do instead.
-fn needs_restart(old: &Config, new: &Config) -> Option<String> {
-    let with_interfaces = config::Dataplane {
-        interfaces: new.dataplane.interfaces.clone(),
-        ..old.dataplane.clone()
-    };
-    if with_interfaces != new.dataplane {
-        return Some(
-            "[dataplane] is set when the program is loaded, and only `interfaces` can change at a reload; \
-             to change the rest, stop the daemon, run `sluice unload`, and start it again"
-                .into(),
-        );
-    }
-    if old.api != new.api {
-        return Some(
-            "[api] is set at start, but for what the files in it hold; to change it, restart the daemon (packets are forwarded meanwhile)"
-                .into(),
-        );
-    }
-    if old.pop.secret_file != new.pop.secret_file {
-        return Some(
-            "`secret_file` is read at start; to change it, restart the daemon (packets are forwarded meanwhile)"
-                .into(),
-        );
-    }
-    None
 }

@@ -1,6 +1,7 @@
 //! The control loop: one task owns the state; others send it commands and read an immutable view.
 
 mod changes;
+mod config_file;
 mod control_loop;
 mod daemon;
 mod detection;
@@ -12,6 +13,7 @@ mod kernel;
 mod limits;
 mod measures;
 mod plan;
+mod reload;
 mod request;
 mod rules;
 mod scrape;
@@ -29,7 +31,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 use sluice_ebpf::abi::RuleCounts;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    task::{JoinError, spawn_blocking},
+};
 
 use crate::{
     config::{ConfigError, ConfigErrors},
@@ -45,6 +50,7 @@ use crate::{
     sources::{Kind, SourceChange, SourceSpec},
 };
 
+use config_file::{ConfigFile, Reading};
 use plan::Draft;
 use request::Request;
 
@@ -68,6 +74,7 @@ pub use view::{Reload, View};
 /// Speaks to the control loop.
 #[derive(Clone, Debug)]
 pub struct Handle {
+    config_file: ConfigFile,
     /// Of the loop that runs now: one that ended is replaced.
     commands: Arc<ArcSwap<mpsc::Sender<Command>>>,
     view: Arc<ArcSwap<View>>,
@@ -142,6 +149,12 @@ fn unknown_mitigation(id: u64) -> Refused {
     ))
 }
 
+impl From<JoinError> for Refused {
+    fn from(error: JoinError) -> Self {
+        Self::Failed(supervise::why(error))
+    }
+}
+
 impl From<ConfigErrors> for Refused {
     fn from(errors: ConfigErrors) -> Self {
         Self::Config {
@@ -156,8 +169,8 @@ type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 #[derive(Debug)]
 enum Command {
     Change(Request),
-    Reload(Reply<()>),
-    Plan(Reply<Draft>),
+    Reload(Reading, Reply<()>),
+    Plan(Reading, Reply<Draft>),
     Figures(Reply<Figures>),
     Scrape(Reply<Scrape>),
     LimitPage(LimitQuery, Reply<LimitPage>),
@@ -251,17 +264,19 @@ impl Handle {
 
     /// Reads the config file again. Refused whole if anything in it is wrong.
     pub async fn reload(&self) -> Result<(), Refused> {
+        let turn = self.config_file.turn().await;
         // Who is not ready yet must not be taken for ready when this ends.
         let manager = self.view().ready.then(Manager::from_environment);
         let _reloading = manager.map(Manager::reloading);
-        self.ask(Command::Reload).await
+        let reading = turn.read().await;
+        self.ask(|reply| Command::Reload(reading, reply)).await
     }
 
     /// What [`Handle::reload`] would do now.
     pub async fn plan(&self) -> Result<Plan, Refused> {
-        let draft = self.ask(Command::Plan).await?;
-        let finished = tokio::task::spawn_blocking(move || draft.finish()).await;
-        finished.map_err(|error| Refused::Failed(supervise::why(error)))
+        let reading = self.config_file.turn().await.read().await;
+        let draft = self.ask(|reply| Command::Plan(reading, reply)).await?;
+        off_thread(move || draft.finish()).await
     }
 
     /// Returns when the control loop gets round to it.
@@ -445,4 +460,11 @@ impl Handle {
             .map_err(|_closed| Refused::Ended)?;
         answer.await.map_err(|_closed| Refused::Ended)?
     }
+}
+
+/// What takes long, or waits for files, is done on another thread: nobody else waits for it.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
+    Ok(spawn_blocking(work).await?)
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use super::{Control, Dataplane, Refused, control_loop::chain};
+use super::{Control, Dataplane, Refused, config_file::Reading, control_loop::chain};
 use crate::{
     config::{self, Config, Forward, SourceList},
     dataplane::{BackendKey, Moved, Preview, VipChange},
@@ -54,12 +54,13 @@ pub(super) struct Draft {
 
 impl<P: Dataplane> Control<P> {
     /// Changes nothing.
-    pub(super) fn draft(&self) -> Result<Draft, Refused> {
+    pub(super) fn draft(&self, reading: Reading) -> Result<Draft, Refused> {
         if !self.settled {
             let why = "the daemon has just started, and does not know its backends yet; ask again in some seconds";
             return Err(Refused::Busy(why.into()));
         }
-        let after = self.read_config()?;
+        let after = reading.config?;
+        self.check_config(&after)?;
         let (mut health, mut resolutions) = (
             self.sources.health.borrow().clone(),
             self.sources.resolutions.borrow().clone(),

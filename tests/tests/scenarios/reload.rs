@@ -1,11 +1,15 @@
 //! A reload loses nothing: what comes in is counted, frame by frame, where it leaves.
 
 use std::{
+    fs::OpenOptions,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::Value;
 use sluice_tests::{Config, Lab, Netns, UDP_PORT, eventually};
 
@@ -94,4 +98,54 @@ fn thirty_reloads_under_load_lose_not_one_packet() {
     eventually("all that was sent came", || came() == sent);
     eventually("all that came arrived", || arrived() == sent);
     assert!(lab.node().items("drops").is_empty());
+}
+
+#[test]
+fn a_daemon_that_reads_a_slow_list_does_all_else_and_ends_at_once() {
+    let lab = Lab::new().start();
+    let list = lab.node().state_dir().join("list");
+    mkfifo(&list, Mode::S_IRWXU).unwrap();
+    let mut config = lab.config();
+    config.extra = format!("[[deny]]\nname = \"list\"\nfile = {list:?}\n");
+    lab.write_config(&config);
+    let reader = || {
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(libc::O_NONBLOCK);
+        let mut file = None;
+        eventually("the list is read", || {
+            file = options.open(&list).ok();
+            file.is_some()
+        });
+        file.unwrap()
+    };
+    let denies = |address: &str| {
+        let list = format!("deny list --covers {address}");
+        !lab.node().items(&list).is_empty()
+    };
+    lab.daemon().hup();
+    let mut file = reader();
+    // More than the ten beats after which a task is thought to hang.
+    lab.daemon().hup();
+    thread::sleep(Duration::from_secs(12));
+    let set = lab.sluice("limit set --prefix 203.0.113.0/24 --class udp --pps 10");
+    set.succeeds();
+    file.write_all(b"192.0.2.0/24\n").unwrap();
+    drop(file);
+    eventually("the first list is in force", || denies("192.0.2.1"));
+    reader().write_all(b"198.51.100.0/24\n").unwrap();
+    eventually("the second list is in force", || denies("198.51.100.1"));
+    assert!(!denies("192.0.2.1"));
+    let status = lab.sluice("status --json").succeeds().json();
+    let mut tasks = status["tasks"].as_array().unwrap().iter();
+    assert!(tasks.all(|task| task["restarts"] == 0), "{status}");
+
+    lab.daemon().hup();
+    let _file = reader();
+    let begun = Instant::now();
+    lab.daemon().stop();
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }
