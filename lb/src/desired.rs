@@ -62,7 +62,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
             desired.tables.insert(table.clone(), made);
         }
         // As if no backend took new flows.
-        if vip_drains(inputs.drains, config, &vip.name) {
+        if vip_drains(inputs.drains, &vip.name) {
             table = TableKey::nowhere(vip.forward);
             let nobody = desired.tables.entry(table.clone());
             nobody.or_insert_with(Table::empty);
@@ -88,14 +88,13 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
 }
 
 /// Whether a VIP gets no new flows, for its own sake or its PoP's.
-pub fn vip_drains(drains: &Drains, config: &Config, vip: &str) -> bool {
-    !drains.is_empty()
-        && (pop_drains(drains, config) || drains.contains(&Drain::Vip(vip.to_owned())))
+pub fn vip_drains(drains: &Drains, vip: &str) -> bool {
+    !drains.is_empty() && (pop_drains(drains) || drains.contains(&Drain::Vip(vip.to_owned())))
 }
 
 /// Whether no VIP gets new flows.
-pub fn pop_drains(drains: &Drains, config: &Config) -> bool {
-    drains.contains(&Drain::Pop(config.pop.name.clone()))
+pub fn pop_drains(drains: &Drains) -> bool {
+    drains.contains(&Drain::Pop)
 }
 
 /// Whether a backend gets no new flows, because an operator wants that.
@@ -505,9 +504,7 @@ forward = "ipip"
         assert_eq!(lead(&world), [3, 3]);
         world.drains.insert("vip v4".parse().unwrap());
         assert_eq!(lead(&world), [0, 3]);
-        world.drains.insert("pop elsewhere".parse().unwrap());
-        assert_eq!(lead(&world), [0, 3]);
-        world.drains.insert("pop ams".parse().unwrap());
+        world.drains.insert("pop".parse().unwrap());
         assert_eq!(lead(&world), [0, 0]);
         assert_eq!(world.desired().backends, before);
 

@@ -6,6 +6,8 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::config::Config;
+
 /// What gets no new flows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
@@ -13,8 +15,8 @@ pub enum Drain {
     Backend(BackendName),
     /// By its name.
     Vip(String),
-    /// All VIPs of the PoP of this name.
-    Pop(String),
+    /// All VIPs of this PoP, whatever it is called.
+    Pop,
 }
 
 pub type Drains = BTreeSet<Drain>;
@@ -52,33 +54,48 @@ impl Drain {
         match self {
             Self::Backend(_) => DrainKind::Backend,
             Self::Vip(_) => DrainKind::Vip,
-            Self::Pop(_) => DrainKind::Pop,
+            Self::Pop => DrainKind::Pop,
         }
     }
 
-    /// What operators call it.
+    /// What operators call it, at the PoP of this name.
     #[must_use]
-    pub fn name(&self) -> String {
+    pub fn name(&self, pop: &str) -> String {
         match self {
             Self::Backend(name) => name.to_string(),
-            Self::Vip(name) | Self::Pop(name) => name.clone(),
+            Self::Vip(name) => name.clone(),
+            Self::Pop => pop.to_owned(),
+        }
+    }
+
+    /// Whether a config has what drains.
+    #[must_use]
+    pub fn is_of(&self, config: &Config) -> bool {
+        match self {
+            Self::Backend(name) => {
+                let pool = config.pools.iter().find(|pool| pool.name == name.pool);
+                let mut backends = pool.into_iter().flat_map(|pool| &pool.backends);
+                backends.any(|backend| backend.address == name.address)
+            }
+            Self::Vip(name) => config.vips.iter().any(|vip| vip.name == *name),
+            Self::Pop => true,
         }
     }
 }
 
-/// As the store has it: no name of a VIP or PoP has a slash or a blank in it, and every backend's has a slash.
+/// As the store has it: no name of a VIP has a slash in it, and every backend's has one.
 impl fmt::Display for Drain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Backend(name) => write!(f, "{name}"),
             Self::Vip(name) => write!(f, "{VIP}{name}"),
-            Self::Pop(name) => write!(f, "{POP}{name}"),
+            Self::Pop => f.write_str(POP),
         }
     }
 }
 
 const VIP: &str = "vip ";
-const POP: &str = "pop ";
+const POP: &str = "pop";
 
 impl FromStr for Drain {
     type Err = NotABackend;
@@ -87,8 +104,8 @@ impl FromStr for Drain {
         if let Some(name) = text.strip_prefix(VIP) {
             return Ok(Self::Vip(name.to_owned()));
         }
-        if let Some(name) = text.strip_prefix(POP) {
-            return Ok(Self::Pop(name.to_owned()));
+        if text == POP {
+            return Ok(Self::Pop);
         }
         text.parse().map(Self::Backend)
     }
@@ -148,7 +165,7 @@ mod tests {
         for drain in [
             Drain::Backend(backend),
             Drain::Vip("10.0.0.1".into()),
-            Drain::Pop("ams".into()),
+            Drain::Pop,
         ] {
             assert_eq!(drain.to_string().parse(), Ok(drain));
         }

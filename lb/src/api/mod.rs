@@ -213,7 +213,13 @@ async fn set_drain(
             Problem::new(StatusCode::BAD_REQUEST, format!("`{name}`: {error}")).of_field("name")
         })?),
         "vip" => Drain::Vip(name.to_owned()),
-        "pop" => Drain::Pop(name.to_owned()),
+        "pop" => match &api.control.view().config.pop.name {
+            pop if pop == name => Drain::Pop,
+            pop => {
+                let why = format!("this is the PoP `{pop}`, not `{name}`");
+                return Err(Problem::new(StatusCode::NOT_FOUND, why));
+            }
+        },
         _ => {
             let why = "only `backend`, `vip` and `pop` can be drained";
             return Err(Problem::new(StatusCode::NOT_FOUND, why));

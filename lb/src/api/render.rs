@@ -58,7 +58,7 @@ pub(super) fn status(
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         pop: config.pop.name.clone(),
-        draining: pop_drains(&view.drains, config),
+        draining: pop_drains(&view.drains),
         pid: process::id(),
         uptime_seconds: view.started.elapsed().as_secs(),
         ready: view.ready,
@@ -128,7 +128,7 @@ pub(super) fn vips(view: &View, figures: &Figures) -> Vec<VipItem> {
             pool: vip.pool.clone(),
             forward: word(vip.forward),
             policy: vip.policy.clone(),
-            draining: vip_drains(&view.drains, &view.config, &vip.name),
+            draining: vip_drains(&view.drains, &vip.name),
             packets: pass.packets + tx.packets + redirect.packets,
             bytes: pass.bytes + tx.bytes + redirect.bytes,
             dropped_packets: dropped.packets,
@@ -304,14 +304,8 @@ impl From<Event> for EventItem {
             },
             Event::SourceRemoved(id) => Self::SourceRemoved { id },
             Event::SourceExpired(id) => Self::SourceExpired { id },
-            Event::DrainBegun(drain) => Self::DrainBegun {
-                kind: drain.kind(),
-                name: drain.name(),
-            },
-            Event::DrainEnded(drain) => Self::DrainEnded {
-                kind: drain.kind(),
-                name: drain.name(),
-            },
+            Event::DrainBegun { kind, name } => Self::DrainBegun { kind, name },
+            Event::DrainEnded { kind, name } => Self::DrainEnded { kind, name },
             Event::Health(HealthChange {
                 pool,
                 address,

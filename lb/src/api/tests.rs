@@ -30,7 +30,8 @@ use tokio::{
 use super::{Access, Api, Caps, bind, guard::BODY_TIME, router, serve_local};
 use crate::{
     config,
-    control::{Control, Handle, Heart, Sources, Start, Supervisor, fake::Fake},
+    control::{Control, Event, Handle, Heart, Sources, Start, Supervisor, fake::Fake},
+    drains::DrainKind,
     health::{Snapshot, State, Status, Target},
     net::{NextHop, Reason, Resolution, Resolutions, Wanted},
     store::{Contents, Directory, Store, Writer},
@@ -425,6 +426,98 @@ async fn a_vip_drains_for_its_own_sake_or_its_pops() {
         [1, 5],
         "its pool's table was there all the time"
     );
+}
+
+#[tokio::test]
+async fn a_pops_drain_is_of_the_pop_whatever_its_name() {
+    let world = World::ready().await;
+    let drain = async |method, pop| {
+        let path = format!("/v1/drains/pop/{pop}");
+        world.send(method, &path, "").await
+    };
+    assert_eq!(drain(Method::PUT, "ams").await.status, 204);
+    let renamed = CONFIG.replace("name = \"ams\"", "name = \"fra\"");
+    std::fs::write(world.config_file(), renamed).unwrap();
+    assert_eq!(world.send(Method::POST, "/v1/reload", "").await.status, 204);
+    assert!(world.plane.held().vips["site"].table.is_nowhere());
+    assert_eq!(world.get("/v1/status").await.json()["draining"], true);
+    assert_problem(&drain(Method::DELETE, "ams").await, 404, "the PoP `fra`");
+    assert_eq!(drain(Method::DELETE, "fra").await.status, 204);
+    assert!(!world.plane.held().vips["site"].table.is_nowhere());
+}
+
+const DRAINS: [&str; 2] = ["/v1/drains/vip/site", "/v1/drains/backend/web/10.0.0.1"];
+
+/// The config, without what [`DRAINS`] names.
+fn without_drained() -> String {
+    let config = CONFIG.replace("{ address = \"10.0.0.1\" }, ", "");
+    config.replace("name = \"site\"", "name = \"other\"")
+}
+
+#[tokio::test]
+async fn a_drain_ends_when_a_reload_takes_away_what_drains() {
+    let world = World::ready().await;
+    for path in DRAINS {
+        assert_eq!(world.send(Method::PUT, path, "").await.status, 204);
+    }
+    std::fs::write(world.config_file(), without_drained()).unwrap();
+    let plan = world.get("/v1/plan").await.json();
+    let steps = plan["steps"].as_array().unwrap();
+    for step in ["end drain of vip site", "end drain of web/10.0.0.1"] {
+        assert!(steps.contains(&json!(step)), "{steps:?}");
+    }
+    let reload = || world.send(Method::POST, "/v1/reload", "");
+    world.plane.fail(Some("no room"));
+    assert_problem(&reload().await, 500, "no room");
+    world.plane.fail(None);
+    assert_eq!(
+        world.handle.view().drains.len(),
+        2,
+        "nothing was taken away"
+    );
+
+    let mut events = world.handle.events();
+    assert_eq!(reload().await.status, 204);
+    assert!(world.handle.view().drains.is_empty());
+    for (kind, name) in [
+        (DrainKind::Backend, "web/10.0.0.1"),
+        (DrainKind::Vip, "site"),
+    ] {
+        let name = name.to_owned();
+        assert_eq!(events.recv().await, Ok(Event::DrainEnded { kind, name }));
+    }
+
+    std::fs::write(world.config_file(), CONFIG).unwrap();
+    assert_eq!(reload().await.status, 204);
+    assert_eq!(world.weights(), [1, 5], "those that come back are others");
+    assert!(!world.plane.held().vips["site"].table.is_nowhere());
+
+    // Written after the ends of the drains.
+    let limit = json!({ "prefix": "198.51.100.0/24", "pps": 10 }).to_string();
+    assert_eq!(
+        world.send(Method::POST, "/v1/limits", limit).await.status,
+        201
+    );
+    let world = World::ready_in(world.stop().await).await;
+    assert!(world.handle.view().drains.is_empty());
+}
+
+#[tokio::test]
+async fn a_drain_ends_when_the_daemon_starts_without_what_drains() {
+    let world = World::ready().await;
+    for path in DRAINS {
+        assert_eq!(world.send(Method::PUT, path, "").await.status, 204);
+    }
+    let world = World::start_in(world.stop().await, &without_drained(), BODY_TIME);
+    assert!(world.handle.view().drains.is_empty());
+    let limit = json!({ "prefix": "198.51.100.0/24", "pps": 10 }).to_string();
+    assert_eq!(
+        world.send(Method::POST, "/v1/limits", limit).await.status,
+        201
+    );
+    let world = World::ready_in(world.stop().await).await;
+    assert!(world.handle.view().drains.is_empty());
+    assert_eq!(world.weights(), [1, 5]);
 }
 
 #[tokio::test]

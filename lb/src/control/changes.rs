@@ -13,7 +13,7 @@ use super::{
     request::{Answer, Planned, Request, or_refuse},
 };
 use crate::{
-    drains::Drain,
+    drains::{Drain, Drains},
     limits::{Draft, LimitError, LimitSpec, Step},
     rules::RuleBook,
     sources::SourceBook,
@@ -45,6 +45,8 @@ struct Flight {
     corrected_sources: Vec<u64>,
     /// The same of sources, if they change.
     sources: Option<SourceBook>,
+    /// Drains that it takes off the disk, for nothing is left of what they were of.
+    orphans: Drains,
     outcome: oneshot::Receiver<Result<(), StoreError>>,
 }
 
@@ -60,12 +62,12 @@ struct Making {
 }
 
 /// What the requests so far lead to.
-struct Plan<'a> {
+pub(super) struct Plan<'a> {
     limits: Draft<'a>,
     rules: RuleBook,
     sources: SourceBook,
     /// What begins to drain, or ceases to.
-    drains: BTreeMap<Drain, Draining>,
+    pub(super) drains: BTreeMap<Drain, Draining>,
 }
 
 /// So many may wait for a disk that is slow or stuck.
@@ -120,7 +122,8 @@ impl<P: Dataplane> Control<P> {
         let in_trouble = self.trouble.borrow().is_some();
         let differ = self.limits.has_corrections()
             || self.rules.has_corrections()
-            || self.sets.has_corrections();
+            || self.sets.has_corrections()
+            || !self.orphans.is_empty();
         let corrections = differ && !in_trouble;
         let idle = matches!(self.changes.stage, Stage::Idle);
         if !idle || (self.changes.waiting.is_empty() && !corrections) {
@@ -140,6 +143,8 @@ impl<P: Dataplane> Control<P> {
             corrected_sources.push(id);
             changes.push(change);
         }
+        let orphans = std::mem::take(&mut self.orphans);
+        changes.extend(orphans.iter().cloned().map(Change::Undrain));
         let requests = std::mem::take(&mut self.changes.waiting);
         let mut plan = Plan {
             limits: Draft::new(self.limits.book(), now_ms()),
@@ -181,6 +186,7 @@ impl<P: Dataplane> Control<P> {
             rules,
             corrected_sources,
             sources: with_sources.then_some(sources),
+            orphans,
             outcome,
         });
     }
@@ -211,6 +217,7 @@ impl<P: Dataplane> Control<P> {
                 }
                 self.rules.differ(flight.corrected_rules);
                 self.sets.differ(flight.corrected_sources);
+                self.orphans.extend(flight.orphans);
                 for planned in flight.planned {
                     planned.answer.refuse(Refused::Disk(why.clone()));
                 }
@@ -310,53 +317,6 @@ impl<P: Dataplane> Control<P> {
         }
     }
 
-    /// Whether this changes anything.
-    fn check_drain(
-        &self,
-        plan: &mut Plan<'_>,
-        drain: &Drain,
-        draining: Draining,
-    ) -> Result<bool, Refused> {
-        let now = match plan.drains.get(drain) {
-            Some(draining) => *draining,
-            None if self.drains.contains(drain) => Draining::Begin,
-            None => Draining::End,
-        };
-        if draining == Draining::Begin {
-            self.check_drained(drain)?;
-        }
-        if draining == now {
-            return match draining {
-                Draining::Begin => Ok(false),
-                Draining::End => Err(Refused::NotFound(format!("{drain} is not draining"))),
-            };
-        }
-        plan.drains.insert(drain.clone(), draining);
-        Ok(true)
-    }
-
-    /// Whether the config has what is to be drained.
-    fn check_drained(&self, drain: &Drain) -> Result<(), Refused> {
-        let config = &self.config;
-        let unknown = match drain {
-            Drain::Backend(name) => {
-                let mut pools = config.pools.iter();
-                let known = pools.any(|pool| {
-                    let mut backends = pool.backends.iter();
-                    pool.name == name.pool
-                        && backends.any(|backend| backend.address == name.address)
-                });
-                (!known).then(|| {
-                    format!("the config has no backend {name}; `sluice backends` lists them")
-                })
-            }
-            Drain::Vip(name) => self.check_vip(Some(name)).err(),
-            Drain::Pop(name) => (config.pop.name != *name)
-                .then(|| format!("this is the PoP `{}`, not `{name}`", config.pop.name)),
-        };
-        unknown.map_or(Ok(()), |why| Err(Refused::NotFound(why)))
-    }
-
     /// Makes some of what was written, and keeps the rest for the next turn.
     fn make(&mut self, mut making: Making) {
         let mut left = STEPS;
@@ -385,7 +345,7 @@ impl<P: Dataplane> Control<P> {
                 Err(refused) => self.unmake(planned, taken, refused),
             }
         }
-        self.end_drains(making.drained);
+        self.apply_drains(making.drained);
     }
 
     fn made(&mut self, planned: Planned, drained: &mut Vec<(Drain, Draining, Reply<()>)>) {
@@ -443,27 +403,6 @@ impl<P: Dataplane> Control<P> {
             [Step::Removed(id)] => events.tell(Event::LimitRemoved(*id)),
             [] | [Step::Same(_)] => {}
             many => events.tell(Event::LimitsSet(many.iter().map(Step::id).collect())),
-        }
-    }
-
-    /// Applies drains that are on the disk, and answers those who asked for them.
-    fn end_drains(&mut self, drained: Vec<(Drain, Draining, Reply<()>)>) {
-        if drained.is_empty() {
-            return;
-        }
-        self.reconcile();
-        for (drain, draining, reply) in drained {
-            match draining {
-                Draining::Begin => {
-                    tracing::info!(what = %drain, "draining: it gets no new flows");
-                    self.events.tell(Event::DrainBegun(drain));
-                }
-                Draining::End => {
-                    tracing::info!(what = %drain, "not draining any more");
-                    self.events.tell(Event::DrainEnded(drain));
-                }
-            }
-            drop(reply.send(self.applied()));
         }
     }
 }

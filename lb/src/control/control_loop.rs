@@ -57,6 +57,8 @@ pub struct Control<P> {
     pub(super) plane: P,
     pub(super) config: Arc<Config>,
     pub(super) drains: Drains,
+    /// Those that have ended here, but not on the disk, for nothing is left of what they were of.
+    pub(super) orphans: Drains,
     pub(super) limits: Limits,
     pub(super) limit_series: LimitSeries,
     pub(super) rules: Rules,
@@ -163,11 +165,12 @@ impl<P: Dataplane> Control<P> {
         sets.apply(&mut start.plane, |_| true);
         let (sender, commands) = mpsc::channel(COMMANDS);
         handle.commands.store(Arc::new(sender));
-        let control = Self {
+        let mut control = Self {
             held: start.plane.in_tables(),
             plane: start.plane,
             config,
             drains,
+            orphans: Drains::new(),
             limits,
             limit_series: LimitSeries::default(),
             rules,
@@ -187,6 +190,7 @@ impl<P: Dataplane> Control<P> {
             gathered: None,
         };
         control.watch();
+        control.end_orphans();
         let (attachments, program_id) = (control.plane.attachments(), control.plane.program_id());
         let (drains, warnings) = (Arc::new(control.drains.clone()), control.warnings());
         control.publish(|view| {

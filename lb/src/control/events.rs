@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use tokio::sync::broadcast;
 
 use crate::{
-    detect::detector::Decision, drains::Drain, health::State, limits::LimitRecord,
+    detect::detector::Decision, drains::DrainKind, health::State, limits::LimitRecord,
     rules::RuleRecord, sources::SourceRecord,
 };
 
@@ -28,8 +28,14 @@ pub enum Event {
     SourceSet(Arc<SourceRecord>),
     SourceRemoved(u64),
     SourceExpired(u64),
-    DrainBegun(Drain),
-    DrainEnded(Drain),
+    DrainBegun {
+        kind: DrainKind,
+        name: String,
+    },
+    DrainEnded {
+        kind: DrainKind,
+        name: String,
+    },
     Health(HealthChange),
     /// The config file was read again, and is in force.
     ReloadDone {
@@ -75,8 +81,8 @@ impl Event {
             Self::SourceSet(_) => "source_set",
             Self::SourceRemoved(_) => "source_removed",
             Self::SourceExpired(_) => "source_expired",
-            Self::DrainBegun(_) => "drain_begun",
-            Self::DrainEnded(_) => "drain_ended",
+            Self::DrainBegun { .. } => "drain_begun",
+            Self::DrainEnded { .. } => "drain_ended",
             Self::Health(_) => "health",
             Self::ReloadDone { .. } => "reload_done",
             Self::ReloadRefused { .. } => "reload_refused",

@@ -7,6 +7,7 @@ mod daemon;
 mod detection;
 
 mod dataplane;
+mod drains;
 mod events;
 mod keep;
 mod kernel;

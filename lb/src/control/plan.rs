@@ -12,7 +12,7 @@ use crate::{
     config::{self, Config, Forward, SourceList},
     dataplane::{BackendKey, Moved, Preview, VipChange},
     desired::{self, Inputs, way},
-    drains::BackendName,
+    drains::{BackendName, Drains},
     health::{self, State, Status},
     net::{NextHop, Resolution, Resolutions},
 };
@@ -50,6 +50,8 @@ pub(super) struct Draft {
     preview: Preview,
     flows: BTreeMap<BackendKey, u64>,
     assumed_up: Vec<BackendName>,
+    /// Drains that would end.
+    orphans: Drains,
 }
 
 impl<P: Dataplane> Control<P> {
@@ -79,6 +81,7 @@ impl<P: Dataplane> Control<P> {
             Refused::Failed(format!("a reload would be refused: {}", chain(&*error)))
         })?;
         Ok(Draft {
+            orphans: self.orphans_of(&after),
             before: self.config.clone(),
             after,
             preview,
@@ -136,6 +139,8 @@ impl Draft {
         steps.extend(self.preview.steps().iter().map(ToString::to_string));
         steps.extend(rule_steps(&self.before, &self.after));
         steps.extend(source_steps(&self.before, &self.after));
+        let orphans = self.orphans.iter();
+        steps.extend(orphans.map(|drain| format!("end drain of {drain}")));
         let before = Vips::of(&self.before);
         let after = Vips::of(&self.after);
         let mut changes = self.preview.vips();

@@ -53,6 +53,8 @@ impl<P: Dataplane> Control<P> {
             self.rules.apply(&mut self.plane, |_| true);
             // They were there before.
             _ = self.sets.follow(&self.config, &mut self.plane);
+        } else {
+            self.end_orphans();
         }
         result
     }

@@ -376,7 +376,7 @@ fn daemon(page: &mut Page, view: &View, scrape: &Scrape) -> Result<(), prometheu
     if let Some(ns) = scrape.xdp_ns_per_packet {
         page.one(names::XDP_NS_PER_PACKET, ns)?;
     }
-    let draining = pop_drains(&view.drains, &view.config);
+    let draining = pop_drains(&view.drains);
     page.one(names::POP_DRAINING, float(draining.into()))
 }
 

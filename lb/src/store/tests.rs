@@ -33,7 +33,7 @@ fn set(id: u64, pps: u64) -> Change {
 fn drain(n: u8) -> Drain {
     let text = match n % 3 {
         0 => format!("vip web{n}"),
-        1 => format!("pop ams{n}"),
+        1 => "pop".to_owned(),
         _ => format!("web/10.0.0.{n}"),
     };
     text.parse().unwrap()
