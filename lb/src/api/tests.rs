@@ -366,6 +366,38 @@ async fn vips_backends_flows_and_drops_are_listed() {
 }
 
 #[tokio::test]
+async fn a_backend_that_this_host_cannot_check_is_told_and_stays_up() {
+    let world = World::ready().await;
+    let unmade = Status {
+        error: Some("this host cannot check it: connect: too many".into()),
+        is_unmade: true,
+        ..Status::new(State::Up, SystemTime::now())
+    };
+    world.health.send_modify(|health| {
+        let status = Arc::make_mut(health).get_mut(&("web".to_owned(), address(1)));
+        *status.unwrap() = unmade;
+    });
+    let warned = async || world.get("/v1/status").await.json()["warnings"].to_string();
+    while !warned()
+        .await
+        .contains("not checked, and stay what they were: 1;")
+    {
+        tokio::task::yield_now().await;
+    }
+    assert!(warned().await.contains("web/10.0.0.1: this host cannot"));
+    assert_eq!(world.weights(), [1, 5]);
+    let backends = world.get("/v1/backends").await.json();
+    assert_eq!(backends["items"][0]["state"], "up");
+    let metrics = world.get("/metrics").await;
+    for (n, unchecked) in [(1, 1), (2, 0)] {
+        let line = format!(
+            "\nsluice_backend_unchecked{{pool=\"web\",backend=\"10.0.0.{n}\"}} {unchecked}\n"
+        );
+        assert!(metrics.text().contains(&line), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn an_unresolved_backend_says_why() {
     let world = World::ready().await;
     let hops = [(address(1), Resolution::Unresolved(Reason::NoRoute))];

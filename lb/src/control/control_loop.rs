@@ -423,7 +423,20 @@ impl<P: Dataplane> Control<P> {
             .chain(self.rules.error())
             .chain(self.sets.error())
             .chain(refused)
+            .chain(self.unchecked())
             .collect()
+    }
+
+    /// Tells of backends that this host cannot check.
+    fn unchecked(&self) -> Option<String> {
+        let health = self.sources.health.borrow();
+        let mut unchecked = health.iter().filter(|(_, status)| status.is_unmade);
+        let ((pool, address), status) = unchecked.next()?;
+        Some(format!(
+            "backends that are not checked, and stay what they were: {}; the first is {pool}/{address}: {}",
+            1 + unchecked.count(),
+            status.error.as_deref().unwrap_or_default()
+        ))
     }
 
     fn publish_warnings(&mut self) {

@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    sync::OnceCell,
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
@@ -48,33 +49,60 @@ pub enum CheckError {
     Body { expected: String },
     #[error("timed out after {}{}", humantime::format_duration(*.after), hint(*.via))]
     Timeout { after: Duration, via: Option<Via> },
-    #[error("cannot send echo requests: {0}; the daemon needs CAP_NET_RAW")]
-    NoPinger(String),
+    #[error("cannot send echo requests: {}; the daemon needs CAP_NET_RAW", plain(.0))]
+    NoPinger(#[source] io::Error),
     #[error(
         "cannot check through the tunnel: {0}; the daemon needs CAP_NET_ADMIN, CAP_NET_RAW and /dev/net/tun, and a network namespace without another one that does this"
     )]
     NoTunnel(#[source] io::Error),
+    #[error("cannot see who answers: {}", plain(.0))]
+    Blind(#[source] io::Error),
     #[error("{0}")]
     NotMade(String),
 }
+
+impl CheckError {
+    /// Whether it was this host that could not make the check: then nothing is known of the backend.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        match self {
+            Self::NoPinger(_) | Self::NoTunnel(_) | Self::Blind(_) | Self::NotMade(_) => true,
+            Self::Connect(error) | Self::Tls(error) | Self::Send(error) | Self::Read(error) => {
+                error
+                    .raw_os_error()
+                    .is_some_and(|code| LACKS.contains(&code))
+            }
+            Self::Closed
+            | Self::NotHttp
+            | Self::HeaderTooLong
+            | Self::Status { .. }
+            | Self::Body { .. }
+            | Self::Timeout { .. } => false,
+        }
+    }
+}
+
+/// What no backend causes: too few descriptors, memory, local ports or room in a queue.
+const LACKS: [i32; 7] = [
+    libc::EMFILE,
+    libc::ENFILE,
+    libc::ENOMEM,
+    libc::ENOBUFS,
+    libc::ENOSPC,
+    libc::EADDRNOTAVAIL,
+    libc::EAGAIN,
+];
 
 /// What checks share.
 #[derive(Default)]
 pub(super) struct Tools {
     tls: tls::Settings,
-    pinger: Option<Result<Arc<Pinger>, String>>,
+    /// Opened when a check needs it first; where that fails, the next one tries again.
+    pinger: Arc<OnceCell<Pinger>>,
     tunnel: Arc<Tunnel>,
 }
 
 impl Tools {
-    fn pinger(&mut self) -> Result<Arc<Pinger>, String> {
-        let open = || Pinger::open().map(Arc::new).map_err(|error| plain(&error));
-        match &self.pinger {
-            Some(Ok(pinger)) => Ok(pinger.clone()),
-            _ => self.pinger.insert(open()).clone(),
-        }
-    }
-
     /// Settings are read afresh from here on: files that they come from may have changed.
     pub(super) fn refresh(&mut self) {
         self.tls = tls::Settings::default();
@@ -98,8 +126,7 @@ enum Kind {
     Nothing,
     /// Why no check can succeed.
     Unable(String),
-    Icmp(Arc<Pinger>),
-    NoPinger(String),
+    Icmp(Arc<OnceCell<Pinger>>),
     Tcp {
         port: u16,
     },
@@ -118,7 +145,7 @@ impl Probe {
         };
         let kind = match &target.health.check {
             Check::None => Kind::Nothing,
-            Check::Icmp => tools.pinger().map_or_else(Kind::NoPinger, Kind::Icmp),
+            Check::Icmp => Kind::Icmp(tools.pinger.clone()),
             Check::Tcp { port } => Kind::Tcp { port: *port },
             Check::Http(check) => http_kind(check, target, tools).unwrap_or_else(Kind::Unable),
         };
@@ -148,8 +175,10 @@ impl Probe {
         match &self.kind {
             Kind::Nothing => Ok(()),
             Kind::Unable(why) => Err(CheckError::NotMade(why.clone())),
-            Kind::NoPinger(why) => Err(CheckError::NoPinger(why.clone())),
-            Kind::Icmp(pinger) => self.ping(pinger).await,
+            Kind::Icmp(pinger) => {
+                let open = pinger.get_or_try_init(async || Pinger::open()).await;
+                self.ping(open.map_err(CheckError::NoPinger)?).await
+            }
             Kind::Tcp { port } => self.connect(*port).await.map(drop),
             Kind::Http {
                 check,

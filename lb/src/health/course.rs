@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Key, Machine, Report, Schedule, State, Target};
+use super::{CheckError, Key, Machine, Report, Schedule, State, Target};
 
 /// When one backend is checked, and what is thought of it.
 pub(super) struct Course {
@@ -47,9 +47,14 @@ impl Course {
     }
 
     /// A check has ended. Returns what is to be told, if that is something new.
-    pub(super) fn ended(&mut self, error: Option<String>) -> Option<Report> {
-        let changed = self.machine.observe(error.is_none()).is_some();
+    pub(super) fn ended(&mut self, error: Option<CheckError>) -> Option<Report> {
+        let is_unmade = error.as_ref().is_some_and(CheckError::is_ours);
+        let changed = !is_unmade && self.machine.observe(error.is_none()).is_some();
         self.schedule.advance(self.machine.pace(), Instant::now());
+        let error = error.map(|error| match is_unmade {
+            true => format!("this host cannot check it: {error}"),
+            false => error.to_string(),
+        });
         if !changed && error == self.last_error {
             return None;
         }
@@ -59,6 +64,7 @@ impl Course {
             id: self.id,
             state: self.machine.state(),
             error,
+            is_unmade,
         })
     }
 }
@@ -86,10 +92,44 @@ impl Random {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::{
+        io,
+        net::{IpAddr, Ipv4Addr},
+    };
 
     use super::*;
     use crate::{config::Check, health::tests::target};
+
+    #[test]
+    fn what_this_host_cannot_check_stays_what_it_was() {
+        let failed = |code| CheckError::Connect(io::Error::from_raw_os_error(code));
+        let web = target("web", 1, Check::Tcp { port: 80 });
+        let begin = |state| Course::new(&web, 0, state, Instant::now());
+        for state in [State::Unknown, State::Up, State::Down] {
+            let mut course = begin(state);
+            for error in [
+                failed(libc::EMFILE),
+                failed(libc::ENFILE),
+                failed(libc::EADDRNOTAVAIL),
+                CheckError::Send(io::Error::from_raw_os_error(libc::ENOBUFS)),
+                CheckError::Blind(io::Error::from_raw_os_error(libc::EINVAL)),
+                CheckError::NoPinger(io::Error::from_raw_os_error(libc::EPERM)),
+            ] {
+                let report = course.ended(Some(error)).unwrap();
+                assert!(report.is_unmade);
+                assert_eq!(report.state, state, "{:?}", report.error);
+            }
+        }
+
+        // It takes two failures, whatever is between them.
+        let mut course = begin(State::Up);
+        let report = course.ended(Some(failed(libc::ECONNREFUSED))).unwrap();
+        assert_eq!((report.state, report.is_unmade), (State::Up, false));
+        assert!(course.ended(Some(failed(libc::EMFILE))).is_some());
+        assert!(course.ended(Some(failed(libc::EMFILE))).is_none(), "told");
+        let report = course.ended(Some(failed(libc::ECONNREFUSED))).unwrap();
+        assert_eq!((report.state, report.is_unmade), (State::Down, false));
+    }
 
     #[test]
     fn checks_are_spread_over_the_interval() {

@@ -118,8 +118,7 @@ impl Knocks {
         let mut sockets: Vec<_> = under_way
             .map(|check| PollFd::new(check.socket.as_fd(), PollFlags::POLLOUT))
             .collect();
-        // If the kernel has no memory for it, nobody was seen to answer yet.
-        let _answers = poll(&mut sockets, PollTimeout::ZERO);
+        let looked = poll(&mut sockets, PollTimeout::ZERO);
         let answers: Vec<_> = sockets.iter().map(PollFd::revents).collect();
         for (check, answer) in mem::take(&mut self.under_way).into_iter().zip(answers) {
             let answer = answer.unwrap_or(PollFlags::empty());
@@ -134,7 +133,11 @@ impl Knocks {
                     after: backend.timeout,
                     via: None,
                 };
-                let error = self.backends.get(&check.id).map(timeout);
+                let error = match looked {
+                    Ok(_) => self.backends.get(&check.id).map(timeout),
+                    // Whoever answered was not seen.
+                    Err(error) => Some(CheckError::Blind(error.into())),
+                };
                 self.end(check.id, error, reports);
             } else {
                 self.under_way.push(check);
@@ -190,7 +193,6 @@ impl Knocks {
         let Some(backend) = self.backends.get_mut(&id) else {
             return;
         };
-        let error = error.map(|error| error.to_string());
         reports.extend(backend.course.ended(error));
         self.due.push(Reverse((backend.course.next(), id)));
     }

@@ -76,6 +76,8 @@ pub struct Status {
     pub state: State,
     /// Of the last check, if that failed; a backend that is up may have one.
     pub error: Option<String>,
+    /// This host could not make the last check, and `error` says why: all else is what was known before.
+    pub is_unmade: bool,
     /// When `state` was entered.
     pub since: SystemTime,
     /// When it last came up after it was down.
@@ -243,6 +245,7 @@ struct Report {
     id: u64,
     state: State,
     error: Option<String>,
+    is_unmade: bool,
 }
 
 /// The other side of `transitions` is gone.
@@ -336,6 +339,7 @@ impl Collector {
                     id,
                     state: State::Up,
                     error: None,
+                    is_unmade: false,
                 })
                 .await?;
             }
@@ -387,6 +391,12 @@ impl Collector {
         else {
             return Ok(());
         };
+        if report.is_unmade && !watched.status.is_unmade {
+            let (pool, address) = &report.key;
+            let error = report.error.as_deref().unwrap_or_default();
+            tracing::warn!(%pool, backend = %address, error, "a backend is not checked; it stays what it was");
+        }
+        watched.status.is_unmade = report.is_unmade;
         watched.status.error.clone_from(&report.error);
         if watched.status.state == report.state {
             return Ok(());
@@ -419,6 +429,7 @@ impl Status {
         Self {
             state,
             error: None,
+            is_unmade: false,
             since,
             returned: None,
             lost: None,
@@ -447,8 +458,7 @@ async fn watch_over(
         let due = course.next();
         sleep_until(due.into()).await;
         load.begins(due);
-        let error = probe.check().await.err().map(|error| error.to_string());
-        if let Some(report) = course.ended(error)
+        if let Some(report) = course.ended(probe.check().await.err())
             && reports.send(report).await.is_err()
         {
             return;

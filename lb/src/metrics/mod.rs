@@ -214,10 +214,12 @@ fn backends(page: &mut Page, view: &View, figures: &Figures) -> Result<(), prome
             let sum = sums.get(&(pool.name.as_str(), backend.address));
             let (count, flows) = sum.copied().unwrap_or_default();
             let (up, state) = up_and_state(view, pool, backend, flows);
+            let health = view.health.get(&(pool.name.clone(), backend.address));
             Seen {
                 count,
                 flows,
                 up,
+                unchecked: health.is_some_and(|status| status.is_unmade),
                 state,
             }
         })
@@ -228,6 +230,7 @@ fn backends(page: &mut Page, view: &View, figures: &Figures) -> Result<(), prome
             float(seen.count.bytes),
             float(seen.flows),
             float(seen.up.into()),
+            float(seen.unchecked.into()),
             float(backend.weight.into()),
         ];
         ([pool.name.clone(), backend.address.to_string()], values)
@@ -237,6 +240,7 @@ fn backends(page: &mut Page, view: &View, figures: &Figures) -> Result<(), prome
         names::BACKEND_BYTES,
         names::BACKEND_FLOWS,
         names::BACKEND_UP,
+        names::BACKEND_UNCHECKED,
         names::BACKEND_WEIGHT,
     ];
     page.table(metrics, rows)?;
@@ -252,6 +256,7 @@ struct Seen {
     count: Count,
     flows: u64,
     up: bool,
+    unchecked: bool,
     state: &'static str,
 }
 

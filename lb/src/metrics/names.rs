@@ -63,6 +63,8 @@ metrics! {
         "Bytes of these packets, from the IP header on, without outer headers.";
     BACKEND_UP = Gauge "sluice_backend_up" ["pool", "backend"]
         "1 if health checks say that the backend is up.";
+    BACKEND_UNCHECKED = Gauge "sluice_backend_unchecked" ["pool", "backend"]
+        "1 while this host cannot make a backend's health checks, for want of descriptors or the like: what is told of it is from before.";
     BACKEND_STATE = Gauge "sluice_backend_state" ["pool", "backend", "state"]
         "Always 1: the backend's state in a word.";
     BACKEND_FLOWS = Gauge "sluice_backend_flows" ["pool", "backend"]

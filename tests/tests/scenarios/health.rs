@@ -2,10 +2,11 @@
 
 use std::{
     io,
+    process::Command,
     time::{Duration, Instant},
 };
 
-use sluice_tests::{DNS_V4, Lab, LabBuilder, WEB_V4, WEB_V6, eventually};
+use sluice_tests::{DNS_V4, Lab, LabBuilder, WEB_V4, WEB_V6, eventually, within};
 
 const QUICK: &str = r#"{ kind = "http", port = 80, path = "/health", status = 200, interval = "200ms", timeout = "200ms", rise = 2, fall = 2 }"#;
 
@@ -50,6 +51,36 @@ fn one_failed_check_is_forgiven() {
         lab.node().backend_row(lab.backend("b1").v4())["state"],
         "up"
     );
+}
+
+#[test]
+fn a_daemon_without_descriptors_takes_no_backend_down() {
+    let lab = quick_lab().start();
+    let pid = lab.daemon().pid().to_string();
+    let may_open = |files: &str| {
+        let limit = format!("--nofile={files}:");
+        let mut command = Command::new("prlimit");
+        command.args(["--pid", &pid, &limit]);
+        assert!(command.status().unwrap().success());
+    };
+    may_open("3");
+    within(Duration::from_secs(10), "the log says so", || {
+        lab.node().log().contains("a backend is not checked")
+    });
+    // Long enough for many checks, of which two would be too many.
+    std::thread::sleep(Duration::from_secs(3));
+    for vip in [WEB_V4, WEB_V6, DNS_V4] {
+        assert_eq!(lab.client(0).spread(vip, 60).unwrap().len(), 3, "{vip}");
+    }
+    may_open("1024");
+    let log = lab.node().log();
+    assert!(!log.contains("backend is down"), "{log}");
+
+    let backend = lab.backend("b2");
+    backend.stop();
+    eventually("b2 is down", || {
+        lab.node().backend_row(backend.v4())["state"] == "down"
+    });
 }
 
 #[test]
