@@ -9,20 +9,17 @@ use std::{
 };
 
 use ahash::{AHasher, RandomState};
-use sluice_ebpf::{
-    abi::{self, Challenge, GENERATIONS, SLOT_MOVED, Settings, VIP_MOVED},
-    cookie::Clock,
-};
+use sluice_ebpf::abi::{self, Challenge, GENERATIONS, SLOT_MOVED, Settings, VIP_MOVED};
 
 use super::{
-    Attached, Plane, TableKey, encode::Stages, plan::VipImage, registry::Region, slots::Slots,
-    steps::protected_rows,
+    Attached, Plane, TableKey, encode::Stages, plan::VipImage, registry::Region, sampler::lease,
+    slots::Slots, steps::protected_rows,
 };
 
 /// What is remembered of the maps where the image of them does not tell.
 #[derive(Debug)]
 pub(super) struct Known {
-    /// Of these, only what the config and the start decide.
+    /// As they were written last, but for what others write.
     pub settings: Settings,
     index: Option<Index>,
     /// Sums of the lookup tables.
@@ -92,21 +89,23 @@ impl Plane {
 
     fn audit_settings(&self, found: &mut Vec<String>) {
         let held = self.settings.read(0);
-        let known = &self.known.settings;
         let wanted = Settings {
-            flow_key: known.flow_key,
-            local_key: known.local_key,
-            tunnel_source_v4: known.tunnel_source_v4,
-            tunnel_spread_v4: known.tunnel_spread_v4,
-            tunnel_source_v6: known.tunnel_source_v6,
-            tunnel_spread_v6: known.tunnel_spread_v6,
-            cpus: known.cpus,
-            cookie_key: known.cookie_key,
-            clock: Clock {
-                jiffy: known.clock.jiffy,
-                ..held.clock
-            },
-            ..held
+            // These are looked at together with what they lead to.
+            active: held.active,
+            generations: held.generations,
+            vip_networks: held.vip_networks,
+            exact: held.exact,
+            exact_v6_lengths: held.exact_v6_lengths,
+            rules: held.rules,
+            sources: held.sources,
+            sets_allow: held.sets_allow,
+            sets_deny: held.sets_deny,
+            sets_monitor: held.sets_monitor,
+            // Detection writes it all the time.
+            watching: held.watching,
+            // Of a capture, which is another process.
+            sampling_until: lease(held.sampling_until, self.jiffies_now(), self.hz()),
+            ..self.known.settings
         };
         let [held, wanted]: [[u64; SETTINGS_WORDS]; 2] = bytemuck::cast([held, wanted]);
         let mut differs = false;

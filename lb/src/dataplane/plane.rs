@@ -403,10 +403,11 @@ impl Plane {
     }
 
     /// Follows the time of day, which somebody may set. To be called every few seconds.
-    pub fn set_clock(&self) {
+    pub fn set_clock(&mut self) {
         let clock = cookie::clock(self.hz);
         let offset = offset_of!(Settings, clock) + offset_of!(Clock, offset);
         self.settings.store_u64(0, offset, clock.offset);
+        self.known.settings.clock = clock;
     }
 
     /// Makes an adopted data plane whose numbers mean nothing to us an empty one.

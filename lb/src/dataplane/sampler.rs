@@ -131,11 +131,8 @@ impl Sampler {
 
     /// To be called about once a second.
     pub fn renew(&self) {
-        let ticks = LEASE.as_secs() * u64::from(self.hz);
-        until(
-            &self.settings,
-            jiffies_now(self.hz).wrapping_add(ticks).max(1),
-        );
+        let end = jiffies_now(self.hz).wrapping_add(lease_ticks(self.hz));
+        until(&self.settings, end.max(1));
     }
 
     /// A sample, if one is there.
@@ -230,6 +227,18 @@ impl Wanted {
     }
 }
 
+/// Until when samples may be taken if the settings say `until`: no capture asks for longer than its lease.
+pub(super) fn lease(until: u64, now: u64, hz: u32) -> u64 {
+    // A second more, for clocks that differ.
+    let most = lease_ticks(hz) + u64::from(hz);
+    let left = until.wrapping_sub(now).cast_signed();
+    if left > most.cast_signed() { 0 } else { until }
+}
+
+fn lease_ticks(hz: u32) -> u64 {
+    LEASE.as_secs() * u64::from(hz)
+}
+
 fn until(settings: &Mapped<Settings>, jiffies: u64) {
     settings.store_u64(0, offset_of!(Settings, sampling_until), jiffies);
 }
@@ -305,5 +314,21 @@ mod tests {
         assert_eq!(some.actions, 1 << 1, "only drops have a reason");
         assert_eq!(some.reasons, 1 << DropReason::NoBackend as u32);
         assert!(DropReason::ALL.len() <= 64, "each has its bit");
+    }
+
+    #[test]
+    fn no_capture_goes_on_for_longer_than_its_lease() {
+        let hz = 250;
+        for now in [1_000, u64::MAX - 10] {
+            let until = |seconds: u64| now.wrapping_add(seconds * u64::from(hz));
+            assert_eq!(
+                lease(until(LEASE.as_secs()), now, hz),
+                until(LEASE.as_secs())
+            );
+            assert_eq!(lease(until(60), now, hz), 0);
+            let over = now.wrapping_sub(1);
+            assert_eq!(lease(over, now, hz), over, "it ends by itself");
+            assert_eq!(lease(0, now, hz), 0);
+        }
     }
 }

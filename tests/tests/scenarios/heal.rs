@@ -9,7 +9,7 @@ use std::{
 
 use aya::maps::{Array, Map, MapData};
 use serde_json::Value;
-use sluice_ebpf::abi::ABI_VERSION;
+use sluice_ebpf::abi::{ABI_VERSION, Settings};
 use sluice_tests::{Lab, WEB_V4, within};
 
 /// What the daemon said that it mended, in its log.
@@ -125,4 +125,45 @@ fn what_somebody_else_changed_is_mended_and_told() {
     }
     let log = lab.node().log();
     assert!(!log.contains("ERROR"), "{log}");
+}
+
+#[test]
+fn every_setting_that_somebody_else_changed_is_mended_and_told() {
+    const WORDS: usize = size_of::<Settings>() / 8;
+    let lab = Lab::new().start();
+    let map = Map::Array(MapData::from_pin(pin(&lab, "SETTINGS")).unwrap());
+    let mut array: Array<_, [u64; WORDS]> = map.try_into().unwrap();
+    let before: Settings = bytemuck::cast(array.get(&0, 0).unwrap());
+    let words = |settings| bytemuck::cast::<Settings, [u64; WORDS]>(settings);
+    let spoilt = words(before).map(|word| word ^ 1 << 20 ^ 1 << 52);
+    let spoilt = Settings {
+        // A capture that goes on for years.
+        sampling_until: u64::MAX >> 2,
+        ..bytemuck::cast(spoilt)
+    };
+    array.set(0, words(spoilt), 0).unwrap();
+    for what in [
+        "settings",
+        "the VIP index",
+        "limits",
+        "rules",
+        "sets of sources",
+    ] {
+        heals(&lab, what);
+    }
+    let after: Settings = bytemuck::cast(array.get(&0, 0).unwrap());
+    let hour_jiffies = 3_600_000;
+    assert!(after.clock.offset.abs_diff(before.clock.offset) < hour_jiffies);
+    assert_eq!(after.clock.jiffy, before.clock.jiffy);
+    let expected = Settings {
+        // Which of the two is in use does not matter.
+        active: after.active,
+        generations: after.generations,
+        rules: after.rules,
+        // Detection takes more samples, or fewer, all the time.
+        watching: after.watching,
+        clock: after.clock,
+        ..before
+    };
+    assert_eq!(words(after), words(expected));
 }

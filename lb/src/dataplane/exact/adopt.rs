@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     ExactError, ExactLimits, LIMIT_WORDS,
-    cells::{ALL_EXACT_BITS, ExactTables, Numbers},
+    cells::{ExactTables, Numbers},
     limit::{ExactLimit, LINK},
     v4,
     v6::V6,
@@ -104,11 +104,13 @@ impl ExactLimits {
         self.v6 = v6;
         self.free = Numbers::without(1..self.tables.limit_count(), &used);
         self.free_blocks = Numbers::without(0..self.tables.block_count(), &blocks);
-        self.bits_fit()
+        self.settings_fit()
     }
 
-    pub(super) fn bits_fit(&self) -> bool {
-        self.tables.exact_bits() & ALL_EXACT_BITS == self.wanted_bits()
+    /// Whether packets are told of what is there, and of nothing else.
+    pub(super) fn settings_fit(&self) -> bool {
+        self.tables.exact_bits() == self.wanted_bits()
+            && self.tables.v6_lengths() == self.v6.padded_lengths()
     }
 
     /// Whether no more rows are in use than those that were found.

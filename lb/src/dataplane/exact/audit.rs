@@ -24,7 +24,7 @@ impl ExactLimits {
         let part = self.audited;
         self.audited = (part + 1) % PARTS;
         let v4 = part * V4_PART..(part + 1) * V4_PART;
-        self.bits_fit()
+        self.settings_fit()
             && v4::verify_part(&self.tables, &self.v4_tree, v4).is_some()
             && match part {
                 0 => V6::verify(local_key, &self.tables, &self.v6_tree).is_some(),

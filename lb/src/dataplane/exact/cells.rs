@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use sluice_ebpf::{
-    abi::{EXACT_ESTABLISHED, MAX_EXACT_LENGTHS, Settings},
+    abi::{MAX_EXACT_LENGTHS, Settings},
     exact::{BLOCK_ENTRIES, V4_FILTER_SHIFT, V6_WAYS, v4_filter},
 };
 
@@ -120,9 +120,6 @@ impl ExactTables {
         }
     }
 }
-
-/// All that `Settings::exact` can hold.
-pub(super) const ALL_EXACT_BITS: u32 = EXACT_ESTABLISHED * 2 - 1;
 
 const EXACT_AT: usize = std::mem::offset_of!(Settings, exact) / 4;
 const LENGTHS_AT: usize = std::mem::offset_of!(Settings, exact_v6_lengths) / 4;

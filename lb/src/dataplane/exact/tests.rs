@@ -427,7 +427,7 @@ fn a_change_in_place_keeps_what_packets_wrote() {
 }
 
 /// What may happen to tables that hold [`damaged`]'s limits.
-const DAMAGES: [fn(&mut ExactTables); 9] = [
+const DAMAGES: [fn(&mut ExactTables); 11] = [
     |t| t.v4.set(10 << 16 | 5, 0),
     |t| t.v4.set(77, exact::BLOCK | 9_999),
     |t| t.blocks.set(7, 1),
@@ -436,7 +436,13 @@ const DAMAGES: [fn(&mut ExactTables); 9] = [
     |t| t.set_limit_word(2, LINK, 0),
     |t| t.set_limit_word(9, LINK, u64::MAX),
     |t| t.set_exact_bits(EXACT_V6),
+    |t| t.set_exact_bits(t.exact_bits() | EXACT_ESTABLISHED << 1),
     |t| t.set_v6_lengths([0; MAX_EXACT_LENGTHS]),
+    |t| {
+        let mut lengths = t.v6_lengths();
+        lengths[MAX_EXACT_LENGTHS - 1] = 7;
+        t.set_v6_lengths(lengths);
+    },
 ];
 
 fn damaged(damage: fn(&mut ExactTables)) -> ([ExactLimit; 4], ExactLimits) {

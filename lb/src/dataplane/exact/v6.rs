@@ -201,7 +201,7 @@ impl V6 {
         filter
     }
 
-    fn padded_lengths(&self) -> [u8; MAX_EXACT_LENGTHS] {
+    pub(super) fn padded_lengths(&self) -> [u8; MAX_EXACT_LENGTHS] {
         std::array::from_fn(|at| self.lengths.get(at).copied().unwrap_or(0))
     }
 

@@ -177,9 +177,11 @@ impl SourceMaps {
     pub fn audit(&mut self, local_key: [u64; 4]) -> bool {
         let sets: Vec<SourceSet> = self.held.values().cloned().collect();
         let masks = masks(&sets);
-        let same = self.sources.tables.masks() == masks;
-        self.sources.tables.set_masks(masks);
-        let same = Scopes::of(&sets).put(&self.off, &mut self.sources.tables) && same;
+        let tables = &mut self.sources.tables;
+        let held = (tables.masks(), tables.bits());
+        tables.set_masks(masks);
+        let same = Scopes::of(&sets).put(&self.off, tables);
+        let same = held == (masks, tables.bits()) && same;
         self.sources.audit(local_key) && same
     }
 
