@@ -65,6 +65,17 @@ async fn with_slow_list() -> (World, Slow) {
     (world, list)
 }
 
+/// Waits until a list is.
+async fn in_force(world: &World) {
+    for _ in 0..1_000 {
+        if !world.plane.sources().is_empty() {
+            return;
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    panic!("no list is in force");
+}
+
 #[tokio::test]
 async fn while_a_list_is_read_limits_are_set_and_shown() {
     let (world, list) = with_slow_list().await;
@@ -94,11 +105,11 @@ async fn a_reload_reads_when_the_one_before_it_is_in_force() {
     let reload = || world.send(Method::POST, RELOAD, "");
     let files = async {
         let mut file = list.reader().await;
+        // Time enough for the other one to read as well, if it did not wait: then it would find the end at once.
+        sleep(Duration::from_millis(200)).await;
         file.write_all(b"192.0.2.0/24\n").unwrap();
         drop(file);
-        while world.plane.sources().is_empty() {
-            sleep(Duration::from_millis(2)).await;
-        }
+        in_force(&world).await;
         let mut file = list.reader().await;
         assert_eq!(world.plane.sources(), [(63, Purpose::Deny, 1)]);
         file.write_all(b"192.0.2.0/24\n198.51.100.0/24\n").unwrap();
@@ -123,9 +134,7 @@ async fn a_reload_is_done_also_when_who_asked_is_gone() {
     assert_eq!(world.get("/v1/status").await.status, 200);
     file.write_all(b"192.0.2.0/24\n").unwrap();
     drop(file);
-    while world.plane.sources().is_empty() {
-        sleep(Duration::from_millis(2)).await;
-    }
+    in_force(&world).await;
 }
 
 #[tokio::test]
