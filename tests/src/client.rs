@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    Conn, DNS_V4, DNS_V6, Frames, Netns, RawSocket, Response, UDP_PORT, WEB_V4,
+    Conn, DNS_V4, DNS_V6, Flood, Frames, Netns, RawSocket, Response, UDP_PORT, WEB_V4,
     addresses::{ClientLink, ROUTER, in_network, nth},
 };
 
@@ -151,6 +151,11 @@ impl Client {
     /// Frames to the router. The source may be anything: nothing on the way filters it.
     pub fn raw(&self) -> RawSocket {
         RawSocket::open(&self.netns, "eth0")
+    }
+
+    /// Floods by way of the router.
+    pub fn flood(&self, frames: Vec<Vec<u8>>) -> Flood {
+        Flood::start(RawSocket::sender(&self.netns, "eth0"), frames)
     }
 
     pub fn frames(&self) -> Frames {

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::{
-    BACK, Backend, Capture, Client, Config, Daemon, FRONT, Netns, Node, Output, RawSocket, Segment,
-    Turn,
+    BACK, Backend, Capture, Client, Config, Daemon, FRONT, Flood, Netns, Node, Output, RawSocket,
+    Segment, Turn,
     addresses::{ClientLink, backend_host},
     eventually,
     topology::{Plan, vip_routes},
@@ -179,6 +179,11 @@ impl Lab {
     /// The same, to send only: the highest rate is reached from here.
     pub fn uplink_sender(&self) -> RawSocket {
         RawSocket::sender(&self.router, &self.node().port_name())
+    }
+
+    /// Floods the first load balancer from its router, which is the fastest way.
+    pub fn flood(&self, frames: Vec<Vec<u8>>) -> Flood {
+        Flood::start(self.uplink_sender(), frames)
     }
 
     /// Config, logs, captures.

@@ -253,6 +253,15 @@ impl Node {
         body.to_owned()
     }
 
+    /// The value of a series, which is named as in `/metrics`; 0 while there is none.
+    pub fn metric(&self, series: &str) -> u64 {
+        let metrics = self.metrics();
+        let value = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().expect("a number"))
+    }
+
     fn log_file(&self) -> PathBuf {
         self.dir.join("sluice.log")
     }
@@ -327,6 +336,18 @@ impl Daemon<'_> {
             stat.split(' ').next()?.parse().ok()
         });
         Duration::from_nanos(ns.sum())
+    }
+
+    /// What it holds of memory, in MiB: its own, and all with mapped tables.
+    pub fn memory_mib(self) -> (u64, u64) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("the daemon runs");
+        let mib = |name: &str| -> u64 {
+            let field = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = field.and_then(|field| field.split_whitespace().next()?.parse::<u64>().ok());
+            kib.expect("a number of KiB") / 1024
+        };
+        (mib("RssAnon:"), mib("VmRSS:"))
     }
 
     pub fn is_running(self) -> bool {

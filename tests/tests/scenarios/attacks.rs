@@ -1,5 +1,5 @@
 //! Twenty attacks of different kinds, each against a VIP of its own: how long they last until the first packet is dropped,
-//! and what a good client sees.
+//! and what good clients of that VIP see.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sluice_tests::{ApiConn, Flood, Frames, HTTP_PORT, Lab, UDP_PORT, WEB_V4, WEB_V6, within};
+use sluice_tests::{ApiConn, Frames, Good, HTTP_PORT, Lab, UDP_PORT, WEB_V4, WEB_V6, within};
 
 const FIN: u8 = 1;
 const SYN: u8 = 2;
@@ -29,8 +29,6 @@ const ANYWHERE_V6: &str = "2600::/12";
 const FRAMES: u32 = 8192;
 /// Time of peace in which what is usual is learned, and whom rules would hit: some hundred packets of each VIP.
 const PEACE: Duration = Duration::from_secs(15);
-/// Of good clients.
-const NETWORKS: u32 = 512;
 
 /// An attack, by what it sends to a VIP from one of its sources.
 struct Attack {
@@ -142,32 +140,23 @@ impl Attack {
     }
 }
 
-/// Whether a good client gets an answer at the first try, or at one of two more, as clients of UDP do anyway.
-fn is_served(lab: &Lab, vip: SocketAddr, number: u32) -> bool {
-    let client = lab.client(0);
-    let client = client.source(client.address_in_network(vip, number % NETWORKS));
-    match vip.port() {
-        HTTP_PORT => client.http_get(vip, "/health").is_ok(),
-        _ => (0..3).any(|_| client.udp_ask(vip, b"good").is_ok()),
-    }
-}
-
-/// Good clients of all VIPs, for a while.
-fn peace(lab: &Lab, vips: &[(&str, SocketAddr)]) {
+/// Good clients of each VIP, after a while of peace.
+fn peace(lab: &Lab, vips: &[(&str, SocketAddr)]) -> Vec<Good> {
     let began = Instant::now();
-    thread::scope(|scope| {
-        for (name, vip) in vips {
-            scope.spawn(move || {
-                for number in 0.. {
-                    if began.elapsed() >= PEACE {
-                        break;
-                    }
-                    assert!(is_served(lab, *vip, number), "{name} in peace");
-                    thread::sleep(Duration::from_millis(20));
-                }
-            });
+    let go_on = |vip| {
+        let mut good = Good::of(lab.client(0), &[vip]);
+        while began.elapsed() < PEACE {
+            good.go_on(1);
+            thread::sleep(Duration::from_millis(100));
         }
-    });
+        good
+    };
+    thread::scope(|scope| {
+        let threads = vips.iter().map(|(_, vip)| scope.spawn(move || go_on(*vip)));
+        let threads: Vec<_> = threads.collect();
+        let all = threads.into_iter().map(|thread| thread.join());
+        all.map(|good| good.expect("peace")).collect()
+    })
 }
 
 fn dropped(api: &mut ApiConn, name: &str) -> u64 {
@@ -190,7 +179,7 @@ fn twenty_kinds_of_attacks_meet_their_first_drop_within_half_a_second_and_a_seco
     let of_config = vips.clone();
     let lab = Lab::new()
         .alone()
-        .client(&["198.18.0.0/15", "3fff::/20"])
+        .client(&Good::PREFIXES)
         .config(move |mut config| {
             for (name, vip) in of_config {
                 let like = match (vip.port() == HTTP_PORT, vip.is_ipv6()) {
@@ -207,7 +196,7 @@ fn twenty_kinds_of_attacks_meet_their_first_drop_within_half_a_second_and_a_seco
             config
         })
         .start();
-    peace(&lab, &vips);
+    let mut good = peace(&lab, &vips);
     assert!(
         lab.node().items("mitigations").is_empty(),
         "peace is no attack"
@@ -215,17 +204,17 @@ fn twenty_kinds_of_attacks_meet_their_first_drop_within_half_a_second_and_a_seco
 
     let mut api = ApiConn::open(&lab.node().socket()).expect("the daemon listens");
     let mut times = Vec::new();
-    for (attack, (name, vip)) in attacks.iter().zip(&vips) {
+    for ((attack, (name, vip)), good) in attacks.iter().zip(&vips).zip(&mut good) {
         let frames = attack.frames(&lab, *vip);
         assert_eq!(dropped(&mut api, name), 0, "{name} before its attack");
-        let flood = Flood::start(lab.uplink_sender(), frames);
+        let flood = lab.flood(frames);
         let began = Instant::now();
         within(Duration::from_secs(10), "the first drop", || {
             dropped(&mut api, name) > 0
         });
         let took = began.elapsed();
         thread::sleep(Duration::from_millis(200));
-        let served = is_served(&lab, *vip, 0);
+        good.go_on(1);
         let rate = flood.packets_per_second();
         flood.stop();
         let measures = lab.node().items("mitigations");
@@ -234,7 +223,7 @@ fn twenty_kinds_of_attacks_meet_their_first_drop_within_half_a_second_and_a_seco
             .filter(|item| item["vip"] == *name)
             .map(|item| format!("{} {}", item["created"], item["what"]))
             .collect();
-        println!("{name}: {took:?}, {rate:.0} packets a second, served: {served}, {measures:?}");
+        println!("{name}: {took:?}, {rate:.0} packets a second, {measures:?}");
         times.push((took, *name));
     }
     times.sort_unstable();

@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command, thread, time::Duration};
 use nix::sys::signal::Signal;
 use pcap_file::pcapng::{Block, PcapNgReader, blocks::enhanced_packet::EnhancedPacketOption};
 use serde_json::Value;
-use sluice_tests::{Flood, Lab, Node, WEB_V4, eventually, sluice_binary, within};
+use sluice_tests::{Lab, Node, WEB_V4, eventually, sluice_binary, within};
 
 const QUIET: &str =
     r#"{ kind = "tcp", port = 80, interval = "500ms", timeout = "500ms", rise = 1, fall = 10 }"#;
@@ -392,7 +392,7 @@ fn a_capture_during_a_flood_is_bounded_and_says_why_each_packet_was_dropped() {
         .node()
         .frames()
         .flood("203.0.113.7/32".parse().unwrap(), 1024);
-    let flood = Flood::start(lab.uplink_sender(), frames);
+    let flood = lab.flood(frames);
     within(Duration::from_secs(10), "the flood runs", || {
         flood.sent() > 20_000
     });

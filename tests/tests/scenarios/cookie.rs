@@ -17,7 +17,7 @@ use sluice_ebpf::{
     packet::mapped,
 };
 use sluice_tests::{
-    Conn, Flood, HTTP_PORT, Lab, LabBuilder, Netns, RawSocket, WEB_V4, WEB_V6, eventually, within,
+    Conn, Good, HTTP_PORT, Lab, LabBuilder, Netns, RawSocket, WEB_V4, WEB_V6, eventually, within,
 };
 
 use crate::challenge::{SPOOFED, connect_times, median};
@@ -135,30 +135,26 @@ fn acks_without_a_good_cookie_are_dropped() {
     assert_eq!(cookies(&lab, "web4", "taken"), 10);
 }
 
-/// While SYNs of forged sources come at the highest rate, no backend gets one, and new clients connect as in peace.
+/// While SYNs of forged sources come at the highest rate, no backend gets one, new clients connect as in peace, and
+/// those that were there go on.
 #[test]
 fn a_flood_of_forged_syns_is_answered_with_cookies_and_keeps_nobody_out() {
     let syn = r#"{ mode = "auto", defence = "cookie", above_pps = 2_000, hold = "2s" }"#;
     let builder = crate::challenge::lab(syn).alone();
-    let lab = with_agents(builder.client(&["198.18.0.0/15", "3fff::/20"]));
+    let lab = with_agents(builder.client(&Good::PREFIXES));
     let client = lab.client(0);
-    let mut before: Vec<Conn> = (0..10)
-        .map(|number| client.source(client.address(WEB_V4, 1000 + number)))
-        .map(|client| client.connect(WEB_V4).unwrap())
-        .collect();
+    let mut good = Good::new(client);
     assert_eq!(cookies(&lab, "web4", "sent"), 0, "no flood");
 
     let frames = lab.node().frames();
     let forged = frames.syn_flood(SPOOFED.parse().unwrap(), 8192);
-    let flood = Flood::start(lab.uplink_sender(), forged);
+    let flood = lab.flood(forged);
     within(Duration::from_secs(5), "SYNs are answered", || {
         cookies(&lab, "web4", "sent") > 10_000
     });
     let watched: Vec<RawSocket> = lab.backends().iter().map(|it| it.raw()).collect();
-    let v4 = connect_times(client, WEB_V4, 10..110);
-    for conn in &mut before {
-        assert_eq!(conn.ask_who(), conn.backend());
-    }
+    let v4 = good.beside(|| connect_times(client, WEB_V4, 10..110));
+    good.go_on(1);
     let syns: usize = watched.iter().map(syns_to_vips).sum();
     let rate = flood.packets_per_second();
     let sent = flood.stop();
@@ -229,10 +225,8 @@ fn scales(said: &str) -> [&str; 2] {
 
 /// What the metrics say of cookies.
 fn cookies(lab: &Lab, vip: &str, event: &str) -> u64 {
-    let metrics = lab.node().metrics();
-    let name = format!("sluice_cookies_total{{vip=\"{vip}\",event=\"{event}\"}} ");
-    let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
-    line.map_or(0, |count| count.parse().expect("a number"))
+    let series = format!("sluice_cookies_total{{vip=\"{vip}\",event=\"{event}\"}}");
+    lab.node().metric(&series)
 }
 
 /// SYNs to the web VIPs among what came so far.

@@ -10,12 +10,9 @@ use std::{
 use ipnet::IpNet;
 use sluice_ebpf::amplification::{Preset, mark};
 use sluice_tests::{
-    Conn, DNS_V4, DNS_V6, Flood, Frames, Lab, LabBuilder, UDP_PORT, UdpFlow, VIPS_V4, WEB_V4,
-    WEB_V6, within,
+    Conn, DNS_V4, Flood, Frames, Good, Lab, LabBuilder, UDP_PORT, VIPS_V4, WEB_V4, within,
 };
 
-/// Client 0 is many, each in a network of its own. Client 1 is in the attacker's prefix.
-const GOOD: [&str; 2] = ["198.18.0.0/15", "3fff::/20"];
 const ATTACKER: &str = "198.51.100.0/24";
 const BOTNET: &str = "203.0.0.0/16";
 /// Sources that are all different, and nobody's.
@@ -37,10 +34,11 @@ const LIMITS: &str = r#"[
     { class = "syn", per = "network", pps = 50, burst = 100 },
 ]"#;
 
+/// Client 0 is good, and many. Client 1 is in the attacker's prefix.
 fn lab() -> LabBuilder {
     Lab::new()
         .alone()
-        .client(&GOOD)
+        .client(&Good::PREFIXES)
         .client(&[ATTACKER, "2001:db8:bad::/48"])
         .config(|config| {
             let mut config = config.policy("enforce", LIMITS);
@@ -49,77 +47,18 @@ fn lab() -> LabBuilder {
         })
 }
 
-/// Clients that were there before a flood, and what they see of it.
-struct Good {
-    conns: Vec<Conn>,
-    /// Long flows of datagrams, with the backend that answers them.
-    flows: Vec<(UdpFlow, String)>,
-    next: u32,
-}
-
-impl Good {
-    fn new(lab: &Lab) -> Self {
-        let mut good = Self {
-            conns: Vec::new(),
-            flows: Vec::new(),
-            next: 0,
-        };
-        for vip in [WEB_V4, WEB_V6].into_iter().cycle().take(10) {
-            let conn = good.client(lab, vip).connect(vip).expect("a connection");
-            good.conns.push(conn);
-        }
-        for vip in [DNS_V4, DNS_V6].into_iter().cycle().take(6) {
-            let flow = good.client(lab, vip).udp(vip).expect("a socket");
-            let backend = flow.ask_again(b"good").expect("an answer");
-            good.flows.push((flow, backend));
-        }
-        good
-    }
-
-    /// The next of many clients.
-    fn client(&mut self, lab: &Lab, like: SocketAddr) -> sluice_tests::Client {
-        self.next += 1;
-        let client = lab.client(0);
-        client.source(client.address_in_network(like, self.next))
-    }
-
-    /// Connections live, flows stay where they were, and new requests are served.
-    fn go_on(&mut self, lab: &Lab, requests: usize) {
-        for conn in &mut self.conns {
-            assert_eq!(conn.ask_who(), conn.backend());
-        }
-        for (flow, backend) in &self.flows {
-            for _ in 0..5 {
-                let answer = flow.ask_again(b"good");
-                assert_eq!(&answer.expect("a flow of datagrams lives"), backend);
-            }
-        }
-        for (web, dns) in [(WEB_V4, DNS_V4), (WEB_V6, DNS_V6)]
-            .into_iter()
-            .cycle()
-            .take(requests)
-        {
-            let body = self.client(lab, web).http_get(web, "/health");
-            assert_eq!(body.expect("a good request is served").body, b"ok");
-            let flow = self.client(lab, dns).udp(dns).expect("a socket");
-            let answer = flow.ask_again(b"good");
-            answer.expect("a good question is answered");
-        }
-    }
-}
-
-/// Floods, at least so many frames, while good clients go on; most of what comes must be dropped as `dropped` counts.
-fn is_dropped(
+/// A flood; most of what comes must be dropped as `dropped` counts.
+#[track_caller]
+pub(crate) fn is_dropped(
     lab: &Lab,
-    what: &str,
-    (frames, least): (Vec<Vec<u8>>, u64),
+    flood: impl FnOnce() -> Flood,
     dropped: impl Fn() -> u64,
     meanwhile: impl FnOnce(),
 ) {
     let (before, came_before) = (dropped(), lab.node().received());
-    let flood = Flood::start(lab.uplink_sender(), frames);
+    let flood = flood();
     within(Duration::from_secs(20), "the flood runs", || {
-        flood.sent() > least
+        flood.sent() > 3_000
     });
     meanwhile();
     let sent = flood.stop();
@@ -127,31 +66,45 @@ fn is_dropped(
     let came = lab.node().received() - came_before;
     assert!(
         dropped > came / 10 * 9 && dropped <= sent,
-        "{what}: {dropped} of {came} that came dropped, {sent} sent"
+        "{dropped} of {came} that came dropped, {sent} sent"
     );
 }
 
-/// Floods while good clients go on; most of it must be dropped for `reason`, and nothing for another.
-fn withstands(lab: &Lab, good: &mut Good, reason: &str, frames: Vec<Vec<u8>>) {
+/// The same, and nothing may be dropped for another reason than `reason`.
+#[track_caller]
+pub(crate) fn is_dropped_for(
+    lab: &Lab,
+    reason: &str,
+    flood: impl FnOnce() -> Flood,
+    meanwhile: impl FnOnce(),
+) {
     let others = || {
         let mut drops = lab.node().drops();
         drops.remove(reason);
         drops
     };
     let before = others();
-    let dropped = || lab.node().dropped_for(reason);
-    is_dropped(lab, reason, (frames, 10_000), dropped, || {
-        for _ in 0..3 {
-            good.go_on(lab, 6);
-            // No faster than what a limit grants to the good.
-            thread::sleep(Duration::from_millis(300));
-        }
-    });
+    is_dropped(lab, flood, || lab.node().dropped_for(reason), meanwhile);
     assert_eq!(
         others(),
         before,
         "what else was dropped in a flood of {reason}"
     );
+}
+
+/// The same for frames from the router, beside good clients.
+#[track_caller]
+fn withstands(lab: &Lab, good: &mut Good, reason: &str, frames: impl Iterator<Item = Vec<u8>>) {
+    let flood = || lab.flood(frames.collect());
+    is_dropped_for(lab, reason, flood, || three_rounds(good));
+}
+
+fn three_rounds(good: &mut Good) {
+    for _ in 0..3 {
+        good.go_on(3);
+        // No faster than what a limit grants to the good.
+        thread::sleep(Duration::from_millis(300));
+    }
 }
 
 fn from(prefix: &str) -> impl Iterator<Item = SocketAddr> {
@@ -162,57 +115,57 @@ fn from(prefix: &str) -> impl Iterator<Item = SocketAddr> {
 #[test]
 fn acks_resets_and_fins_out_of_state_cost_good_clients_nothing() {
     let lab = lab().start();
-    let mut good = Good::new(&lab);
+    let mut good = Good::new(lab.client(0));
     for flags in [ACK, RST, FIN | ACK] {
         let frames = from(SPOOFED).map(|source| lab.node().frames().tcp(source, WEB_V4, flags));
-        withstands(&lab, &mut good, "out_of_state", frames.collect());
+        withstands(&lab, &mut good, "out_of_state", frames);
     }
 }
 
 #[test]
 fn floods_of_udp_icmp_and_fragments_from_a_network_cost_good_clients_nothing() {
     let lab = lab().start();
-    let mut good = Good::new(&lab);
+    let mut good = Good::new(lab.client(0));
     let frames = lab.node().frames();
     let udp = from(ATTACKER).map(|source| frames.udp(source, DNS_V4, b"flood"));
-    withstands(&lab, &mut good, "limit_network", udp.collect());
+    withstands(&lab, &mut good, "limit_network", udp);
     let echo = from(ATTACKER)
         .map(|source| frames.echo_request(source.ip(), WEB_V4.ip(), source.port(), 1, &[7; 56]));
-    withstands(&lab, &mut good, "limit_network", echo.collect());
+    withstands(&lab, &mut good, "limit_network", echo);
     let later = from(ATTACKER).map(|source| {
         let whole = frames.udp(source, DNS_V4, &[7; 100]);
         let [_, later] = frames.fragments(&whole, 48);
         later
     });
-    withstands(&lab, &mut good, "limit_network", later.collect());
+    withstands(&lab, &mut good, "limit_network", later);
     let tiny = from(SPOOFED).map(|source| {
         let whole = frames.tcp(source, WEB_V4, ACK);
         let [first, _] = frames.fragments(&whole, 16);
         first
     });
-    withstands(&lab, &mut good, "fragment_tiny", tiny.collect());
+    withstands(&lab, &mut good, "fragment_tiny", tiny);
 }
 
 #[test]
 fn what_makes_no_sense_costs_good_clients_nothing() {
     let lab = lab().start();
-    let mut good = Good::new(&lab);
+    let mut good = Good::new(lab.client(0));
     let frames = lab.node().frames();
     let null = from(SPOOFED).map(|source| frames.tcp(source, WEB_V4, 0));
-    withstands(&lab, &mut good, "tcp_flags", null.collect());
+    withstands(&lab, &mut good, "tcp_flags", null);
     let loopback = from("127.0.0.0/8").map(|source| frames.syn(source, WEB_V4));
-    withstands(&lab, &mut good, "source_invalid", loopback.collect());
+    withstands(&lab, &mut good, "source_invalid", loopback);
     let from_vips = from(VIPS_V4).filter(|source| source.ip() == DNS_V4.ip());
     let from_vips = from_vips.map(|source| frames.syn(source, WEB_V4));
-    withstands(&lab, &mut good, "source_vip", from_vips.collect());
+    withstands(&lab, &mut good, "source_vip", from_vips);
     let land = (1..8192).map(|port| frames.syn(SocketAddr::new(WEB_V4.ip(), port), WEB_V4));
-    withstands(&lab, &mut good, "land", land.collect());
+    withstands(&lab, &mut good, "land", land);
 }
 
 #[test]
 fn amplified_answers_of_each_preset_are_dropped_and_good_datagrams_are_not() {
     let lab = lab().start();
-    let mut good = Good::new(&lab);
+    let mut good = Good::new(lab.client(0));
     for preset in Preset::ALL {
         let port = preset.ports()[0];
         let mut payload = [0; 400];
@@ -225,30 +178,17 @@ fn amplified_answers_of_each_preset_are_dropped_and_good_datagrams_are_not() {
                 lab.node().frames().udp(source, DNS_V4, &payload)
             })
             .collect();
-        let what = format!("{preset:?}");
+        println!("{preset:?}");
         let dropped = || amplified(&lab, *preset);
-        is_dropped(&lab, &what, (frames, 3_000), dropped, || {
-            good.go_on(&lab, 1);
-        });
+        is_dropped(&lab, || lab.flood(frames), dropped, || good.go_on(1));
     }
 }
 
 /// What the metric says of a preset.
 fn amplified(lab: &Lab, preset: Preset) -> u64 {
-    let series = format!(
-        "sluice_amplified_packets_total{{mode=\"enforce\",preset=\"{}\"}} ",
-        preset.word()
-    );
-    let other_order = format!(
-        "sluice_amplified_packets_total{{preset=\"{}\",mode=\"enforce\"}} ",
-        preset.word()
-    );
-    let metrics = lab.node().metrics();
-    let value = metrics.lines().find_map(|line| {
-        line.strip_prefix(&series)
-            .or_else(|| line.strip_prefix(&other_order))
-    });
-    value.map_or(0, |value| value.parse().expect("a number"))
+    let preset = preset.word();
+    let series = format!("sluice_amplified_packets_total{{preset=\"{preset}\",mode=\"enforce\"}}");
+    lab.node().metric(&series)
 }
 
 #[test]
@@ -264,7 +204,7 @@ fn carpet_bombing_over_a_network_of_vips_costs_good_clients_nothing() {
             config
         })
         .start();
-    let mut good = Good::new(&lab);
+    let mut good = Good::new(lab.client(0));
     let frames = lab.node().frames();
     let carpet = from(ATTACKER)
         .zip((0..=u8::MAX).cycle())
@@ -274,15 +214,16 @@ fn carpet_bombing_over_a_network_of_vips_costs_good_clients_nothing() {
         });
     let carpet: Vec<_> = carpet.collect();
     let dropped = || lab.node().dropped_for("limit_network");
-    is_dropped(&lab, "carpet", (carpet, 10_000), dropped, || {
-        good.go_on(&lab, 6);
+    let meanwhile = || {
+        good.go_on(3);
         for last in [9, 77, 200] {
             let to = SocketAddr::new(IpAddr::from([192, 0, 2, last]), UDP_PORT);
-            let flow = good.client(&lab, to).udp(to).expect("a socket");
+            let flow = good.newcomer(to).udp(to).expect("a socket");
             let answer = flow.ask_again(b"good");
             answer.unwrap_or_else(|error| panic!("{to} does not serve: {error}"));
         }
-    });
+    };
+    is_dropped(&lab, || lab.flood(carpet), dropped, meanwhile);
 }
 
 /// Bots that are real hosts: their connections are proven, and only the class `established` holds them.
@@ -299,7 +240,7 @@ fn a_botnet_with_real_handshakes_costs_good_clients_nothing() {
             config
         })
         .start();
-    let mut good = Good::new(&lab);
+    let mut good = Good::new(lab.client(0));
     let bots = lab.client(2);
     let mut conns: Vec<(SocketAddr, Conn)> = (0..32)
         .map(|network| SocketAddr::new(bots.address_in_network(WEB_V4, network * 8), 40_000))
@@ -311,33 +252,23 @@ fn a_botnet_with_real_handshakes_costs_good_clients_nothing() {
         for (_, conn) in &mut conns {
             conn.ask_who();
         }
-        good.go_on(&lab, 0);
+        good.go_on(0);
         thread::sleep(Duration::from_millis(200));
     }
     within(Duration::from_secs(10), "all flows are proven", || {
-        proven(&lab) >= conns.len() + good.conns.len()
+        let proven = lab
+            .node()
+            .metric(r#"sluice_flow_table_entries{state="proven"}"#);
+        proven >= (conns.len() + good.conns()) as u64
     });
 
     let frames = lab.node().frames();
-    let flood: Vec<_> = conns
+    let acks = conns
         .iter()
-        .map(|(source, _)| frames.tcp(*source, WEB_V4, ACK))
-        .collect();
+        .map(|(source, _)| frames.tcp(*source, WEB_V4, ACK));
+    let flood = || lab.flood(acks.collect());
     let dropped = || lab.node().dropped_for("limit_network");
-    is_dropped(&lab, "bots", (flood, 10_000), dropped, || {
-        for _ in 0..3 {
-            good.go_on(&lab, 6);
-            thread::sleep(Duration::from_millis(300));
-        }
-    });
-}
-
-/// Flows of the table that are proven.
-fn proven(lab: &Lab) -> usize {
-    let metrics = lab.node().metrics();
-    let name = "sluice_flow_table_entries{state=\"proven\"} ";
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name));
-    value.map_or(0, |value| value.parse().expect("a number"))
+    is_dropped(&lab, flood, dropped, || three_rounds(&mut good));
 }
 
 /// SSH of a host whose address is a VIP that takes every port, with everything on and under attack from the same network.
@@ -345,7 +276,7 @@ fn proven(lab: &Lab) -> usize {
 fn the_host_itself_is_reached_under_every_flood() {
     let lab = Lab::new()
         .alone()
-        .client(&GOOD)
+        .client(&Good::PREFIXES)
         .client(&[ATTACKER, "2001:db8:bad::/48"])
         .config(|config| {
             let none = r#"[
@@ -383,7 +314,7 @@ fn the_host_itself_is_reached_under_every_flood() {
             frames.udp(source, DNS_V4, b"flood"),
         ]
     });
-    let flood = Flood::start(lab.uplink_sender(), flood.collect());
+    let flood = lab.flood(flood.collect());
     within(Duration::from_secs(20), "the flood runs", || {
         flood.sent() > 10_000
     });

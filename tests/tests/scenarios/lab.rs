@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sluice_tests::{Downloads, Flood, HTTP_PORT, Lab, Turn, UDP_PORT, WEB_V4, eventually};
+use sluice_tests::{Downloads, HTTP_PORT, Lab, Turn, UDP_PORT, WEB_V4, eventually};
 
 #[test]
 fn a_client_reaches_each_backend_by_http_and_udp_of_both_families() {
@@ -103,7 +103,7 @@ fn a_flood_reaches_the_load_balancer_at_some_rate() {
         .node()
         .frames()
         .flood("198.51.100.0/24".parse().unwrap(), 1024);
-    let flood = Flood::start(lab.uplink_sender(), frames);
+    let flood = lab.flood(frames);
     thread::sleep(Duration::from_secs(1));
     let rate = flood.packets_per_second();
     let sent = flood.stop();

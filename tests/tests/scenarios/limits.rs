@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use sluice_tests::{
-    Conn, DNS_V4, DNS_V6, Downloads, Flood, Lab, LabBuilder, WEB_V4, WEB_V6, eventually, within,
+    Conn, DNS_V4, DNS_V6, Downloads, Good, Lab, LabBuilder, WEB_V4, WEB_V6, eventually, within,
 };
 
 const ATTACKER: &str = "198.51.100.0/24";
@@ -13,37 +13,17 @@ const POLICY: &str = r#"[
     { class = "udp", per = "network", pps = 50, burst = 100 },
 ]"#;
 
-/// Client 0 is many: its requests come from as many networks. Client 1 is in the attacker's prefix, and honest.
+/// Client 0 is good, and many. Client 1 is in the attacker's prefix, and honest.
 fn lab() -> LabBuilder {
     Lab::new()
-        .client(&["198.18.0.0/15", "3fff::/20"])
+        .client(&Good::PREFIXES)
         .client(&[ATTACKER, ATTACKER_V6])
-}
-
-/// `number` good requests by TCP and UDP, each of another network. All are served.
-fn good_requests(lab: &Lab, number: u32) {
-    let client = lab.client(0);
-    for request in 0..number {
-        let (web, dns) = if request % 2 == 0 {
-            (WEB_V4, DNS_V4)
-        } else {
-            (WEB_V6, DNS_V6)
-        };
-        let source = client.source(client.address_in_network(web, request));
-        let body = source
-            .http_get(web, "/health")
-            .unwrap_or_else(|error| panic!("request {request}: {error}"))
-            .body;
-        assert_eq!(body, b"ok");
-        let answer = source.udp(dns).and_then(|flow| flow.ask_again(b"good"));
-        answer.unwrap_or_else(|error| panic!("UDP request {request}: {error}"));
-    }
 }
 
 /// Floods from a prefix meanwhile; returns how many frames were sent.
 fn under_flood(lab: &Lab, prefix: &str, meanwhile: impl FnOnce()) -> u64 {
     let frames = lab.node().frames().flood(prefix.parse().unwrap(), 4096);
-    let flood = Flood::start(lab.uplink_sender(), frames);
+    let flood = lab.flood(frames);
     within(Duration::from_secs(10), "the flood runs", || {
         flood.sent() > 20_000
     });
@@ -51,22 +31,13 @@ fn under_flood(lab: &Lab, prefix: &str, meanwhile: impl FnOnce()) -> u64 {
     flood.stop()
 }
 
-fn twenty_connections(lab: &Lab) -> Vec<Conn> {
-    let vips = [WEB_V4, WEB_V6].into_iter().cycle().take(20);
-    vips.map(|vip| lab.client(0).connect(vip).unwrap())
-        .collect()
-}
-
-/// Good requests are served under a flood from `prefix`, established flows are not touched, and the flood is dropped and counted.
+/// Good clients go on under a flood from `prefix`, a hundred new ones are served, and the flood is dropped and counted.
 fn withstands(lab: &Lab, prefix: &str) {
-    let mut conns = twenty_connections(lab);
+    let mut good = Good::new(lab.client(0));
     let downloads = Downloads::start(lab.client(0), &[WEB_V4, WEB_V6], 40, Duration::from_secs(4));
     let before = lab.node().dropped("enforce");
     let sent = under_flood(lab, prefix, || {
-        good_requests(lab, 100);
-        for conn in &mut conns {
-            assert_eq!(conn.ask_who(), conn.backend());
-        }
+        good.go_on(25);
         let outcome = downloads.finish();
         assert_eq!((outcome.whole, outcome.broken), (40, vec![]));
     });
@@ -122,21 +93,18 @@ fn a_flood_from_random_sources_breaks_nothing() {
             config
         })
         .start();
-    let mut conns = twenty_connections(&lab);
+    let mut good = Good::new(lab.client(0));
     let downloads = Downloads::start(lab.client(0), &[WEB_V4, WEB_V6], 40, Duration::from_secs(4));
 
     let frames = lab
         .node()
         .frames()
         .syn_flood("16.0.0.0/4".parse().unwrap(), 1 << 16);
-    let flood = Flood::start(lab.uplink_sender(), frames);
+    let flood = lab.flood(frames);
     within(Duration::from_secs(10), "the flood runs", || {
         flood.sent() > 20_000
     });
-    good_requests(&lab, 50);
-    conns
-        .iter_mut()
-        .for_each(|conn| assert_eq!(conn.ask_who(), conn.backend()));
+    good.go_on(12);
     let outcome = downloads.finish();
     assert_eq!((outcome.whole, outcome.broken), (40, vec![]));
     assert!(flood.stop() > 100_000);

@@ -2,14 +2,14 @@
 
 use std::{thread::sleep, time::Duration};
 
-use sluice_tests::{Conn, DNS_V4, Flood, Lab, LabBuilder, WEB_V4, WEB_V6, eventually, within};
+use sluice_tests::{DNS_V4, Good, Lab, LabBuilder, eventually, within};
 
 const ATTACKER: &str = "198.51.100.0/24";
 
 /// Client 0 is good; client 1 is in the attacker's prefix.
 fn lab() -> LabBuilder {
     Lab::new()
-        .client(&["198.18.0.0/15", "3fff::/20"])
+        .client(&Good::PREFIXES)
         .client(&[ATTACKER, "2001:db8:bad::/48"])
 }
 
@@ -21,25 +21,17 @@ fn add(lab: &Lab, rule: &str) -> serde_json::Value {
 #[test]
 fn a_flood_is_dropped_by_a_rule_and_others_are_served() {
     let lab = lab().alone().start();
-    let mut conns: Vec<Conn> = [WEB_V4, WEB_V6]
-        .iter()
-        .cycle()
-        .take(10)
-        .map(|vip| lab.client(0).connect(*vip).unwrap())
-        .collect();
+    let mut good = Good::new(lab.client(0));
     let set = add(
         &lab,
         &format!("src {ATTACKER} -> drop; comment \"a flood\""),
     );
     let frames = lab.node().frames().flood(ATTACKER.parse().unwrap(), 4096);
-    let flood = Flood::start(lab.uplink_sender(), frames);
+    let flood = lab.flood(frames);
     within(Duration::from_secs(10), "the flood runs", || {
         flood.sent() > 20_000
     });
-    assert!(lab.client(0).is_served());
-    for conn in &mut conns {
-        assert_eq!(conn.ask_who(), conn.backend());
-    }
+    good.go_on(3);
     let sent = flood.stop();
     let rules = lab.node().items("rules");
     assert_eq!(rules[0]["id"], set["id"]);
@@ -88,7 +80,7 @@ fn a_preview_tells_what_a_rule_would_have_meant() {
         .frames()
         .udp_flood(ATTACKER.parse().unwrap(), 4096);
     let before = lab.node().received();
-    let flood = Flood::start(lab.uplink_sender(), frames);
+    let flood = lab.flood(frames);
     sleep(Duration::from_secs(5));
     flood.stop();
     sleep(Duration::from_millis(300));

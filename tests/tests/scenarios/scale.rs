@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Write,
-    fs,
     time::{Duration, Instant},
 };
 
@@ -64,24 +63,6 @@ fn empty() -> sluice_tests::Config {
     }
 }
 
-fn resident_mib(pid: u32) -> (u64, u64) {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon runs");
-    let field = |name: &str| {
-        let line = status
-            .lines()
-            .find(|line| line.starts_with(name))
-            .expect("a field of status");
-        let kib: u64 = line
-            .split_whitespace()
-            .nth(1)
-            .expect("a number")
-            .parse()
-            .expect("a number");
-        kib / 1024
-    };
-    (field("RssAnon:"), field("VmRSS:"))
-}
-
 #[test]
 fn a_thousand_vips_and_four_thousand_backends_need_little_memory() {
     let lab = Lab::new().alone().backends(["b1"]).build();
@@ -100,8 +81,7 @@ fn a_thousand_vips_and_four_thousand_backends_need_little_memory() {
         },
     );
     std::thread::sleep(Duration::from_secs(3));
-    let pid = node.daemon().pid();
-    let (anonymous, resident) = resident_mib(pid);
+    let (anonymous, resident) = node.daemon().memory_mib();
     println!(
         "figure: daemon with 1,000 VIPs, 4,000 checked backends: {anonymous} MiB of its own, {resident} MiB with mapped tables"
     );

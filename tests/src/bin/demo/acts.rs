@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use sluice_tests::{Config, Flood, Lab, Output};
+use sluice_tests::{Config, Flood, Good, Lab, Output};
 
 use crate::{
     Stop,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Many networks, so that good requests come from as many as those of real users.
-pub(crate) const GOOD_CLIENTS: [&str; 2] = ["198.18.0.0/15", "3fff::/20"];
+pub(crate) const GOOD_CLIENTS: [&str; 2] = Good::PREFIXES;
 /// The backend that joins later.
 pub(crate) const ADDED: &str = "b4";
 
@@ -224,7 +224,7 @@ impl<'a> Stage<'a> {
     ) -> Result<Packets> {
         let before = self.meter.read().packets;
         let frames = self.flood_frames(prefix);
-        self.attack = Some(Flood::start(self.lab.uplink_sender(), frames));
+        self.attack = Some(self.lab.flood(frames));
         meanwhile(self)?;
         if let Some(attack) = self.attack.take() {
             self.sent[0] += attack.stop();
