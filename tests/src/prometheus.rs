@@ -30,19 +30,18 @@ pub struct Prometheus<'a> {
 }
 
 const LISTEN: &str = "127.0.0.1:9090";
-/// What is minutes in the rules is seconds here.
-const SCRAPE_INTERVAL: &str = "500ms";
 
 impl<'a> Prometheus<'a> {
-    /// Starts one on the first load balancer; `l0`, `l1` and so on are the names of the instances.
-    pub fn start(lab: &'a Lab) -> Self {
+    /// Starts one on the first load balancer; `l0`, `l1` and so on are the names of the instances. What is minutes in the
+    /// rules is some scrapes here.
+    pub fn start(lab: &'a Lab, scrape_interval: Duration) -> Self {
         let netns = lab.node().netns();
         let forwarders: Vec<Forwarder> = lab
             .nodes()
             .iter()
             .map(|node| Forwarder::start(netns, node))
             .collect();
-        let config = config_text(&dir(lab), &forwarders);
+        let config = config_text(&dir(lab), scrape_interval, &forwarders);
         Self::launch(lab, &config, forwarders)
     }
 
@@ -129,10 +128,11 @@ pub fn grafana_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../grafana")
 }
 
-fn config_text(dir: &Path, forwarders: &[Forwarder]) -> String {
-    let rules = hasty_rules(dir);
+fn config_text(dir: &Path, scrape_interval: Duration, forwarders: &[Forwarder]) -> String {
+    let rules = hasty_rules(dir, scrape_interval);
+    let every = milliseconds(scrape_interval);
     let mut text = format!(
-        "global:\n  scrape_interval: {SCRAPE_INTERVAL}\n  scrape_timeout: {SCRAPE_INTERVAL}\n  evaluation_interval: {SCRAPE_INTERVAL}\n\
+        "global:\n  scrape_interval: {every}\n  scrape_timeout: {every}\n  evaluation_interval: {every}\n\
          rule_files: [{:?}]\nscrape_configs:\n  - job_name: sluice\n    static_configs:\n",
         rules.join("*.yml")
     );
@@ -146,8 +146,10 @@ fn config_text(dir: &Path, forwarders: &[Forwarder]) -> String {
     text
 }
 
-/// The rules, but nobody waits as long: alerts after a second, rates over five.
-fn hasty_rules(dir: &Path) -> PathBuf {
+/// The rules, but nobody waits as long: alerts come after two scrapes, rates are over ten.
+fn hasty_rules(dir: &Path, scrape_interval: Duration) -> PathBuf {
+    let wait = milliseconds(2 * scrape_interval);
+    let window = format!("[{}]", milliseconds(10 * scrape_interval));
     let hasty = dir.join("rules");
     fs::create_dir_all(&hasty).expect("the directory is writable");
     for name in ["recording.yml", "alerts.yml"] {
@@ -157,14 +159,18 @@ fn hasty_rules(dir: &Path) -> PathBuf {
         let lines = text.lines().map(|line| {
             let indent = &line[..line.len() - line.trim_start().len()];
             if line.trim_start().starts_with("for: ") {
-                format!("{indent}for: 1s\n")
+                format!("{indent}for: {wait}\n")
             } else {
-                format!("{}\n", line.replace("[1m]", "[5s]"))
+                format!("{}\n", line.replace("[1m]", &window))
             }
         });
         fs::write(hasty.join(name), lines.collect::<String>()).expect("the directory is writable");
     }
     hasty
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{}ms", time.as_millis())
 }
 
 fn percent_encoded(text: &str) -> String {

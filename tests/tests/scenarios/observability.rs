@@ -13,7 +13,7 @@ use aya::sys::{Stats, enable_stats};
 use serde_json::Value;
 use sluice::metrics::names;
 use sluice_tests::{
-    Config, DNS_V4, DNS_V6, Flood, Frames, Lab, Prometheus, WEB_V4, WEB_V6, grafana_dir, within,
+    Config, DNS_V4, DNS_V6, Frames, Lab, Prometheus, WEB_V4, WEB_V6, grafana_dir, within,
 };
 
 /// What a policy drops here, and what another only counts. Hosts that send twice a second are over it.
@@ -36,6 +36,10 @@ mode = "enforce"
 learn = "3s"
 thresholds = { pps = 4_000, factor = 3, cap = 3 }
 "#;
+
+/// How often Prometheus scrapes: no more often than a machine under a flood can answer in time.
+const BESIDE_A_FLOOD: Duration = Duration::from_millis(500);
+const IN_PEACE: Duration = Duration::from_millis(200);
 
 fn with_policies(mut config: Config) -> Config {
     config.extra += POLICIES;
@@ -106,36 +110,51 @@ fn promtool_takes_the_metrics(lab: &Lab) {
     assert_eq!(said, "");
 }
 
-/// Waits until these alerts fire; no other may, neither meanwhile nor after.
-fn only_these_fire(prometheus: &Prometheus<'_>, expected: &[&str], allowed: &[&str]) {
-    let expected: BTreeSet<String> = expected.iter().map(ToString::to_string).collect();
-    let may = |alert: &String| expected.contains(alert) || allowed.contains(&alert.as_str());
-    let start = Instant::now();
-    let mut since = None;
-    loop {
-        let alerts = prometheus.alerts();
-        assert!(alerts.iter().all(may), "{alerts:?} instead of {expected:?}");
-        if alerts.is_superset(&expected) {
-            let since = *since.get_or_insert_with(Instant::now);
-            if since.elapsed() > Duration::from_secs(3) {
-                return;
-            }
-        } else {
-            since = None;
-        }
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "{alerts:?} instead of {expected:?}"
-        );
-        sleep(Duration::from_millis(200));
-    }
+/// A Prometheus whose alerts are watched.
+struct Watch<'a> {
+    prometheus: Prometheus<'a>,
+    scrape_interval: Duration,
 }
 
-/// Waits until none fires any more.
-fn all_calm_down(prometheus: &Prometheus<'_>) {
-    within(Duration::from_secs(60), "all alerts end", || {
-        prometheus.alerts().is_empty()
-    });
+impl<'a> Watch<'a> {
+    fn start(lab: &'a Lab, scrape_interval: Duration) -> Self {
+        Self {
+            prometheus: Prometheus::start(lab, scrape_interval),
+            scrape_interval,
+        }
+    }
+
+    /// Waits until these alerts fire; no other may, neither meanwhile nor in six scrapes after.
+    fn only_these_fire(&self, expected: &[&str], allowed: &[&str]) {
+        let expected: BTreeSet<String> = expected.iter().map(ToString::to_string).collect();
+        let may = |alert: &String| expected.contains(alert) || allowed.contains(&alert.as_str());
+        let start = Instant::now();
+        let mut since = None;
+        loop {
+            let alerts = self.prometheus.alerts();
+            assert!(alerts.iter().all(may), "{alerts:?} instead of {expected:?}");
+            if alerts.is_superset(&expected) {
+                let since = *since.get_or_insert_with(Instant::now);
+                if since.elapsed() > 6 * self.scrape_interval {
+                    return;
+                }
+            } else {
+                since = None;
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "{alerts:?} instead of {expected:?}"
+            );
+            sleep(self.scrape_interval / 2);
+        }
+    }
+
+    /// Waits until none fires any more.
+    fn all_calm_down(&self) {
+        within(Duration::from_secs(60), "all alerts end", || {
+            self.prometheus.alerts().is_empty()
+        });
+    }
 }
 
 fn honest_traffic(lab: &Lab) {
@@ -220,7 +239,8 @@ fn dashboards_have_data_and_attack_alerts_fire_under_attack() {
         .succeeds();
     // There is no set either, and panels ask for one.
     lab.node().sluice("deny add 16.2.0.0/16").succeeds();
-    let prometheus = Prometheus::start(&lab);
+    let watch = Watch::start(&lab, BESIDE_A_FLOOD);
+    let prometheus = &watch.prometheus;
     // So long that there is peace to tell an attack by.
     for _ in 0..20 {
         honest_traffic(&lab);
@@ -236,16 +256,16 @@ fn dashboards_have_data_and_attack_alerts_fire_under_attack() {
         let source = SocketAddr::new(source.ip(), 19);
         maker.udp(source, DNS_V4, &[b'x'; 400])
     }));
-    let flood = Flood::start(lab.uplink_sender(), frames);
+    let flood = lab.flood(frames);
     let attack = [
         "SluiceUnderAttack",
         "SluiceLimiterCrowded",
         "SluiceFlowTableFull",
         "SluiceAttackSeen",
     ];
-    only_these_fire(&prometheus, &attack, &[]);
-    every_panel_has_data(&prometheus);
-    every_metric_is_there(&prometheus);
+    watch.only_these_fire(&attack, &[]);
+    every_panel_has_data(prometheus);
+    every_metric_is_there(prometheus);
     promtool_takes_the_metrics(&lab);
     flood.stop();
     within(Duration::from_secs(60), "the attack is over", || {
@@ -262,53 +282,53 @@ fn alerts_tell_of_backends_that_fail() {
         .backends(["b1", "b2", "b3"])
         .config(move |config| config.health(quick))
         .start();
-    let prometheus = Prometheus::start(&lab);
-    only_these_fire(&prometheus, &[], &[]);
+    let watch = Watch::start(&lab, IN_PEACE);
+    watch.only_these_fire(&[], &[]);
 
     lab.backend("b1").stop();
-    only_these_fire(&prometheus, &["SluiceBackendDown"], &[]);
+    watch.only_these_fire(&["SluiceBackendDown"], &[]);
     lab.backend("b2").stop();
     let degraded = ["SluiceBackendDown", "SluicePoolDegraded"];
-    only_these_fire(&prometheus, &degraded, &[]);
+    watch.only_these_fire(&degraded, &[]);
     lab.backend("b3").stop();
     let down = ["SluiceBackendDown", "SluicePoolDegraded", "SluicePoolDown"];
-    only_these_fire(&prometheus, &down, &[]);
+    watch.only_these_fire(&down, &[]);
     let frames = lab
         .node()
         .frames()
         .syn_flood("198.18.0.0/24".parse().unwrap(), 64);
-    let flood = Flood::start(lab.uplink_sender(), frames);
+    let flood = lab.flood(frames);
     let unserved = [&down[..], &["SluicePacketsWithoutBackend"]].concat();
-    only_these_fire(&prometheus, &unserved, &[]);
+    watch.only_these_fire(&unserved, &[]);
     flood.stop();
     lab.backends().iter().for_each(|backend| backend.start());
-    all_calm_down(&prometheus);
+    watch.all_calm_down();
 }
 
 #[test]
 fn alerts_tell_of_daemons_and_configs() {
     let lab = Lab::new().alone().load_balancers(2).start();
     let other = &lab.nodes()[1];
-    let prometheus = Prometheus::start(&lab);
-    only_these_fire(&prometheus, &[], &[]);
+    let watch = Watch::start(&lab, IN_PEACE);
+    watch.only_these_fire(&[], &[]);
 
     let good = other.config_text(&lab.config());
     other.write_config("nonsense");
     // Not `sluice reload`: that would look for the socket's name in the file.
     other.daemon().hup();
-    only_these_fire(&prometheus, &["SluiceConfigReloadFailed"], &[]);
+    watch.only_these_fire(&["SluiceConfigReloadFailed"], &[]);
 
     other.write_config(&other.config_text(&lab.config().without("b1")));
     other.daemon().reload().succeeds();
     let differ = ["SluiceTablesDiffer"];
     // The one before ends when Prometheus has seen the reload.
-    only_these_fire(&prometheus, &differ, &["SluiceConfigReloadFailed"]);
+    watch.only_these_fire(&differ, &["SluiceConfigReloadFailed"]);
     other.write_config(&good);
     other.daemon().reload().succeeds();
-    all_calm_down(&prometheus);
+    watch.all_calm_down();
 
     other.daemon().stop();
-    only_these_fire(&prometheus, &["SluiceDown"], &[]);
+    watch.only_these_fire(&["SluiceDown"], &[]);
     other.sluice("unload").succeeds();
     let mut generic = lab.config();
     generic.dataplane += "mode = \"generic\"\n";
@@ -321,5 +341,5 @@ fn alerts_tell_of_daemons_and_configs() {
         "SluicePoolDegraded",
         "SluicePoolDown",
     ];
-    only_these_fire(&prometheus, &["SluiceGenericMode"], &starting);
+    watch.only_these_fire(&["SluiceGenericMode"], &starting);
 }

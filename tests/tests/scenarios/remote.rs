@@ -10,13 +10,13 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use sluice_tests::{Lab, Output, within};
+use sluice_tests::{Lab, LabBuilder, Output, within};
 
 const PORT: u16 = 8443;
 
-/// A lab whose load balancer listens by TCP, with a token of each role in `read.token` and `operate.token`.
-fn lab() -> Lab {
-    let lab = Lab::new().alone().build();
+/// Starts a lab whose load balancer listens by TCP, with a token of each role in `read.token` and `operate.token`.
+fn start(lab: LabBuilder) -> Lab {
+    let lab = lab.build();
     let address = lab.node().v4();
     write_certificates(&lab.dir(), address);
     let path = |name: &str| lab.dir().join(name);
@@ -59,7 +59,7 @@ fn remote(lab: &Lab, role: &str, command: &str) -> Output {
 
 #[test]
 fn the_command_line_speaks_to_a_daemon_elsewhere_over_tls() {
-    let lab = lab();
+    let lab = start(Lab::new());
     let status = remote(&lab, "read", "status --json").succeeds().json();
     assert_eq!(status["pop"], "lab");
     let set = "limit set --prefix 198.51.100.0/24 --pps 10";
@@ -113,7 +113,7 @@ fn ten_thousand_idle_connections_hurt_nobody() {
     const IDLE: usize = 10_000;
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
-    let lab = lab();
+    let lab = start(Lab::new().alone());
     let address = SocketAddr::new(lab.node().v4(), PORT);
     let connect = || TcpStream::connect(address).unwrap();
     let idle: Vec<TcpStream> = lab
