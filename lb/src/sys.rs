@@ -172,6 +172,11 @@ impl<T: AnyBitPattern + NoUninit + Zeroable> Mapped<T> {
             .is_ok()
     }
 
+    /// All values from the first on, word by word: the quickest way to see a large array.
+    pub fn iter_u64(&self) -> impl Iterator<Item = u64> {
+        self.words().iter().map(|word| word.load(Ordering::Relaxed))
+    }
+
     /// Feeds the values in `range` to `hasher`, word by word.
     ///
     /// # Panics

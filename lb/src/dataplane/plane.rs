@@ -457,15 +457,6 @@ impl Plane {
             .filter_map(|(name, &number)| Some((name.clone(), table(number)?.0.clone())))
             .collect()
     }
-
-    /// The backend that a number stands for.
-    pub(super) fn backend_names(&self) -> BTreeMap<u16, &BackendKey> {
-        self.registry
-            .backends
-            .iter()
-            .map(|(key, &number)| (number, key))
-            .collect()
-    }
 }
 
 /// An array of a loaded object in our memory.
