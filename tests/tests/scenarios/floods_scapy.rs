@@ -1,19 +1,23 @@
-//! Packets of an independent maker, scapy: what makes no sense or was not asked for meets the reason that it should.
+//! Packets of an independent maker, scapy: what makes no sense or was not asked for meets the reason that it should, and
+//! floods as they are captured end where they are to, beside good clients.
 
-use std::{path::Path, process::Command};
+use std::{fs, path::Path, process::Command, thread, time::Duration};
 
 use serde_json::Value;
-use sluice_tests::{DNS_V4, DNS_V6, Flood, Lab, WEB_V4, WEB_V6, within};
+use sluice_tests::{Client, DNS_V4, DNS_V6, Good, Lab, WEB_V4, WEB_V6, within};
 
-/// Writes the packets, and returns what should become of each.
-fn made(file: &Path) -> Vec<String> {
-    let script =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios/floods_scapy/packets.py");
+use crate::floods::{is_dropped, is_dropped_for};
+
+/// Runs a script of scapy's, which writes to `to`, and returns what it says.
+fn made(script: &str, to: &Path) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/scenarios/floods_scapy")
+        .join(script);
     let addresses = [WEB_V4, DNS_V4, WEB_V6, DNS_V6].map(|vip| vip.ip().to_string());
     let output = Command::new("/usr/bin/python3")
         .args(["-W", "ignore"])
         .arg(&script)
-        .arg(file)
+        .arg(to)
         .args(addresses)
         .output()
         .expect("Debian's python3 is there");
@@ -23,8 +27,7 @@ fn made(file: &Path) -> Vec<String> {
         script.display(),
         String::from_utf8_lossy(&output.stderr)
     );
-    let lines = String::from_utf8(output.stdout).expect("words");
-    lines.lines().map(str::to_owned).collect()
+    String::from_utf8(output.stdout).expect("words")
 }
 
 #[test]
@@ -37,7 +40,8 @@ fn packets_of_another_maker_meet_the_reasons_that_they_should() {
         })
         .start();
     let file = lab.dir().join("scapy.pcap");
-    let expected = made(&file);
+    let said = made("packets.py", &file);
+    let expected: Vec<&str> = said.lines().collect();
     assert!(expected.len() > 300);
     let explained = lab.sluice(&format!("explain --json --pcap {}", file.display()));
     let explained: Vec<Value> = explained
@@ -55,7 +59,7 @@ fn packets_of_another_maker_meet_the_reasons_that_they_should() {
             let met = explained["reason"]
                 .as_str()
                 .or_else(|| explained["verdict"].as_str());
-            *expected != "any" && met != Some(expected)
+            **expected != "any" && met != Some(expected)
         })
         .map(|(n, (expected, explained))| format!("{n}: {expected}, but {explained}"))
         .collect();
@@ -64,8 +68,8 @@ fn packets_of_another_maker_meet_the_reasons_that_they_should() {
     // The same as a flood: every packet is accounted for, and a good client is served.
     let frames: Vec<Vec<u8>> = frames(&file);
     assert_eq!(frames.len(), expected.len());
-    let flood = Flood::start(lab.uplink_sender(), frames);
-    within(std::time::Duration::from_secs(20), "the flood runs", || {
+    let flood = lab.flood(frames);
+    within(Duration::from_secs(20), "the flood runs", || {
         flood.sent() > 5_000
     });
     for vip in [WEB_V4, WEB_V6] {
@@ -73,16 +77,110 @@ fn packets_of_another_maker_meet_the_reasons_that_they_should() {
         assert_eq!(body.expect("a good request is served").body, b"ok");
     }
     flood.stop();
-    for reason in expected
-        .iter()
-        .filter(|word| !["tx", "any"].contains(&word.as_str()))
-    {
+    for reason in expected.iter().filter(|word| !["tx", "any"].contains(word)) {
         assert!(lab.node().dropped_for(reason) > 0, "nothing for {reason}");
     }
 }
 
+/// What stands between captured floods and the backends.
+const POLICIES: &str = r#"
+[[policy]]
+name = "web4"
+limits = [
+    { class = "syn", per = "network", pps = 50, burst = 50 },
+    { class = "icmp", per = "network", pps = 20, burst = 20 },
+]
+out_of_state = { pps = 10, burst = 10 }
+
+[[policy]]
+name = "dns4"
+limits = [
+    { class = "udp", per = "network", pps = 50, burst = 50 },
+    { class = "other", per = "network", pps = 50, burst = 50 },
+]
+
+[[policy]]
+name = "web6"
+syn = { mode = "auto", above_pps = 1_000, hold = "1s" }
+
+[[policy]]
+name = "dns6"
+limits = [{ class = "udp", per = "host", pps = 50, burst = 50 }]
+"#;
+
+#[test]
+fn captured_floods_end_where_they_should_beside_good_clients() {
+    let lab = Lab::new()
+        .alone()
+        .client(&Good::PREFIXES)
+        .client(&["198.51.100.0/24", "2001:db8:bad::/48"])
+        .config(|mut config| {
+            config.extra += POLICIES;
+            for vip in &mut config.vips {
+                vip.extra += &format!("policy = \"{}\"\n", vip.name);
+            }
+            config
+        })
+        .start();
+    let node = lab.node();
+    node.sluice("deny add 192.88.99.0/24").succeeds();
+    let rule = "dst 192.0.2.53/32; proto udp; sport 53; length > 512 -> drop";
+    node.sluice_words(&["rule", "add", rule]).succeeds();
+    made("captured.py", &lab.dir());
+
+    let mut good = Good::new(lab.client(0));
+    let attacker = lab.client(1);
+    let captured = |name: &str| {
+        println!("{name}");
+        let frames = frames(&lab.dir().join(name).with_extension("pcap"));
+        rewritten(frames, attacker)
+    };
+    let mut meanwhile = || {
+        good.go_on(1);
+        thread::sleep(Duration::from_millis(300));
+        good.go_on(1);
+    };
+    for (name, reason) in [
+        ("syn_network", "limit_network"),
+        ("udp_network", "limit_network"),
+        ("icmp_network", "limit_network"),
+        ("fragments", "limit_network"),
+        ("udp_host_v6", "limit_host"),
+        ("ack", "out_of_state"),
+        ("push", "out_of_state"),
+        ("rst", "out_of_state"),
+        ("dns_replies", "rule"),
+        ("ntp_replies", "deny"),
+    ] {
+        let flood = || attacker.flood(captured(name));
+        is_dropped_for(&lab, reason, flood, &mut meanwhile);
+    }
+    // Good clients' resets to challenges are dropped meanwhile.
+    let flood = || attacker.flood(captured("syn_unsummed"));
+    let unsummed = || node.dropped_for("syn_checksum");
+    is_dropped(&lab, flood, unsummed, &mut meanwhile);
+    let flood = || attacker.flood(captured("syn_anywhere"));
+    let event = |event: &str| {
+        let series = format!("sluice_challenges_total{{vip=\"web6\",event=\"{event}\"}}");
+        node.metric(&series)
+    };
+    // Who is not there never proves itself.
+    let unanswered = || event("sent") - event("proved");
+    is_dropped(&lab, flood, unanswered, &mut meanwhile);
+    assert!(node.dropped_for("challenge_answer") > 0);
+}
+
+/// Captured frames, for the cable between a client and its router.
+fn rewritten(mut frames: Vec<Vec<u8>>, client: &Client) -> Vec<Vec<u8>> {
+    let cable = client.frames();
+    for frame in &mut frames {
+        frame[..12].copy_from_slice(&[cable.to, cable.from].concat());
+    }
+    frames
+}
+
 fn frames(file: &Path) -> Vec<Vec<u8>> {
-    let bytes = std::fs::read(file).expect("scapy wrote it");
+    let bytes = fs::read(file).expect("scapy wrote it");
     let mut reader = pcap_file::pcap::PcapReader::new(&bytes[..]).expect("a capture");
     std::iter::from_fn(|| {
         reader
