@@ -84,6 +84,7 @@ pub(crate) fn figures() -> Result<ExitCode> {
                     "idle::",
                     "health_load::",
                     "scale::",
+                    "large::",
                     "challenge::a_flood",
                     "attacks::",
                 ],

@@ -24,6 +24,7 @@ mod health_load;
 mod icmp;
 mod idle;
 mod lab;
+mod large;
 mod limits;
 mod observability;
 mod quick_start;
