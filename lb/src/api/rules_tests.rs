@@ -145,6 +145,20 @@ async fn a_thousand_rules_are_one_request_and_survive_a_restart() {
 }
 
 #[tokio::test]
+async fn what_the_data_plane_refuses_changes_nothing_on_the_disk_either() {
+    let world = World::ready().await;
+    assert_eq!(post(&world, json!("ttl 1 -> drop")).await.status, 201);
+    world.plane.make_room_for(Some(1));
+    let two = json!(["ttl 1 -> pass", "ttl 2 -> drop"]);
+    assert_problem(&post(&world, two).await, 409, "no room");
+    assert_eq!(world.plane.rules(), ["ttl 1 -> drop"]);
+    let world = World::ready_in(world.stop().await).await;
+    assert_eq!(world.plane.rules(), ["ttl 1 -> drop"]);
+    let warnings = &world.get("/v1/status").await.json()["warnings"];
+    assert_eq!(*warnings, json!(["slow"]));
+}
+
+#[tokio::test]
 async fn a_stale_tag_changes_no_rule() {
     let world = World::ready().await;
     let old = post(&world, json!("ttl 1 -> drop")).await;

@@ -53,7 +53,8 @@ struct Flight {
 /// What was written is being made, a part at a time.
 struct Making {
     planned: VecDeque<Planned>,
-    /// Why the data plane did not take the sources.
+    /// Why the data plane did not take the rules, or the sources.
+    rules_refused: Option<String>,
     sources_refused: Option<String>,
     /// Steps of the first that were taken.
     taken: Vec<Before>,
@@ -136,8 +137,11 @@ impl<P: Dataplane> Control<P> {
             corrected.push(id);
             changes.push(change);
         }
-        let corrected_rules = self.rules.corrections();
-        changes.extend(corrected_rules.iter().map(|id| Change::RemoveRule(*id)));
+        let mut corrected_rules = Vec::new();
+        for (id, change) in self.rules.corrections() {
+            corrected_rules.push(id);
+            changes.push(change);
+        }
         let mut corrected_sources = Vec::new();
         for (id, change) in self.sets.corrections() {
             corrected_sources.push(id);
@@ -197,15 +201,14 @@ impl<P: Dataplane> Control<P> {
         match (turn, stage) {
             (Turn::Written(Ok(())), Stage::Writing(flight)) => {
                 self.limits.use_ids_below(flight.next_limit_id);
-                if flight.rules != *self.rules.book() {
-                    self.rules.hold(flight.rules);
-                    self.rules.apply(&mut self.plane, |_| true);
-                }
+                let rules = Some(flight.rules).filter(|rules| rules != self.rules.book());
+                let rules = rules.map(|book| self.rules.hold(book, &mut self.plane));
                 let sources = flight.sources;
-                let held = sources.map(|book| self.sets.hold(book, &mut self.plane));
+                let sources = sources.map(|book| self.sets.hold(book, &mut self.plane));
                 self.make(Making {
                     planned: flight.planned,
-                    sources_refused: held.and_then(Result::err),
+                    rules_refused: rules.and_then(Result::err),
+                    sources_refused: sources.and_then(Result::err),
                     taken: Vec::new(),
                     drained: Vec::new(),
                 });
@@ -338,6 +341,9 @@ impl<P: Dataplane> Control<P> {
             };
             let taken = std::mem::take(&mut making.taken);
             match refused {
+                Ok(()) if matches!(planned.answer, Answer::Rules(_)) => {
+                    self.rules_made(planned, making.rules_refused.as_deref());
+                }
                 Ok(()) if planned.source.is_some() => {
                     self.source_made(planned, making.sources_refused.as_deref());
                 }
@@ -360,15 +366,22 @@ impl<P: Dataplane> Control<P> {
             drained.push((drain, draining, reply));
             return;
         }
-        if let Answer::Rules(reply) = planned.answer {
-            self.tell_rules(&planned.rules);
-            drop(reply.send(Ok(self.rules_changed(&planned.rules))));
-            return;
-        }
         self.tell_limits(&planned.steps);
         planned.answer.give(&planned.steps, |record| {
             self.limits.in_force(record.clone(), &self.plane)
         });
+    }
+
+    fn rules_made(&self, planned: Planned, refused: Option<&str>) {
+        let Answer::Rules(reply) = planned.answer else {
+            return;
+        };
+        if let Some(why) = refused {
+            drop(reply.send(Err(Refused::Conflict(why.to_owned()))));
+            return;
+        }
+        self.tell_rules(&planned.rules);
+        drop(reply.send(Ok(self.rules_changed(&planned.rules))));
     }
 
     fn source_made(&self, planned: Planned, refused: Option<&str>) {

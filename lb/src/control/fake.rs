@@ -35,7 +35,7 @@ struct Held {
     last_limit: u32,
     rules: Vec<(u64, RuleSpec)>,
     sources: Vec<SourceSet>,
-    /// For so many limits.
+    /// For so many limits, rules, or ranges of sources.
     room: Option<usize>,
 }
 
@@ -74,8 +74,8 @@ impl Fake {
             .collect()
     }
 
-    pub(crate) fn make_room_for(&self, limits: Option<usize>) {
-        self.0.lock().unwrap().room = limits;
+    pub(crate) fn make_room_for(&self, entries: Option<usize>) {
+        self.0.lock().unwrap().room = entries;
     }
 
     /// Whoever asks for figures next finds a bug.
@@ -250,8 +250,12 @@ impl Dataplane for Fake {
     }
 
     fn set_rules(&mut self, rules: &[(u64, &RuleSpec)]) -> Result<(), Failure> {
+        let mut held = self.0.lock().unwrap();
+        if held.room.is_some_and(|room| rules.len() > room) {
+            return Err("there is no room for these rules".into());
+        }
         let rules = rules.iter().map(|(id, spec)| (*id, RuleSpec::clone(spec)));
-        self.0.lock().unwrap().rules = rules.collect();
+        held.rules = rules.collect();
         Ok(())
     }
 

@@ -52,7 +52,7 @@ pub(super) struct Rules {
     book: RuleBook,
     /// Those of the config.
     config: Vec<Arc<RuleRecord>>,
-    /// Those that stand on the disk otherwise than here: their time is over.
+    /// Those that stand on the disk otherwise than here: their time is over, or the data plane refused them.
     differing: BTreeSet<u64>,
     /// Why the data plane does not hold them.
     error: Option<String>,
@@ -93,14 +93,38 @@ impl Rules {
         fit(&self.config, book)
     }
 
-    /// Holds what is on the disk now, but for what ended while that was written.
-    pub(super) fn hold(&mut self, book: RuleBook) {
-        self.book = book;
+    /// Holds what is on the disk now, and makes packets meet it; or everything stays as it was, and the disk follows.
+    pub(super) fn hold(
+        &mut self,
+        book: RuleBook,
+        plane: &mut impl Dataplane,
+    ) -> Result<(), String> {
+        let before = std::mem::replace(&mut self.book, book);
         self.end_expired();
+        let put = self.put(plane, |_| true);
+        if put.is_ok() {
+            self.error = None;
+        } else {
+            let tried = std::mem::replace(&mut self.book, before);
+            let ids = self.book.iter().chain(tried.iter()).map(|record| record.id);
+            let differ = ids.filter(|id| self.book.get(*id) != tried.get(*id));
+            self.differing.extend(differ);
+        }
+        put
     }
 
     /// Makes packets meet all rules whose VIPs stay there.
     pub(super) fn apply(&mut self, plane: &mut impl Dataplane, stays: impl Fn(&str) -> bool) {
+        let error = self.put(plane, stays).err();
+        if let Some(error) = &error
+            && self.error.as_ref() != Some(error)
+        {
+            tracing::error!("{error}");
+        }
+        self.error = error;
+    }
+
+    fn put(&self, plane: &mut impl Dataplane, stays: impl Fn(&str) -> bool) -> Result<(), String> {
         let all = ordered(&self.config, &self.book);
         let here: Vec<(u64, &RuleSpec)> = all
             .iter()
@@ -111,14 +135,9 @@ impl Rules {
                     .is_none_or(|vip| stays(vip) && plane.has_vip(vip))
             })
             .collect();
-        let error = plane.set_rules(&here).err();
-        let error = error.map(|error| format!("packets do not meet the rules: {}", chain(&*error)));
-        if let Some(error) = &error
-            && self.error.as_ref() != Some(error)
-        {
-            tracing::error!("{error}");
-        }
-        self.error = error;
+        plane
+            .set_rules(&here)
+            .map_err(|error| format!("packets do not meet the rules: {}", chain(&*error)))
     }
 
     pub(super) fn page(&self, query: &RuleQuery, plane: &impl Dataplane) -> RulePage {
@@ -195,13 +214,13 @@ impl Rules {
     }
 
     /// What makes the disk hold what is here.
-    pub(super) fn corrections(&mut self) -> Vec<u64> {
+    pub(super) fn corrections(&mut self) -> Vec<(u64, Change)> {
         let differing = std::mem::take(&mut self.differing);
-        // One that was set again meanwhile is written by who set it.
-        differing
-            .into_iter()
-            .filter(|id| self.book.get(*id).is_none())
-            .collect()
+        let change = |id: u64| match self.book.get(id) {
+            Some(record) => (id, Change::SetRule(record.clone())),
+            None => (id, Change::RemoveRule(id)),
+        };
+        differing.into_iter().map(change).collect()
     }
 
     pub(super) fn has_corrections(&self) -> bool {
