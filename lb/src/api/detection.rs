@@ -24,7 +24,7 @@ use crate::detect::{
     ("state" = Option<PhaseWord>, Query, description = "Only of this state"),
     query::WindowParams,
 ), responses(
-    (status = 200, body = Page<MitigationItem>, description = "Those in force, those that only count, and those that were reverted"),
+    (status = 200, body = Page<MitigationItem>, description = "Those in force, those that only count, those that the data plane refused, and those that were reverted"),
     (status = 400, description = "A parameter is wrong; `field` says which"),
 ))]
 pub(super) async fn mitigations(

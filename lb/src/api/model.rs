@@ -353,6 +353,8 @@ pub struct MitigationItem {
     /// In words; of a rule what it fits.
     pub what: String,
     pub state: PhaseWord,
+    /// Why the data plane did not take it; absent unless `state` is `refused`. It is tried again while its attack goes on.
+    pub refusal: Option<String>,
     /// Whether it acts; otherwise it counts. Absent in events.
     pub enforced: Option<bool>,
     /// Why it is believed to be right; absent if it is no rule.
@@ -534,6 +536,10 @@ pub enum EventItem {
     MitigationShadowed {
         mitigation: MitigationItem,
     },
+    /// The data plane did not take it: it does nothing.
+    MitigationRefused {
+        mitigation: MitigationItem,
+    },
     MitigationForgotten {
         id: u64,
     },
@@ -580,6 +586,7 @@ impl EventItem {
             Self::MitigationRaised { .. } => "mitigation_raised",
             Self::MitigationRearmed { .. } => "mitigation_rearmed",
             Self::MitigationShadowed { .. } => "mitigation_shadowed",
+            Self::MitigationRefused { .. } => "mitigation_refused",
             Self::MitigationForgotten { .. } => "mitigation_forgotten",
             Self::MitigationReverted { .. } => "mitigation_reverted",
             Self::MitigationAllowed { .. } => "mitigation_allowed",

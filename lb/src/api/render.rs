@@ -348,6 +348,9 @@ fn decided(decision: &Decision) -> EventItem {
         Decision::Shadowed(shadowed) => EventItem::MitigationShadowed {
             mitigation: mitigation(shadowed),
         },
+        Decision::Refused(refused) => EventItem::MitigationRefused {
+            mitigation: mitigation(refused),
+        },
         Decision::Forgotten(forgotten) => EventItem::MitigationForgotten { id: forgotten.id },
     }
 }
@@ -369,6 +372,7 @@ pub(super) fn mitigation(mitigation: &Mitigation) -> MitigationItem {
         measure: mitigation.measure.word().to_owned(),
         what: mitigation.measure.to_string(),
         state: mitigation.phase_word(),
+        refusal: mitigation.refusal().map(str::to_owned),
         enforced: None,
         evidence: mitigation.evidence,
         rates: mitigation.rates,

@@ -39,6 +39,7 @@ pub(super) struct MitigationFilters {
 enum StateArg {
     Active,
     Shadow,
+    Refused,
     Reverted,
 }
 
@@ -77,6 +78,7 @@ pub(super) async fn mitigations(
     let state = filters.state.map(|state| match state {
         StateArg::Active => "active",
         StateArg::Shadow => "shadow",
+        StateArg::Refused => "refused",
         StateArg::Reverted => "reverted",
     });
     let given = [("vip", filters.vip.as_deref()), ("state", state)];
@@ -149,6 +151,10 @@ pub(super) fn mitigations_table(ink: Ink, items: &[MitigationItem]) -> String {
             || "-".to_owned(),
             |evidence| format!("{:.3}%", evidence.predicted_collateral * 100.0),
         );
+        let what = match &item.refusal {
+            Some(why) => format!("{} (refused: {why})", item.what),
+            None => item.what.clone(),
+        };
         [
             item.id.to_string(),
             or_dash(item.vip.as_ref()),
@@ -156,7 +162,7 @@ pub(super) fn mitigations_table(ink: Ink, items: &[MitigationItem]) -> String {
             state,
             item.matched_packets.to_string(),
             collateral,
-            item.what.clone(),
+            what,
         ]
     };
     let rows: Vec<_> = items.iter().map(row).collect();

@@ -92,8 +92,12 @@ impl Task {
         let fitted = self.measures.fitted(&self.handle).await;
         let reading = self.read(fitted)?;
         self.take_samples(now_ms, &reading);
-        let decisions = self.shared.lock().detector.tick(now_ms, reading);
-        self.measures.apply(&self.handle, &self.shared).await;
+        let mut decisions = self.shared.lock().detector.tick(now_ms, reading);
+        let unmade = self.measures.apply(&self.handle, &self.shared).await;
+        self.shared
+            .lock()
+            .detector
+            .settle(now_ms, unmade, &mut decisions);
         let mut rows = Vec::new();
         for decision in decisions {
             rows.extend(self.tell(&view, decision));
@@ -194,7 +198,8 @@ impl Task {
         let row = match &decision {
             Decision::Raised(mitigation)
             | Decision::Rearmed(mitigation)
-            | Decision::Shadowed(mitigation) => Some((
+            | Decision::Shadowed(mitigation)
+            | Decision::Refused(mitigation) => Some((
                 mitigation_key(mitigation.id),
                 serde_json::to_vec(mitigation).ok(),
             )),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sluice_ebpf::abi::Count;
 
 use super::{Handle, Refused, RuleQuery, limits::now_ms};
@@ -11,7 +11,7 @@ use crate::{
     desired::Tightened,
     detect::{
         as_rule,
-        mitigation::{Measure, Mitigation, Phase},
+        mitigation::{Measure, Mitigation},
         shared::Shared,
         signature::Signature,
     },
@@ -34,28 +34,37 @@ pub(super) struct Measures {
 /// Rules of a mitigation.
 #[derive(Debug)]
 struct Held {
-    /// None if they could not be set.
     ids: Vec<u64>,
     mode: Mode,
     /// When they are to be set again: they end by themselves if nobody looks after them.
     renew_ms: u64,
+    ends_ms: u64,
 }
 
+/// What is wanted of a mitigation.
+type Wanted = (Mitigation, Mode);
+
+/// Mitigations that nothing could be done for, by id, and why.
+type Unmade = BTreeMap<u64, String>;
+
 impl Measures {
-    pub(super) async fn apply(&mut self, handle: &Handle, shared: &Shared) {
-        let (wanted, hold_ms): (Vec<(Mitigation, bool)>, u64) = {
-            let state = shared.lock();
-            let all = state.detector.mitigations();
-            let wanted =
-                all.map(|mitigation| (mitigation.clone(), state.detector.enforces(mitigation)));
-            (wanted.collect(), state.detector.settings().times.hold_ms)
+    /// Returns what of it could not be done.
+    pub(super) async fn apply(&mut self, handle: &Handle, shared: &Shared) -> Unmade {
+        let (wanted, hold_ms): (Vec<Wanted>, u64) = {
+            let detector = &shared.lock().detector;
+            let wanted = detector
+                .mitigations()
+                .filter_map(|mitigation| Some((mitigation.clone(), detector.wanted(mitigation)?)));
+            (wanted.collect(), detector.settings().times.hold_ms)
         };
         if !self.adopted {
             self.adopted = self.adopt(handle).await.is_ok();
         }
-        self.rule(handle, &wanted, hold_ms).await;
-        self.tighten(handle, &wanted).await;
-        self.cap(handle, &wanted).await;
+        let mut unmade = Unmade::new();
+        self.rule(handle, &wanted, hold_ms, &mut unmade).await;
+        self.tighten(handle, &wanted, &mut unmade).await;
+        self.cap(handle, &wanted, &mut unmade).await;
+        unmade
     }
 
     /// Knows what was set before the daemon, or this task, began anew: what no mitigation wants any more is removed.
@@ -69,10 +78,11 @@ impl Measures {
             let Some(mitigation) = of_comment(&rule.record.spec.comment) else {
                 continue;
             };
-            let held = self.rules.entry(mitigation).or_insert(Held {
+            let held = self.rules.entry(mitigation).or_insert_with(|| Held {
                 ids: Vec::new(),
                 mode: rule.record.spec.mode,
                 renew_ms: 0,
+                ends_ms: rule.record.expires_ms.unwrap_or(u64::MAX),
             });
             held.ids.push(rule.record.id);
         }
@@ -94,7 +104,7 @@ impl Measures {
 
     /// Packets that fitted the rules of each mitigation so far.
     pub(super) async fn fitted(&self, handle: &Handle) -> BTreeMap<u64, Count> {
-        if self.rules.values().all(|held| held.ids.is_empty()) {
+        if self.rules.is_empty() {
             return BTreeMap::new();
         }
         let counts = match handle.rule_counts().await {
@@ -117,22 +127,20 @@ impl Measures {
     }
 
     /// Signatures are rules: of those in force they drop, of shadows and of advice they count.
-    async fn rule(&mut self, handle: &Handle, wanted: &[(Mitigation, bool)], hold_ms: u64) {
+    async fn rule(
+        &mut self,
+        handle: &Handle,
+        wanted: &[Wanted],
+        hold_ms: u64,
+        unmade: &mut Unmade,
+    ) {
         let now_ms = now_ms();
         let ttl_ms = hold_ms + GRACE_MS;
         let wanted: BTreeMap<u64, (&Mitigation, &Signature, Mode)> = wanted
             .iter()
-            .filter(|(mitigation, _)| !matches!(mitigation.phase, Phase::Reverted { .. }))
-            .filter_map(|(mitigation, enforces)| {
-                let Measure::Rule(signature) = &mitigation.measure else {
-                    return None;
-                };
-                let mode = if *enforces {
-                    Mode::Enforce
-                } else {
-                    Mode::Monitor
-                };
-                Some((mitigation.id, (mitigation, signature, mode)))
+            .filter_map(|(mitigation, mode)| match &mitigation.measure {
+                Measure::Rule(signature) => Some((mitigation.id, (mitigation, signature, *mode))),
+                _ => None,
             })
             .collect();
         let over: Vec<u64> = self
@@ -154,36 +162,36 @@ impl Measures {
             }
         }
         for (id, (mitigation, signature, mode)) in wanted {
-            let held = self.rules.get(&id);
-            if held.is_some_and(|held| held.mode == mode && now_ms < held.renew_ms) {
+            let held = self.rules.get_mut(&id).filter(|held| held.mode == mode);
+            if held.as_ref().is_some_and(|held| now_ms < held.renew_ms) {
                 continue;
             }
             let specs = rule_specs(mitigation, signature, mode, ttl_ms);
-            let (ids, renew_ms) = match handle.set_rules(specs).await {
-                Ok(set) => {
-                    let ids = set.iter().map(|(rule, _)| rule.record.id).collect();
-                    (ids, now_ms + ttl_ms / 2)
+            match (set_rules(handle, specs).await, held) {
+                (Ok(ids), _) => {
+                    let held = Held {
+                        ids,
+                        mode,
+                        renew_ms: now_ms + ttl_ms / 2,
+                        ends_ms: now_ms + ttl_ms,
+                    };
+                    self.rules.insert(id, held);
                 }
-                Err(error) => {
-                    tracing::error!(%error, mitigation = id, "a rule of a mitigation cannot be set");
-                    let before = held.map(|held| held.ids.clone());
-                    (before.unwrap_or_default(), now_ms + RETRY_MS)
+                // What was set before still holds.
+                (Err(_), Some(held)) if now_ms < held.ends_ms => {
+                    held.renew_ms = now_ms + RETRY_MS;
                 }
-            };
-            let held = Held {
-                ids,
-                mode,
-                renew_ms,
-            };
-            self.rules.insert(id, held);
+                (Err(why), _) => drop(unmade.insert(id, why)),
+            }
         }
     }
 
     /// Limits for source networks stand in the policies of VIPs, and so does that SYNs are challenged.
-    async fn tighten(&mut self, handle: &Handle, wanted: &[(Mitigation, bool)]) {
+    async fn tighten(&mut self, handle: &Handle, wanted: &[Wanted], unmade: &mut Unmade) {
         let mut tightened = Tightened::default();
-        for (mitigation, enforces) in wanted {
-            let (Some(vip), true) = (&mitigation.vip, enforces) else {
+        let mut ids = Vec::new();
+        for (mitigation, _) in wanted {
+            let Some(vip) = &mitigation.vip else {
                 continue;
             };
             match mitigation.measure {
@@ -194,20 +202,21 @@ impl Measures {
                 Measure::Challenge => {
                     tightened.entry(vip.clone()).or_default().challenge = true;
                 }
-                Measure::Rule(_) | Measure::Cap { .. } | Measure::Upstream => {}
+                Measure::Rule(_) | Measure::Cap { .. } | Measure::Upstream => continue,
             }
+            ids.push(mitigation.id);
         }
         if tightened != self.tightened {
             self.tightened.clone_from(&tightened);
             if let Err(error) = handle.tighten(tightened).await {
-                tracing::error!(%error, "limits for source networks and challenges cannot be set");
+                unmade.extend(ids.into_iter().map(|id| (id, error.to_string())));
             }
         }
     }
 
-    async fn cap(&mut self, handle: &Handle, wanted: &[(Mitigation, bool)]) {
-        let caps = wanted.iter().filter(|(_, enforces)| *enforces);
-        let caps: Vec<(&Mitigation, u64)> = caps
+    async fn cap(&mut self, handle: &Handle, wanted: &[Wanted], unmade: &mut Unmade) {
+        let caps: Vec<(&Mitigation, u64)> = wanted
+            .iter()
             .filter_map(|(mitigation, _)| match mitigation.measure {
                 Measure::Cap { pps } => Some((mitigation, pps)),
                 _ => None,
@@ -220,34 +229,56 @@ impl Measures {
             .filter(|id| !caps.iter().any(|(mitigation, _)| mitigation.id == *id))
             .collect();
         for id in over {
-            for limit in self.caps.remove(&id).unwrap_or_default() {
-                // Its time may be over already.
-                if let Err(error @ Refused::Disk(_)) =
-                    handle.remove_limit(limit, Precondition::None).await
-                {
-                    tracing::error!(%error, limit, "a cap cannot be taken away; `sluice limit remove` does");
-                }
-            }
+            remove_caps(handle, self.caps.remove(&id).unwrap_or_default()).await;
         }
         for (mitigation, pps) in caps {
             if self.caps.contains_key(&mitigation.id) {
                 continue;
             }
-            let mut ids = Vec::new();
-            for prefix in ["0.0.0.0/0", "::/0"] {
-                let Ok(prefix) = prefix.parse() else {
-                    continue;
-                };
-                let spec = cap_limit(mitigation, prefix, pps);
-                // What an operator set stays.
-                match handle.set_limit(spec, Precondition::Absent).await {
-                    Ok((limit, _)) => ids.push(limit.record.id),
-                    Err(error) => {
-                        tracing::error!(%error, %prefix, "a cap cannot be set");
-                    }
-                }
+            match set_caps(handle, mitigation, pps).await {
+                Ok(ids) => drop(self.caps.insert(mitigation.id, ids)),
+                Err(why) => drop(unmade.insert(mitigation.id, why)),
             }
-            self.caps.insert(mitigation.id, ids);
+        }
+    }
+}
+
+/// Sets all rules of a mitigation, or none. Returns their ids.
+async fn set_rules(handle: &Handle, specs: Vec<RuleSpec>) -> Result<Vec<u64>, String> {
+    if specs.is_empty() {
+        return Err("no rule can say that".to_owned());
+    }
+    let set = handle.set_rules(specs).await;
+    let set = set.map_err(|error| error.to_string())?;
+    Ok(set.iter().map(|(rule, _)| rule.record.id).collect())
+}
+
+/// Caps both families, or none. Where an operator set a limit for everybody, that stays.
+async fn set_caps(handle: &Handle, mitigation: &Mitigation, pps: u64) -> Result<Vec<u64>, String> {
+    let mut ids = Vec::new();
+    for everybody in [IpNet::from(Ipv4Net::default()), Ipv6Net::default().into()] {
+        let spec = cap_limit(mitigation, everybody, pps);
+        match handle.set_limit(spec, Precondition::Absent).await {
+            Ok((limit, _)) => ids.push(limit.record.id),
+            Err(Refused::Precondition { .. }) => {}
+            Err(error) => {
+                remove_caps(handle, ids).await;
+                return Err(error.to_string());
+            }
+        }
+    }
+    if ids.is_empty() {
+        return Err("limits for everybody are set already, and stay".to_owned());
+    }
+    Ok(ids)
+}
+
+async fn remove_caps(handle: &Handle, ids: Vec<u64>) {
+    for limit in ids {
+        // Its time may be over already.
+        if let Err(error @ Refused::Disk(_)) = handle.remove_limit(limit, Precondition::None).await
+        {
+            tracing::error!(%error, limit, "a cap cannot be taken away; `sluice limit remove` does");
         }
     }
 }
@@ -265,7 +296,7 @@ fn of_comment(comment: &str) -> Option<u64> {
 const COMMENT: &str = "mitigation ";
 /// Rules of mitigations end so long after `hold` unless they are set again, which they are after half of both.
 const GRACE_MS: u64 = 30_000;
-/// What the data plane refused is tried again after this time.
+/// Rules that hold, but could not be set again, are tried again after this time.
 const RETRY_MS: u64 = 5_000;
 /// Behind those of the operator: what these let pass stays so.
 const RULE_PRIORITY: u16 = 1_000;
@@ -324,3 +355,6 @@ fn cap_limit(mitigation: &Mitigation, prefix: IpNet, pps: u64) -> LimitSpec {
 fn burst(pps: u64) -> u32 {
     u32::try_from((pps / 10).clamp(10, 10_000_000)).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,5 @@
 //! Finds attacks and decides what is done about them. A pure state machine: it is told the time, counters and samples,
-//! and says what it decided and which mitigations it wants.
+//! and says what it decided and which mitigations it wants; then it is told which of them the data plane refused.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -14,7 +14,7 @@ use super::{
     signature::{self, Found, MOST_RULES, NoSignature, Samples, Signature},
     trigger::{Lesson, Rates, TICK_MS, Thresholds, Trigger, Turn},
 };
-use crate::config::{self, Class, Stance};
+use crate::config::{self, Class, Mode, Stance};
 
 /// How the detector is set.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,7 +95,9 @@ pub enum Decision {
     Raised(Mitigation),
     Rearmed(Mitigation),
     Shadowed(Mitigation),
-    /// A shadow saw nothing for long.
+    /// The data plane did not take it: it does nothing, and the next measure follows.
+    Refused(Mitigation),
+    /// A shadow saw nothing for long, or what was refused is not wanted any more.
     Forgotten(Mitigation),
     /// No rule: why, and the next measure follows.
     NoRule {
@@ -113,6 +115,7 @@ impl Decision {
             Self::Raised(_) => "mitigation_raised",
             Self::Rearmed(_) => "mitigation_rearmed",
             Self::Shadowed(_) => "mitigation_shadowed",
+            Self::Refused(_) => "mitigation_refused",
             Self::Forgotten(_) => "mitigation_forgotten",
             Self::NoRule { .. } => "no_rule",
         }
@@ -142,6 +145,13 @@ impl fmt::Display for Decision {
                 f,
                 "mitigation {} only counts: few packets fit it any more",
                 mitigation.id
+            ),
+            Self::Refused(mitigation) => write!(
+                f,
+                "mitigation {} ({}) is refused and does nothing: {}",
+                mitigation.id,
+                mitigation.measure,
+                mitigation.refusal().unwrap_or_default()
             ),
             Self::Forgotten(mitigation) => write!(f, "mitigation {} is forgotten", mitigation.id),
             Self::NoRule { seen, why } => write!(f, "no rule against the attack on {seen}: {why}"),
@@ -327,7 +337,7 @@ impl Detector {
         }
     }
 
-    /// To be called every 100 ms. Tells what was decided.
+    /// To be called every 100 ms, and [`Detector::settle`] when the data plane was asked. Tells what was decided.
     pub fn tick(&mut self, now_ms: u64, reading: Reading) -> Vec<Decision> {
         let before = self.last.replace((now_ms, reading.clone()));
         let Some((before_ms, before)) = before else {
@@ -377,6 +387,40 @@ impl Detector {
         decisions
     }
 
+    /// Takes what the data plane refused of what is wanted, and why; it holds all else. Puts right what was decided: what
+    /// is not in force is not told to be.
+    pub fn settle(
+        &mut self,
+        now_ms: u64,
+        mut refused: BTreeMap<u64, String>,
+        decisions: &mut Vec<Decision>,
+    ) {
+        decisions.retain(|decision| match decision {
+            Decision::Raised(mitigation) | Decision::Rearmed(mitigation) => {
+                !refused.contains_key(&mitigation.id)
+            }
+            _ => true,
+        });
+        let mut open = Vec::new();
+        for (id, mitigation) in &mut self.mitigations {
+            match refused.remove(id) {
+                Some(why) => {
+                    if mitigation.refuse(now_ms, why) {
+                        decisions.push(Decision::Refused(mitigation.clone()));
+                    }
+                    open.push((mitigation.vip.clone(), mitigation.class));
+                }
+                None if mitigation.take(now_ms) => {
+                    decisions.push(Decision::Raised(mitigation.clone()));
+                }
+                None => {}
+            }
+        }
+        for (vip, class) in open {
+            self.reconsider(vip.as_deref(), class, now_ms);
+        }
+    }
+
     pub fn mitigations(&self) -> impl Iterator<Item = &Mitigation> {
         self.mitigations.values()
     }
@@ -385,11 +429,26 @@ impl Detector {
         self.mitigations.get(&id)
     }
 
-    /// Whether a mitigation is to act, and not only to count.
+    /// Whether a mitigation acts, and does not only count.
     pub fn enforces(&self, mitigation: &Mitigation) -> bool {
-        mitigation.measure != Measure::Upstream
-            && mitigation.is_active()
-            && self.stance(mitigation.vip.as_deref()) == Stance::Enforce
+        mitigation.is_active() && self.wanted(mitigation) == Some(Mode::Enforce)
+    }
+
+    /// What the data plane is asked to do of a mitigation.
+    pub fn wanted(&self, mitigation: &Mitigation) -> Option<Mode> {
+        let acts = match mitigation.phase {
+            Phase::Active { .. } | Phase::Retried { .. } => {
+                self.stance(mitigation.vip.as_deref()) == Stance::Enforce
+            }
+            Phase::Shadow { .. } => false,
+            Phase::Refused { .. } | Phase::Reverted { .. } => return None,
+        };
+        match mitigation.measure {
+            Measure::Upstream => None,
+            _ if acts => Some(Mode::Enforce),
+            Measure::Rule(_) => Some(Mode::Monitor),
+            _ => None,
+        }
     }
 
     /// Ends a mitigation, and raises none like it until [`Detector::allow`] is called with its id.
@@ -679,7 +738,7 @@ impl Detector {
         let response = *response;
         let whose = scope.map_or(Whose::Calm, Whose::Vip);
         let (attack, peace) = self.samples(whose, class, response.samples_from_ms);
-        let mut found = self.find(whose, class, &attack, &peace);
+        let mut found = self.find(whose, class, &attack, &peace, now_ms);
         let mut rules_of = scope;
         if let Err(NoSignature::FewSamples { .. }) = found
             && self.is_spread(class)
@@ -689,7 +748,7 @@ impl Detector {
             }
             // The samples of one VIP among many may be too few, and those of all enough.
             let (attack, peace) = self.samples(Whose::Attacked, class, response.samples_from_ms);
-            if let Ok(spread) = self.find(Whose::Attacked, class, &attack, &peace) {
+            if let Ok(spread) = self.find(Whose::Attacked, class, &attack, &peace, now_ms) {
                 found = Ok(spread);
                 rules_of = None;
             }
@@ -709,8 +768,7 @@ impl Detector {
                         ..seen
                     };
                     let measure = Measure::Rule(signature);
-                    let raised = self.raise(seen, measure, Some(evidence), now_ms);
-                    decisions.push(Decision::Raised(raised));
+                    decisions.extend(self.raise(seen, measure, Some(evidence), now_ms));
                 }
                 now_ms + SETTLE_MS
             }
@@ -718,14 +776,14 @@ impl Detector {
                 now_ms
             }
             Err(why) => {
-                let measure = self.climb(scope, class, &attack, &peace);
+                let measure = self.climb(scope, class, &attack, &peace, now_ms);
                 let acts = measure.as_ref().is_some_and(|m| *m != Measure::Upstream);
                 if let Some(measure) = measure.filter(|_| above)
                     && let Some(seen) = self.seen(scope, class)
                 {
                     let raised = self.raise(seen.clone(), measure, None, now_ms);
                     decisions.push(Decision::NoRule { seen, why });
-                    decisions.push(Decision::Raised(raised));
+                    decisions.extend(raised);
                 }
                 now_ms + if acts { STEP_MS } else { RETRY_MS }
             }
@@ -747,11 +805,19 @@ impl Detector {
         class: Class,
         attack: &[Header],
         peace: &[Header],
+        now_ms: u64,
     ) -> Result<Vec<Found>, NoSignature> {
         let name = match whose {
             Whose::Vip(vip) => self.name(Some(vip)),
             Whose::Calm | Whose::Attacked => None,
         };
+        let waits = |mitigation: &Mitigation| {
+            let is_rule = matches!(mitigation.measure, Measure::Rule(_));
+            is_rule && mitigation.is_of(name, class) && mitigation.waits(now_ms)
+        };
+        if self.mitigations.values().any(waits) {
+            return Err(NoSignature::Refused);
+        }
         let samples = Samples {
             attack,
             peace,
@@ -791,6 +857,7 @@ impl Detector {
         class: Class,
         attack: &[Header],
         peace: &[Header],
+        now_ms: u64,
     ) -> Option<Measure> {
         let watch = &self.watched_of(scope)?.classes[class as usize];
         let name = self.name(scope);
@@ -806,26 +873,44 @@ impl Detector {
         ladder::next(&situation, |measure| {
             // Measures other than rules are of one VIP.
             let local = scope.is_none() && *measure != Measure::Upstream;
-            let in_force = self.mitigations.values().any(|mitigation| {
-                mitigation.is_active()
-                    && mitigation.vip.as_deref() == name
-                    && mitigation.class == class
+            let was_tried = self.mitigations.values().any(|mitigation| {
+                (mitigation.is_active() || mitigation.waits(now_ms))
+                    && mitigation.is_of(name, class)
                     && mitigation.measure.word() == measure.word()
             });
-            local || in_force || self.is_reverted(name, class, measure)
+            local || was_tried || self.is_reverted(name, class, measure)
         })
     }
 
+    /// Wants a measure; in place of one like it that was refused, which is told when the data plane takes it.
     fn raise(
         &mut self,
         seen: AttackSeen,
         measure: Measure,
         evidence: Option<signature::Evidence>,
         now_ms: u64,
-    ) -> Mitigation {
+    ) -> Option<Decision> {
         self.make_room(seen.vip.as_deref());
+        let refused = self.mitigations.values().find_map(|mitigation| {
+            let Phase::Refused { why, .. } = &mitigation.phase else {
+                return None;
+            };
+            let like_it = mitigation.is_of(seen.vip.as_deref(), seen.class)
+                && mitigation.measure.word() == measure.word();
+            like_it.then(|| (mitigation.id, why.clone()))
+        });
+        let (id, phase) = match refused {
+            Some((id, why)) => (id, Phase::Retried { why }),
+            None => {
+                let phase = Phase::Active {
+                    since_ms: now_ms,
+                    seen_ms: now_ms,
+                };
+                (self.next_id, phase)
+            }
+        };
         let mitigation = Mitigation {
-            id: self.next_id,
+            id,
             vip: seen.vip,
             class: seen.class,
             measure,
@@ -833,16 +918,30 @@ impl Detector {
             rates: seen.rates,
             trigger: seen.trigger,
             created_ms: now_ms,
-            phase: Phase::Active {
-                since_ms: now_ms,
-                seen_ms: now_ms,
-            },
+            phase,
             returns: 0,
             matched_packets: 0,
         };
-        self.next_id += 1;
-        self.mitigations.insert(mitigation.id, mitigation.clone());
+        self.next_id = self.next_id.max(id + 1);
+        self.mitigations.insert(id, mitigation.clone());
         mitigation
+            .is_active()
+            .then_some(Decision::Raised(mitigation))
+    }
+
+    /// Has what is done about an attack decided anew at the next tick: what was refused leaves it as it was.
+    fn reconsider(&mut self, vip: Option<&str>, class: Class, now_ms: u64) {
+        let vips = self.vips.values_mut();
+        let ours = vips.filter(|known| vip.is_none_or(|name| known.name == name));
+        let all = vip.is_none().then_some(&mut self.all);
+        let scopes = ours.map(|vip| &mut vip.watched).chain(all);
+        let classes =
+            scopes.filter_map(|watched| watched.classes[class as usize].response.as_mut());
+        for response in classes {
+            response.next_search_ms = now_ms;
+            response.samples_from_ms = now_ms.saturating_sub(SETTLE_MS);
+            response.above = 1;
+        }
     }
 
     /// Whether several VIPs are attacked by themselves.
@@ -873,7 +972,7 @@ impl Detector {
     fn rules<'a>(&'a self, vip: Option<&'a str>) -> impl Iterator<Item = &'a Mitigation> {
         self.mitigations.values().filter(move |mitigation| {
             matches!(mitigation.measure, Measure::Rule(_))
-                && !matches!(mitigation.phase, Phase::Reverted { .. })
+                && mitigation.is_in_force()
                 && mitigation.vip.as_deref() == vip
         })
     }

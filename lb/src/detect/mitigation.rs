@@ -1,5 +1,5 @@
 //! The life of a mitigation: in force while its packets come, then a shadow that only counts, so that it is back at once
-//! when they do; longer after each return.
+//! when they do; longer after each return. What the data plane refuses does nothing, and is told so.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -47,13 +47,17 @@ pub enum Measure {
 }
 
 /// Where a mitigation is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// In force; `seen_ms` is when so many packets last fitted that it stays.
     Active { since_ms: u64, seen_ms: u64 },
     /// Counts only.
     Shadow { since_ms: u64 },
+    /// Does nothing: the data plane did not take it, the last time then.
+    Refused { at_ms: u64, why: String },
+    /// Does nothing yet: it was refused, and the data plane is asked again.
+    Retried { why: String },
     /// The operator does not want it.
     Reverted { at_ms: u64 },
 }
@@ -64,6 +68,7 @@ pub enum Phase {
 pub enum PhaseWord {
     Active,
     Shadow,
+    Refused,
     Reverted,
 }
 
@@ -72,6 +77,7 @@ impl PhaseWord {
         match self {
             Self::Active => "active",
             Self::Shadow => "shadow",
+            Self::Refused => "refused",
             Self::Reverted => "reverted",
         }
     }
@@ -103,7 +109,7 @@ pub enum Change {
     Rearmed,
     /// Few packets fit any more.
     Shadowed,
-    /// It was a shadow for long enough.
+    /// It was a shadow for long enough, or refused and not wanted again.
     Gone,
 }
 
@@ -138,8 +144,46 @@ impl Mitigation {
                 }
                 Change::None
             }
-            Phase::Reverted { .. } => Change::None,
+            // While its attack goes on, it is tried again.
+            Phase::Refused { at_ms, .. } if now_ms.saturating_sub(at_ms) >= UNWANTED_MS => {
+                Change::Gone
+            }
+            Phase::Refused { .. } | Phase::Retried { .. } | Phase::Reverted { .. } => Change::None,
         }
+    }
+
+    /// The data plane did not take it. Tells whether that is news.
+    pub fn refuse(&mut self, now_ms: u64, why: String) -> bool {
+        let news = self.is_in_force();
+        if news || matches!(self.phase, Phase::Retried { .. }) {
+            self.phase = Phase::Refused { at_ms: now_ms, why };
+        }
+        news
+    }
+
+    /// The data plane has what is wanted of it. Tells whether that is news: it did not before.
+    pub fn take(&mut self, now_ms: u64) -> bool {
+        let news = matches!(self.phase, Phase::Retried { .. });
+        if news {
+            self.phase = Phase::Active {
+                since_ms: now_ms,
+                seen_ms: now_ms,
+            };
+        }
+        news
+    }
+
+    /// Why the data plane does not have it.
+    pub fn refusal(&self) -> Option<&str> {
+        match &self.phase {
+            Phase::Refused { why, .. } | Phase::Retried { why } => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Whether it was refused so lately that nothing like it is worth a try.
+    pub fn waits(&self, now_ms: u64) -> bool {
+        matches!(self.phase, Phase::Refused { at_ms, .. } if now_ms < at_ms + RETRY_MS)
     }
 
     /// When it ends if nothing fits any more and nobody looks after it.
@@ -154,12 +198,23 @@ impl Mitigation {
         matches!(self.phase, Phase::Active { .. })
     }
 
+    /// Active, or a shadow.
+    pub const fn is_in_force(&self) -> bool {
+        matches!(self.phase, Phase::Active { .. } | Phase::Shadow { .. })
+    }
+
     pub const fn phase_word(&self) -> PhaseWord {
         match self.phase {
             Phase::Active { .. } => PhaseWord::Active,
             Phase::Shadow { .. } => PhaseWord::Shadow,
+            Phase::Refused { .. } | Phase::Retried { .. } => PhaseWord::Refused,
             Phase::Reverted { .. } => PhaseWord::Reverted,
         }
+    }
+
+    /// Whether it is against an attack on this class of this VIP.
+    pub fn is_of(&self, vip: Option<&str>, class: Class) -> bool {
+        self.vip.as_deref() == vip && self.class == class
     }
 
     /// Whether `other` would do the same or less, to the same packets.
@@ -214,6 +269,10 @@ impl std::fmt::Display for Measure {
 
 /// The longest that a mitigation waits for its packets.
 const LONGEST_MS: u64 = 30 * 60_000;
+/// What the data plane refused is not tried again before.
+const RETRY_MS: u64 = 5_000;
+/// How long it waits to be tried again.
+const UNWANTED_MS: u64 = 60_000;
 /// How long a shadow counts.
 const SHADOW_MS: u64 = 60 * 60_000;
 /// The data plane's copy outlives the decision to end it, and is renewed well before.
@@ -302,6 +361,23 @@ mod tests {
         it.phase = Phase::Reverted { at_ms: 0 };
         assert_eq!(run(&mut it, &mut now, 100, 1_000_000), []);
         assert_eq!(it.expires_ms(&Times::default()), None);
+    }
+
+    #[test]
+    fn what_is_refused_waits_and_is_news_only_once() {
+        let (mut it, mut now) = (mitigation(), 0);
+        assert!(it.refuse(now, "full".into()));
+        assert_eq!((it.is_active(), it.refusal()), (false, Some("full")));
+        assert!(it.waits(now + RETRY_MS - 1) && !it.waits(now + RETRY_MS));
+        it.phase = Phase::Retried { why: "full".into() };
+        now = 50_000;
+        assert!(!it.refuse(now, "still full".into()));
+        assert_eq!(it.refusal(), Some("still full"));
+        let changes = run(&mut it, &mut now, 700, 1_000_000);
+        assert_eq!(changes.first(), Some(&(110_000, Change::Gone)));
+        it.phase = Phase::Retried { why: "full".into() };
+        assert!(it.take(now) && it.is_active());
+        assert!(!it.take(now));
     }
 
     #[test]

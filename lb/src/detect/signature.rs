@@ -53,6 +53,8 @@ pub enum NoSignature {
     FewPeaceSamples { samples: usize },
     #[error("nothing fits the attack that does not fit innocent packets as well")]
     NothingSafe,
+    #[error("the data plane refused the last one")]
+    Refused,
 }
 
 /// What is known of an attack.

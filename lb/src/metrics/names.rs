@@ -98,7 +98,7 @@ metrics! {
     LIMITER_COLLATERAL_PROBABILITY = Gauge "sluice_limiter_collateral_probability" ["class"]
         "Chance that a source which sends little shares all its cells of the sketch with others that are over their limits.";
     MITIGATION_ACTIVE = Gauge "sluice_mitigation_active" ["vip", "rule"]
-        "1 while a mitigation of detection acts, 0 while it only counts; by its id. Without a VIP: for all.";
+        "1 while a mitigation of detection acts, 0 while it only counts or is refused; by its id. Without a VIP: for all.";
     MITIGATION_MATCHED_PACKETS = Counter "sluice_mitigation_matched_packets_total" ["vip", "rule"]
         "Packets that fit a mitigation's rule.";
     ATTACK_ACTIVE = Gauge "sluice_attack_active" ["vip", "class"]

@@ -3,5 +3,6 @@
 mod attacks;
 mod innocent;
 mod lives;
+mod refused;
 mod times;
 mod world;

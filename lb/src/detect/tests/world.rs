@@ -16,7 +16,7 @@ use super::{
     innocent::{Service, v4},
 };
 use crate::{
-    config::{Class, Stance},
+    config::{Class, Mode, Stance},
     detect::{
         detector::{ALL_CLASSES, Decision, Detector, Reading, Settings, VipReading, VipSettings},
         header::Header,
@@ -90,6 +90,8 @@ struct Plane {
     measures: BTreeMap<u64, (VipIndex, Class, Measure, u64)>,
     /// An operator's rule: what fits is dropped before anything else looks at it.
     by_operator: Option<Signature>,
+    /// No rule is taken, and none that is there becomes another.
+    is_full: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -175,6 +177,15 @@ impl World {
     /// An operator drops what fits this.
     pub(super) fn drop_by_hand(&mut self, signature: Signature) {
         self.plane.by_operator = Some(signature);
+    }
+
+    /// From now on the data plane refuses rules.
+    pub(super) fn fill(&mut self) {
+        self.plane.is_full = true;
+    }
+
+    pub(super) fn make_room(&mut self) {
+        self.plane.is_full = false;
     }
 
     pub(super) fn peace(&mut self) {
@@ -307,54 +318,53 @@ impl World {
                 .map(|id| (*id, self.fitted.get(id).copied().unwrap_or_default()))
                 .collect(),
         };
-        let decisions = self.detector.tick(self.now_ms, reading);
+        let mut decisions = self.detector.tick(self.now_ms, reading);
+        let refused = self.apply();
+        self.detector.settle(self.now_ms, refused, &mut decisions);
         self.seen.decisions.extend(decisions);
-        self.apply();
     }
 
-    /// Makes the plane hold what the detector wants.
-    fn apply(&mut self) {
+    /// Makes the plane hold what the detector wants. Returns what it refuses.
+    fn apply(&mut self) -> BTreeMap<u64, String> {
         let from_ms = self.now_ms + APPLY_MS;
-        let mut wanted = BTreeSet::new();
+        let (mut wanted, mut refused) = (BTreeSet::new(), BTreeMap::new());
         for mitigation in self.detector.mitigations() {
-            let vip = mitigation
-                .vip
-                .as_ref()
-                .map(|name| name[3..].parse().unwrap());
-            match (&mitigation.measure, mitigation.phase_word()) {
-                (_, crate::detect::mitigation::PhaseWord::Reverted) => {}
-                (Measure::Rule(signature), _) => {
-                    wanted.insert(mitigation.id);
-                    let drops = self.detector.enforces(mitigation);
-                    let rule = self
-                        .plane
-                        .rules
-                        .entry(mitigation.id)
-                        .or_insert_with(|| Rule {
-                            vip,
-                            signature: signature.clone(),
-                            drops,
-                            from_ms,
-                        });
-                    if rule.drops != drops {
-                        (rule.drops, rule.from_ms) = (drops, from_ms);
-                    }
+            let Some(mode) = self.detector.wanted(mitigation) else {
+                continue;
+            };
+            let (id, vip) = (mitigation.id, &mitigation.vip);
+            let vip = vip.as_ref().map(|name| name[3..].parse().unwrap());
+            wanted.insert(id);
+            if let Measure::Rule(signature) = &mitigation.measure {
+                let drops = mode == Mode::Enforce;
+                let held = self.plane.rules.get(&id);
+                if held.is_some_and(|rule| rule.drops == drops) {
+                    continue;
                 }
-                (measure, _) if self.detector.enforces(mitigation) => {
-                    wanted.insert(mitigation.id);
-                    let measure = (
-                        vip.unwrap_or_default(),
-                        mitigation.class,
-                        measure.clone(),
-                        from_ms,
-                    );
-                    self.plane.measures.entry(mitigation.id).or_insert(measure);
+                if self.plane.is_full {
+                    refused.insert(id, "full".to_owned());
+                    continue;
                 }
-                _ => {}
+                let rule = Rule {
+                    vip,
+                    signature: signature.clone(),
+                    drops,
+                    from_ms,
+                };
+                self.plane.rules.insert(id, rule);
+            } else {
+                let measure = (
+                    vip.unwrap_or_default(),
+                    mitigation.class,
+                    mitigation.measure.clone(),
+                    from_ms,
+                );
+                self.plane.measures.entry(id).or_insert(measure);
             }
         }
         self.plane.rules.retain(|id, _| wanted.contains(id));
         self.plane.measures.retain(|id, _| wanted.contains(id));
+        refused
     }
 }
 
