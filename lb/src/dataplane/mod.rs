@@ -17,6 +17,8 @@ mod preview;
 mod registry;
 mod rules;
 mod sampler;
+#[cfg(test)]
+mod shared;
 mod sketch;
 mod slots;
 mod sources;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use sluice_ebpf::abi::BACKEND_FORWARDS;
 
 use super::{
-    ApplyError, BackendKey, Desired, Step, Table, TableKey, encode,
-    maglev::{self, Entry},
+    ApplyError, BackendKey, Desired, Step, Table, TableKey, maglev,
     plan::{Image, plan},
+    slots::entries,
 };
 
 /// What the data plane holds, and what it would hold.
@@ -130,14 +130,7 @@ struct Owners {
 
 impl Owners {
     fn of(table: &Table) -> Self {
-        let entries: Vec<Entry> = table
-            .weights
-            .iter()
-            .map(|(key, &weight)| Entry {
-                identity: encode::identity(key.address),
-                weight,
-            })
-            .collect();
+        let entries = entries(table);
         Self {
             slots: maglev::build(table.slots, &entries),
             identities: entries.iter().map(|entry| entry.identity).collect(),

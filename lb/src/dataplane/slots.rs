@@ -182,14 +182,7 @@ pub(crate) fn build_all(
 }
 
 fn build(table: &Table, numbers: &BTreeMap<BackendKey, u16>) -> Built {
-    let entries: Vec<Entry> = table
-        .weights
-        .iter()
-        .map(|(key, &weight)| Entry {
-            identity: encode::identity(key.address),
-            weight,
-        })
-        .collect();
+    let entries = entries(table);
     let numbers: Vec<u16> = table.weights.keys().map(|key| numbers[key]).collect();
     let by_index = maglev::build(table.slots, &entries);
     Built {
@@ -199,6 +192,16 @@ fn build(table: &Table, numbers: &BTreeMap<BackendKey, u16>) -> Built {
             .map(|index| numbers[usize::from(index)])
             .collect(),
     }
+}
+
+/// The backends of a table as they share its slots.
+pub(super) fn entries(table: &Table) -> Vec<Entry> {
+    let weights = table.weights.iter();
+    let entry = |(key, &weight): (&BackendKey, &u16)| Entry {
+        identity: encode::identity(key.address),
+        weight,
+    };
+    weights.map(entry).collect()
 }
 
 /// The first run of `size` free slots.

@@ -6,10 +6,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::Instant,
 };
 
@@ -22,41 +19,13 @@ use sluice_ebpf::{
 };
 
 use super::{tree::words_of, *};
-use crate::{config::Mode, dataplane::prefix::mapped_bits, limits::ClassWord};
+use crate::{
+    config::Mode,
+    dataplane::{prefix::mapped_bits, shared::Shared},
+    limits::ClassWord,
+};
 
 const KEY: [u64; 4] = [0x1234_5678_9abc_def1, 77, 0x5555_aaaa_3333_cccc, 99];
-
-/// Memory that a thread can read as packets would.
-struct Shared<A>(Arc<[A]>);
-
-impl<A> Clone for Shared<A> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-macro_rules! shared {
-    ($atomic:ty, $word:ty) => {
-        impl Shared<$atomic> {
-            fn zeroed(len: usize) -> Self {
-                Self((0..len).map(|_| <$atomic>::new(0)).collect())
-            }
-        }
-        impl Cells<$word> for Shared<$atomic> {
-            fn len(&self) -> usize {
-                self.0.len()
-            }
-            fn get(&self, at: usize) -> $word {
-                self.0[at].load(Ordering::Acquire)
-            }
-            fn set(&mut self, at: usize, value: $word) {
-                self.0[at].store(value, Ordering::Release);
-            }
-        }
-    };
-}
-shared!(AtomicU32, u32);
-shared!(AtomicU64, u64);
 
 #[derive(Clone, Copy)]
 struct Sizes {

@@ -29,43 +29,12 @@ use crate::{
     dataplane::{
         Cells,
         prefix::{mapped_bits, words_of},
+        shared::Shared,
     },
     sources::Members,
 };
 
 const KEY: [u64; 4] = [0x1234_5678_9abc_def1, 77, 0x5555_aaaa_3333_cccc, 99];
-
-/// Memory that a thread can read as packets would.
-struct Shared<A>(Arc<[A]>);
-
-impl<A> Clone for Shared<A> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-macro_rules! shared {
-    ($atomic:ty, $word:ty) => {
-        impl Shared<$atomic> {
-            fn zeroed(len: usize) -> Self {
-                Self((0..len).map(|_| <$atomic>::new(0)).collect())
-            }
-        }
-        impl Cells<$word> for Shared<$atomic> {
-            fn len(&self) -> usize {
-                self.0.len()
-            }
-            fn get(&self, at: usize) -> $word {
-                self.0[at].load(Ordering::Acquire)
-            }
-            fn set(&mut self, at: usize, value: $word) {
-                self.0[at].store(value, Ordering::Release);
-            }
-        }
-    };
-}
-shared!(AtomicU32, u32);
-shared!(AtomicU64, u64);
 
 /// The tables, and what packets see of them.
 #[derive(Clone)]
