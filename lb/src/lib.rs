@@ -1,6 +1,7 @@
 //! Sluice's daemon, as a library: config, control loop, data plane handles, API, command line.
 pub mod api;
 pub mod backend;
+pub mod book;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -58,10 +58,7 @@ pub(super) async fn limits(State(api): Shared, mut params: Params) -> Answer<Pag
     let window = params.window()?;
     (query.after, query.most) = (window.after, window.most);
     let page = api.control.limit_page(query).await?;
-    Ok(Json(Page {
-        items: page.limits.into_iter().map(render::limit).collect(),
-        next: page.next.map(|id| id.to_string()),
-    }))
+    Ok(Json(render::page(page, render::limit)))
 }
 
 /// One limit

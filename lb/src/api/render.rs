@@ -15,14 +15,16 @@ use super::{
     detection::whole,
     model::{
         AttackItem, BackendItem, Counted, DropItem, EventItem, FlowItem, Flows, InterfaceItem,
-        LastReload, LimitItem, LimitSummary, MitigationItem, RuleItem, RulePreview, SourceItem,
-        Status, TaskItem, Told, Verdicts, VipItem,
+        LastReload, LimitItem, LimitSummary, MitigationItem, Page, RuleItem, RulePreview,
+        SourceItem, Status, TaskItem, Told, Verdicts, VipItem,
     },
 };
 use crate::{
+    book::Record as _,
     config::{Backend, Forward, Mode, Pool},
     control::{
-        Event, Figures, HealthChange, LimitInForce, RuleInForce, SourceInForce, TaskStatus, View,
+        self, Event, Figures, HealthChange, LimitInForce, RuleInForce, SourceInForce, TaskStatus,
+        View,
     },
     dataplane::BackendKey,
     dataplane::SourceCounts,
@@ -186,6 +188,14 @@ pub(super) fn drops(figures: &Figures) -> Vec<DropItem> {
         bytes: drop.count.bytes,
     });
     items.collect()
+}
+
+/// A page of what is set at run time.
+pub(super) fn page<T, I>(page: control::Page<T>, item: fn(T) -> I) -> Page<I> {
+    Page {
+        items: page.items.into_iter().map(item).collect(),
+        next: page.next.map(|id| id.to_string()),
+    }
 }
 
 pub(super) fn limit(limit: LimitInForce) -> LimitItem {

@@ -44,10 +44,7 @@ pub(super) async fn rules(State(api): Shared, mut params: Params) -> Answer<Page
     let window = params.window()?;
     (query.after, query.most) = (window.after, window.most);
     let page = api.control.rule_page(query).await?;
-    Ok(Json(Page {
-        items: page.rules.into_iter().map(render::rule).collect(),
-        next: page.next.map(|id| id.to_string()),
-    }))
+    Ok(Json(render::page(page, render::rule)))
 }
 
 /// One rule

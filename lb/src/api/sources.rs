@@ -263,10 +263,7 @@ async fn page(api: &Api, kind: Kind, mut params: Params) -> Answer<Page<SourceIt
         covers,
     };
     let page = api.control.source_page(query).await?;
-    Ok(Json(Page {
-        items: page.entries.into_iter().map(render::source).collect(),
-        next: page.next.map(|id| id.to_string()),
-    }))
+    Ok(Json(render::page(page, render::source)))
 }
 
 async fn set(

@@ -31,9 +31,12 @@ use tokio::{
 use super::{Access, Api, Caps, bind, guard::BODY_TIME, router, serve_local};
 use crate::{
     config,
-    control::{Control, Handle, Heart, Sources, Start, Supervisor, fake::Fake},
-    health::{Snapshot, State, Status, Target},
-    net::{NextHop, Reason, Resolution, Resolutions, Wanted},
+    control::{
+        Control, Handle, Heart, Start, Supervisor,
+        fake::{self, Fake},
+    },
+    health::{Snapshot, State, Status},
+    net::{NextHop, Reason, Resolution, Resolutions},
     store::{Contents, Directory, Store, Writer},
 };
 
@@ -62,9 +65,7 @@ pub(super) struct World {
     pub(super) handle: Handle,
     tasks: Vec<JoinHandle<()>>,
     health: watch::Sender<Snapshot>,
-    _targets: watch::Receiver<Arc<Vec<Target>>>,
     resolutions: watch::Sender<Resolutions>,
-    _wanted: watch::Receiver<Wanted>,
     api: Arc<Api>,
 }
 
@@ -137,16 +138,7 @@ impl World {
         let config_file = dir.path().join("sluice.toml");
         std::fs::write(&config_file, config).unwrap();
         let plane = Fake::default();
-        let (health, health_receiver) = watch::channel(Snapshot::default());
-        let (targets, targets_receiver) = watch::channel(Arc::default());
-        let (resolutions, resolutions_receiver) = watch::channel(Resolutions::default());
-        let (wanted, wanted_receiver) = watch::channel(Wanted::default());
-        let sources = Sources {
-            health: health_receiver,
-            targets,
-            resolutions: resolutions_receiver,
-            wanted,
-        };
+        let (sources, health, resolutions) = fake::sources();
         let start = Start {
             plane: plane.clone(),
             config: config::load(&config_file).unwrap(),
@@ -178,9 +170,7 @@ impl World {
             plane,
             handle,
             health,
-            _targets: targets_receiver,
             resolutions,
-            _wanted: wanted_receiver,
             api,
         }
     }

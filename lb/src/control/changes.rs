@@ -122,38 +122,29 @@ impl<P: Dataplane> Control<P> {
     pub(super) fn begin(&mut self) {
         let in_trouble = self.trouble.borrow().is_some();
         let differ = self.limits.has_corrections()
-            || self.rules.has_corrections()
-            || self.sets.has_corrections()
+            || self.rules.held.has_corrections()
+            || self.sets.held.has_corrections()
             || !self.orphans.is_empty();
         let corrections = differ && !in_trouble;
         let idle = matches!(self.changes.stage, Stage::Idle);
         if !idle || (self.changes.waiting.is_empty() && !corrections) {
             return;
         }
-        let corrections = self.limits.corrections();
-        let mut corrected = Vec::with_capacity(corrections.len());
-        let mut changes = Vec::with_capacity(corrections.len());
-        for (id, change) in corrections {
-            corrected.push(id);
-            changes.push(change);
-        }
-        let mut corrected_rules = Vec::new();
-        for (id, change) in self.rules.corrections() {
-            corrected_rules.push(id);
-            changes.push(change);
-        }
-        let mut corrected_sources = Vec::new();
-        for (id, change) in self.sets.corrections() {
-            corrected_sources.push(id);
-            changes.push(change);
-        }
+        let (corrected, mut changes): (Vec<_>, Vec<_>) =
+            self.limits.corrections().into_iter().unzip();
+        let (corrected_rules, more): (_, Vec<_>) =
+            self.rules.held.corrections().into_iter().unzip();
+        changes.extend(more);
+        let (corrected_sources, more): (_, Vec<_>) =
+            self.sets.held.corrections().into_iter().unzip();
+        changes.extend(more);
         let orphans = std::mem::take(&mut self.orphans);
         changes.extend(orphans.iter().cloned().map(Change::Undrain));
         let requests = std::mem::take(&mut self.changes.waiting);
         let mut plan = Plan {
             limits: Draft::new(self.limits.book(), now_ms()),
-            rules: self.rules.book().clone(),
-            sources: self.sets.book().clone(),
+            rules: self.rules.held.book().clone(),
+            sources: self.sets.held.book().clone(),
             drains: BTreeMap::new(),
         };
         let planned: VecDeque<Planned> = requests
@@ -167,10 +158,10 @@ impl<P: Dataplane> Control<P> {
         if next_limit_id > self.limits.book().next_id() {
             changes.push(Change::NextLimitId(next_limit_id));
         }
-        if plan.rules.next_id() > self.rules.book().next_id() {
+        if plan.rules.next_id() > self.rules.held.book().next_id() {
             changes.push(Change::NextRuleId(plan.rules.next_id()));
         }
-        if plan.sources.next_id() > self.sets.book().next_id() {
+        if plan.sources.next_id() > self.sets.held.book().next_id() {
             changes.push(Change::NextSourceId(plan.sources.next_id()));
         }
         let (rules, sources) = (plan.rules, plan.sources);
@@ -201,7 +192,7 @@ impl<P: Dataplane> Control<P> {
         match (turn, stage) {
             (Turn::Written(Ok(())), Stage::Writing(flight)) => {
                 self.limits.use_ids_below(flight.next_limit_id);
-                let rules = Some(flight.rules).filter(|rules| rules != self.rules.book());
+                let rules = Some(flight.rules).filter(|rules| rules != self.rules.held.book());
                 let rules = rules.map(|book| self.rules.hold(book, &mut self.plane));
                 let sources = flight.sources;
                 let sources = sources.map(|book| self.sets.hold(book, &mut self.plane));
@@ -218,8 +209,8 @@ impl<P: Dataplane> Control<P> {
                 for id in flight.corrected {
                     self.limits.differs(id);
                 }
-                self.rules.differ(flight.corrected_rules);
-                self.sets.differ(flight.corrected_sources);
+                self.rules.held.differ(flight.corrected_rules);
+                self.sets.held.differ(flight.corrected_sources);
                 self.orphans.extend(flight.orphans);
                 for planned in flight.planned {
                     planned.answer.refuse(Refused::Disk(why.clone()));

@@ -220,8 +220,8 @@ impl<P: Dataplane> Control<P> {
             let step = self.next_step();
             let expiries = [
                 self.limits.next_expiry_ms(),
-                self.rules.next_expiry_ms(),
-                self.sets.next_expiry_ms(),
+                self.rules.held.book().next_expiry_ms(),
+                self.sets.held.book().next_expiry_ms(),
             ];
             let expiry = expiries.into_iter().flatten().min();
             tokio::select! {
@@ -268,10 +268,10 @@ impl<P: Dataplane> Control<P> {
             Vec::new()
         };
         self.reconcile();
-        if !what.is_empty() || self.rules.error().is_some() {
+        if !what.is_empty() || self.rules.held.error().is_some() {
             self.rules.apply(&mut self.plane, |_| true);
         }
-        if self.sets.error().is_some() {
+        if self.sets.held.error().is_some() {
             self.sets.apply(&mut self.plane, |_| true);
         }
         if !what.is_empty() && self.apply_error.is_none() {
@@ -420,8 +420,8 @@ impl<P: Dataplane> Control<P> {
         let start = self.start_warnings.iter().cloned();
         start
             .chain(self.apply_error.clone())
-            .chain(self.rules.error())
-            .chain(self.sets.error())
+            .chain(self.rules.held.error())
+            .chain(self.sets.held.error())
             .chain(refused)
             .chain(self.unchecked())
             .collect()

@@ -9,15 +9,18 @@ use sluice_ebpf::{
     abi::{ChallengeStats, Count, DropReason, RuleCounts, VipStats},
     amplification::Preset,
 };
+use tokio::sync::watch;
 
-use super::{Attachment, Dataplane, DropFigure, Failure, Figures, Measured};
+use super::{Attachment, Dataplane, DropFigure, Failure, Figures, Measured, Sources};
 use crate::{
     config::Mode,
     dataplane::{
         BackendKey, Crowding, CrowdingByClass, Desired, ExactCounters, Preview, Purpose,
         SourceCounts, SourceSet,
     },
+    health::Snapshot,
     limits::LimitSpec,
+    net::{Resolutions, Wanted},
     rules::RuleSpec,
 };
 
@@ -37,6 +40,19 @@ struct Held {
     sources: Vec<SourceSet>,
     /// For so many limits, rules, or ranges of sources.
     room: Option<usize>,
+}
+
+/// What a loop watches, and by what health and next hops come to it. Nobody asks what it wants to be watched.
+pub(crate) fn sources() -> (Sources, watch::Sender<Snapshot>, watch::Sender<Resolutions>) {
+    let (health, health_receiver) = watch::channel(Snapshot::default());
+    let (resolutions, resolutions_receiver) = watch::channel(Resolutions::default());
+    let sources = Sources {
+        health: health_receiver,
+        targets: watch::channel(Arc::default()).0,
+        resolutions: resolutions_receiver,
+        wanted: watch::channel(Wanted::default()).0,
+    };
+    (sources, health, resolutions)
 }
 
 impl Fake {

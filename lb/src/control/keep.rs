@@ -50,12 +50,14 @@ mod tests {
     };
 
     use tempfile::TempDir;
-    use tokio::sync::watch;
 
     use super::*;
     use crate::{
         config,
-        control::{Refused, Supervisor, TaskStatus, fake::Fake},
+        control::{
+            Refused, Supervisor, TaskStatus,
+            fake::{self, Fake},
+        },
         limits::Precondition,
         store::{Allocated, Directory, Medium, Store, Writer},
     };
@@ -86,12 +88,7 @@ mod tests {
 
         /// A loop on this medium, and in its place others on the directory.
         fn start(&self, medium: impl Medium, supervisor: Supervisor) -> Handle {
-            let sources = Sources {
-                health: watch::channel(Arc::default()).1,
-                targets: watch::channel(Arc::default()).0,
-                resolutions: watch::channel(Arc::default()).1,
-                wanted: watch::channel(Arc::default()).0,
-            };
+            let (sources, ..) = fake::sources();
             let start = open(medium, &self.plane, &self.config).unwrap();
             let (control, handle) = Control::new(start, sources.clone(), supervisor);
             let (plane, directory) = (self.plane.clone(), self.dir.path().to_owned());

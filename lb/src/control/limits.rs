@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{Dataplane, Event, Failure, LimitCounts, Refused, chain, events::Events};
+use super::{Dataplane, Event, Failure, LimitCounts, Page, Refused, chain, events::Events};
 use crate::{
     dataplane::ExactCounters,
     limits::{LimitBook, LimitQuery, LimitRecord, LimitRefusal, LimitSpec, Step},
@@ -18,14 +18,6 @@ use crate::{
 pub struct LimitInForce {
     pub record: Arc<LimitRecord>,
     pub counters: ExactCounters,
-}
-
-/// Some limits, and whether there are more.
-#[derive(Clone, Debug)]
-pub struct LimitPage {
-    pub limits: Vec<LimitInForce>,
-    /// Ask for those after this id; `None` if there are no more.
-    pub next: Option<u64>,
 }
 
 /// Whether a limit is new, or took the place of one for the same packets.
@@ -106,21 +98,13 @@ impl Limits {
         self.book.iter().map(counts).collect()
     }
 
-    pub(super) fn page(&self, query: &LimitQuery, plane: &impl Dataplane) -> LimitPage {
-        let mut found = self
+    pub(super) fn page(&self, query: &LimitQuery, plane: &impl Dataplane) -> Page<LimitInForce> {
+        let found = self
             .book
             .after(query.after)
-            .filter(|record| query.matches(record));
-        let limits: Vec<LimitInForce> = found
-            .by_ref()
-            .take(query.most)
-            .map(|record| self.in_force(record.clone(), plane))
-            .collect();
-        let last = limits.last().map(|limit| limit.record.id);
-        LimitPage {
-            next: last.filter(|_| found.next().is_some()),
-            limits,
-        }
+            .filter(|record| query.matches(record))
+            .map(|record| (record.id, self.in_force(record.clone(), plane)));
+        Page::of(found, query.most)
     }
 
     pub(super) fn get(&self, id: u64, plane: &impl Dataplane) -> Result<LimitInForce, Refused> {

@@ -74,7 +74,7 @@ impl Measures {
             most: usize::MAX,
             ..RuleQuery::default()
         };
-        for rule in handle.rule_page(rules).await?.rules {
+        for rule in handle.rule_page(rules).await?.items {
             let Some(mitigation) = of_comment(&rule.record.spec.comment) else {
                 continue;
             };
@@ -91,7 +91,7 @@ impl Measures {
             most: usize::MAX,
             ..LimitQuery::default()
         };
-        for limit in handle.limit_page(limits).await?.limits {
+        for limit in handle.limit_page(limits).await?.items {
             let spec = &limit.record.spec;
             let everybody = spec.prefix.prefix_len() == 0;
             if let Some(mitigation) = of_comment(&spec.comment).filter(|_| everybody) {

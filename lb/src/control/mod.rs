@@ -9,10 +9,12 @@ mod detection;
 mod dataplane;
 mod drains;
 mod events;
+mod held;
 mod keep;
 mod kernel;
 mod limits;
 mod measures;
+mod page;
 mod plan;
 mod reload;
 mod request;
@@ -63,11 +65,12 @@ pub use request::LimitsSet;
 
 pub use dataplane::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures, Measured};
 pub use events::{Event, HealthChange};
-pub use limits::{LimitInForce, LimitPage, Novelty};
+pub use limits::{LimitInForce, Novelty};
+pub use page::Page;
 pub use plan::{Plan, VipPlan};
-pub use rules::{RuleInForce, RulePage, RuleQuery};
+pub use rules::{RuleInForce, RuleQuery};
 pub use scrape::{LimitCounts, LimitLabel, MOST_LIMIT_SERIES, Scrape};
-pub use sets::{SetFigures, SourceInForce, SourcePage, SourceQuery};
+pub use sets::{SetFigures, SourceInForce, SourceQuery};
 pub use sources::Sources;
 pub use supervise::{Heart, Supervisor, TaskStatus};
 pub use view::{Reload, View};
@@ -174,11 +177,11 @@ enum Command {
     Plan(Reading, Reply<Draft>),
     Figures(Reply<Figures>),
     Scrape(Reply<Scrape>),
-    LimitPage(LimitQuery, Reply<LimitPage>),
+    LimitPage(LimitQuery, Reply<Page<LimitInForce>>),
     Limit(u64, Reply<LimitInForce>),
-    RulePage(RuleQuery, Reply<RulePage>),
+    RulePage(RuleQuery, Reply<Page<RuleInForce>>),
     Rule(u64, Reply<RuleInForce>),
-    SourcePage(SourceQuery, Reply<SourcePage>),
+    SourcePage(SourceQuery, Reply<Page<SourceInForce>>),
     Source(Kind, String, Reply<SourceInForce>),
     RuleCounts(Reply<BTreeMap<u64, RuleCounts>>),
     /// Limits of detection beside those of policies.
@@ -296,7 +299,7 @@ impl Handle {
     }
 
     /// Some of them, by id.
-    pub async fn limit_page(&self, query: LimitQuery) -> Result<LimitPage, Refused> {
+    pub async fn limit_page(&self, query: LimitQuery) -> Result<Page<LimitInForce>, Refused> {
         self.ask(|reply| Command::LimitPage(query, reply)).await
     }
 
@@ -338,7 +341,7 @@ impl Handle {
     }
 
     /// Some of them, by id.
-    pub async fn rule_page(&self, query: RuleQuery) -> Result<RulePage, Refused> {
+    pub async fn rule_page(&self, query: RuleQuery) -> Result<Page<RuleInForce>, Refused> {
         self.ask(|reply| Command::RulePage(query, reply)).await
     }
 
@@ -396,7 +399,7 @@ impl Handle {
     }
 
     /// Some sources that are denied or allowed, by id.
-    pub async fn source_page(&self, query: SourceQuery) -> Result<SourcePage, Refused> {
+    pub async fn source_page(&self, query: SourceQuery) -> Result<Page<SourceInForce>, Refused> {
         self.ask(|reply| Command::SourcePage(query, reply)).await
     }
 

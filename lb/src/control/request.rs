@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Draining, LimitInForce, Novelty, Refused, Reply, RuleInForce, SourceInForce, rules::written,
-    sets,
+    Draining, LimitInForce, Novelty, Refused, Reply, RuleInForce, SourceInForce, held::written,
 };
 use crate::{
     drains::Drain,
@@ -97,7 +96,7 @@ impl Planned {
             Step::Same(_) => None,
         }));
         changes.extend(self.rules.iter().map(written));
-        changes.extend(self.source.iter().map(sets::written));
+        changes.extend(self.source.iter().map(written));
         changes.extend(self.kept.iter().cloned());
         changes.extend(self.drain.iter().map(|(drain, draining)| match draining {
             Draining::Begin => Change::Drain(drain.clone()),

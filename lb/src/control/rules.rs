@@ -1,14 +1,16 @@
 //! Rules, of the config and set at run time, in memory and in the data plane. What is changed here is on the disk already.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::Arc,
 };
 
 use sluice_ebpf::abi::RuleCounts;
 
 use super::{
-    Control, Dataplane, Event, LimitCounts, Novelty, Refused, chain, events::Events, limits::now_ms,
+    Control, Dataplane, Event, LimitCounts, Novelty, Page, Refused, chain,
+    events::Events,
+    held::{Held, Kept},
 };
 use crate::{
     config::Config,
@@ -39,43 +41,19 @@ pub struct RuleQuery {
     pub comment: Option<String>,
 }
 
-/// Some rules, and whether there are more.
-#[derive(Clone, Debug)]
-pub struct RulePage {
-    pub rules: Vec<RuleInForce>,
-    /// Ask for those after this id; `None` if there are no more.
-    pub next: Option<u64>,
-}
-
 /// All rules that hold.
 pub(super) struct Rules {
-    book: RuleBook,
+    pub(super) held: Held<RuleRecord>,
     /// Those of the config.
     config: Vec<Arc<RuleRecord>>,
-    /// Those that stand on the disk otherwise than here: their time is over, or the data plane refused them.
-    differing: BTreeSet<u64>,
-    /// Why the data plane does not hold them.
-    error: Option<String>,
-    events: Events,
 }
 
 impl Rules {
     pub(super) fn new(book: RuleBook, config: &Config, events: Events) -> Self {
         Self {
-            book,
+            held: Held::new(book, events),
             config: of_config(config),
-            differing: BTreeSet::new(),
-            error: None,
-            events,
         }
-    }
-
-    pub(super) fn book(&self) -> &RuleBook {
-        &self.book
-    }
-
-    pub(super) fn error(&self) -> Option<String> {
-        self.error.clone()
     }
 
     /// Takes the rules of another config.
@@ -85,7 +63,7 @@ impl Rules {
 
     /// Whether all rules fit the data plane, with these of the config.
     pub(super) fn fit_with(&self, config: &Config) -> Result<(), Refused> {
-        fit(&of_config(config), &self.book)
+        fit(&of_config(config), self.held.book())
     }
 
     /// Whether all rules fit the data plane, with these set at run time.
@@ -99,33 +77,19 @@ impl Rules {
         book: RuleBook,
         plane: &mut impl Dataplane,
     ) -> Result<(), String> {
-        let before = std::mem::replace(&mut self.book, book);
-        self.end_expired();
+        let before = self.held.turn_to(book);
         let put = self.put(plane, |_| true);
-        if put.is_ok() {
-            self.error = None;
-        } else {
-            let tried = std::mem::replace(&mut self.book, before);
-            let ids = self.book.iter().chain(tried.iter()).map(|record| record.id);
-            let differ = ids.filter(|id| self.book.get(*id) != tried.get(*id));
-            self.differing.extend(differ);
-        }
-        put
+        self.held.settle(put, before)
     }
 
     /// Makes packets meet all rules whose VIPs stay there.
     pub(super) fn apply(&mut self, plane: &mut impl Dataplane, stays: impl Fn(&str) -> bool) {
-        let error = self.put(plane, stays).err();
-        if let Some(error) = &error
-            && self.error.as_ref() != Some(error)
-        {
-            tracing::error!("{error}");
-        }
-        self.error = error;
+        let put = self.put(plane, stays);
+        self.held.note(put);
     }
 
     fn put(&self, plane: &mut impl Dataplane, stays: impl Fn(&str) -> bool) -> Result<(), String> {
-        let all = ordered(&self.config, &self.book);
+        let all = ordered(&self.config, self.held.book());
         let here: Vec<(u64, &RuleSpec)> = all
             .iter()
             .map(|record| (record.id, &record.spec))
@@ -135,34 +99,24 @@ impl Rules {
                     .is_none_or(|vip| stays(vip) && plane.has_vip(vip))
             })
             .collect();
-        plane
-            .set_rules(&here)
-            .map_err(|error| format!("packets do not meet the rules: {}", chain(&*error)))
+        plane.set_rules(&here).map_err(|error| chain(&*error))
     }
 
-    pub(super) fn page(&self, query: &RuleQuery, plane: &impl Dataplane) -> RulePage {
+    pub(super) fn page(&self, query: &RuleQuery, plane: &impl Dataplane) -> Page<RuleInForce> {
         let counts = plane.rule_counts();
         let config = self.config.iter();
-        let mut all: Vec<&Arc<RuleRecord>> = self.book.iter().chain(config).collect();
+        let mut all: Vec<&Arc<RuleRecord>> = self.held.book().iter().chain(config).collect();
         all.sort_by_key(|record| record.id);
-        let mut found = all
+        let found = all
             .into_iter()
-            .filter(|record| record.id > query.after && query.matches(&record.spec));
-        let rules: Vec<RuleInForce> = found
-            .by_ref()
-            .take(query.most)
-            .map(|record| in_force(record, &counts))
-            .collect();
-        let last = rules.last().map(|rule| rule.record.id);
-        RulePage {
-            next: last.filter(|_| found.next().is_some()),
-            rules,
-        }
+            .filter(|record| record.id > query.after && query.matches(&record.spec))
+            .map(|record| (record.id, in_force(record, &counts)));
+        Page::of(found, query.most)
     }
 
     pub(super) fn get(&self, id: u64, plane: &impl Dataplane) -> Result<RuleInForce, Refused> {
         let of_config = || self.config.iter().find(|record| record.id == id);
-        match self.book.get(id).or_else(of_config) {
+        match self.held.book().get(id).or_else(of_config) {
             Some(record) => Ok(in_force(record, &plane.rule_counts())),
             None => Err(RuleRefusal::Unknown { id }.into()),
         }
@@ -189,47 +143,27 @@ impl Rules {
             .collect()
     }
 
-    pub(super) fn next_expiry_ms(&self) -> Option<u64> {
-        self.book.next_expiry_ms()
-    }
-
     /// Takes out what does not hold any more. The disk follows.
     pub(super) fn expire(&mut self, plane: &mut impl Dataplane) {
-        if self.end_expired() {
+        if self.held.expire() {
             self.apply(plane, |_| true);
         }
     }
+}
 
-    /// Whether there was any.
-    fn end_expired(&mut self) -> bool {
-        let expired = self.book.expire(now_ms());
-        for id in &expired {
-            // What ended before, and was held again, was told then.
-            if self.differing.insert(*id) {
-                tracing::info!(rule = id, "expired");
-                self.events.tell(Event::RuleExpired(*id));
-            }
-        }
-        !expired.is_empty()
+impl Kept for RuleRecord {
+    const UNMET: &str = "packets do not meet the rules";
+
+    fn set(record: &Arc<Self>) -> Change {
+        Change::SetRule(record.clone())
     }
 
-    /// What makes the disk hold what is here.
-    pub(super) fn corrections(&mut self) -> Vec<(u64, Change)> {
-        let differing = std::mem::take(&mut self.differing);
-        let change = |id: u64| match self.book.get(id) {
-            Some(record) => (id, Change::SetRule(record.clone())),
-            None => (id, Change::RemoveRule(id)),
-        };
-        differing.into_iter().map(change).collect()
+    fn remove(id: u64) -> Change {
+        Change::RemoveRule(id)
     }
 
-    pub(super) fn has_corrections(&self) -> bool {
-        !self.differing.is_empty()
-    }
-
-    /// The disk holds these rules otherwise than they are here.
-    pub(super) fn differ(&mut self, ids: Vec<u64>) {
-        self.differing.extend(ids);
+    fn expired(id: u64) -> Event {
+        Event::RuleExpired(id)
     }
 }
 
@@ -268,7 +202,10 @@ impl<P: Dataplane> Control<P> {
 
     pub(super) fn tell_rules(&self, steps: &[RuleStep]) {
         // What detection sets, sets again before its time is over, and removes, events of mitigations tell.
-        if steps.iter().any(|step| step.origin() == Origin::Detection) {
+        if steps
+            .iter()
+            .any(|step| step.record().spec.origin == Origin::Detection)
+        {
             return;
         }
         let events = &self.events;
@@ -291,14 +228,6 @@ impl<P: Dataplane> Control<P> {
             RuleStep::Removed(_) => None,
         });
         changed.collect()
-    }
-}
-
-/// What a step changes on the disk.
-pub(super) fn written(step: &RuleStep) -> Change {
-    match step {
-        RuleStep::New(record) | RuleStep::Changed(record) => Change::SetRule(record.clone()),
-        RuleStep::Removed(record) => Change::RemoveRule(record.id),
     }
 }
 

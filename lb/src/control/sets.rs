@@ -1,15 +1,15 @@
 //! Sources that are denied or allowed, of the config and set at run time, in memory and in the data plane. What is changed
 //! here is on the disk already.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use sluice_ebpf::abi::{NO_VIP, SET_BOGONS};
 
-use super::{Control, Dataplane, Event, Novelty, Refused, chain, events::Events, limits::now_ms};
+use super::{
+    Control, Dataplane, Event, Novelty, Page, Refused, chain,
+    events::Events,
+    held::{Held, Kept},
+};
 use crate::{
     config::{Config, Mode, Stage},
     dataplane::{Purpose, SourceCounts, SourceSet},
@@ -41,29 +41,16 @@ pub struct SourceQuery {
     pub covers: Option<IpAddr>,
 }
 
-/// Some entries, and whether there are more.
-#[derive(Clone, Debug)]
-pub struct SourcePage {
-    pub entries: Vec<SourceInForce>,
-    /// Ask for those after this id; `None` if there are no more.
-    pub next: Option<u64>,
-}
-
 /// What the packets of a set's sources were counted, by the set's kind and name.
 pub type SetFigures = Vec<(Kind, String, SourceCounts)>;
 
 /// All entries that hold.
 pub(super) struct Sets {
-    book: SourceBook,
+    pub(super) held: Held<SourceRecord>,
     /// Those of the config.
     config: Vec<Arc<SourceRecord>>,
     /// Whether a policy asks for the addresses that nobody has.
     wants_bogons: bool,
-    /// Those that stand on the disk otherwise than here.
-    differing: BTreeSet<u64>,
-    /// Why the data plane does not hold them.
-    error: Option<String>,
-    events: Events,
 }
 
 /// The label of what single prefixes counted.
@@ -72,23 +59,12 @@ const SINGLES: &str = "prefixes";
 impl Sets {
     pub(super) fn new(book: SourceBook, config: &Config, events: Events) -> Self {
         let mut this = Self {
-            book,
+            held: Held::new(book, events),
             config: Vec::new(),
             wants_bogons: false,
-            differing: BTreeSet::new(),
-            error: None,
-            events,
         };
         this.take(config);
         this
-    }
-
-    pub(super) fn book(&self) -> &SourceBook {
-        &self.book
-    }
-
-    pub(super) fn error(&self) -> Option<String> {
-        self.error.clone()
     }
 
     /// Numbers that sets of the config have, as bits.
@@ -107,7 +83,7 @@ impl Sets {
             .map(|list| &list.spec)
             .filter(own)
             .count();
-        let taken = usize::try_from(self.book.taken().count_ones()).unwrap_or(usize::MAX);
+        let taken = usize::try_from(self.held.book().taken().count_ones()).unwrap_or(usize::MAX);
         if wanted + taken > crate::sources::MOST_SETS {
             return Err(SourceRefusal::Sets.into());
         }
@@ -122,13 +98,13 @@ impl Sets {
     ) -> Result<(), Refused> {
         self.take(config);
         self.apply(plane, |_| true);
-        self.error
-            .clone()
+        self.held
+            .error()
             .map_or(Ok(()), |error| Err(Refused::Conflict(error)))
     }
 
     fn take(&mut self, config: &Config) {
-        let (old, mut taken) = (std::mem::take(&mut self.config), self.book.taken());
+        let (old, mut taken) = (std::mem::take(&mut self.config), self.held.book().taken());
         let held = |spec: &SourceSpec| {
             let same = |record: &&Arc<SourceRecord>| {
                 (record.spec.kind, &record.spec.name) == (spec.kind, &spec.name)
@@ -169,28 +145,9 @@ impl Sets {
         book: SourceBook,
         plane: &mut impl Dataplane,
     ) -> Result<(), String> {
-        let before = std::mem::replace(&mut self.book, book);
-        let trouble = self.error.take();
-        self.end_expired();
-        match plane.set_sources(&self.wanted(plane, |_| true)) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                let tried = std::mem::replace(&mut self.book, before);
-                let changed = tried.iter().filter(|record| {
-                    self.book
-                        .get(record.id)
-                        .is_none_or(|held| !Arc::ptr_eq(held, record))
-                });
-                self.differing.extend(changed.map(|record| record.id));
-                let gone = self
-                    .book
-                    .iter()
-                    .filter(|record| tried.get(record.id).is_none());
-                self.differing.extend(gone.map(|record| record.id));
-                self.error = trouble;
-                Err(chain(&*error))
-            }
-        }
+        let before = self.held.turn_to(book);
+        let put = self.put(plane, |_| true);
+        self.held.settle(put, before)
     }
 
     /// Whether any of them is for one VIP.
@@ -200,23 +157,18 @@ impl Sets {
 
     /// Makes packets meet what there is; of sets for one VIP those whose VIP stays there.
     pub(super) fn apply(&mut self, plane: &mut impl Dataplane, stays: impl Fn(&str) -> bool) {
-        let error = plane.set_sources(&self.wanted(plane, stays)).err();
-        let error = error.map(|error| {
-            format!(
-                "packets do not meet all sets of sources: {}",
-                chain(&*error)
-            )
-        });
-        if let Some(error) = &error
-            && self.error.as_ref() != Some(error)
-        {
-            tracing::error!("{error}");
-        }
-        self.error = error;
+        let put = self.put(plane, stays);
+        self.held.note(put);
+    }
+
+    fn put(&self, plane: &mut impl Dataplane, stays: impl Fn(&str) -> bool) -> Result<(), String> {
+        plane
+            .set_sources(&self.wanted(plane, stays))
+            .map_err(|error| chain(&*error))
     }
 
     fn all(&self) -> impl Iterator<Item = &Arc<SourceRecord>> {
-        self.book.iter().chain(&self.config)
+        self.held.book().iter().chain(&self.config)
     }
 
     /// The sets as packets are to meet them.
@@ -267,23 +219,15 @@ impl Sets {
         sets
     }
 
-    pub(super) fn page(&self, query: &SourceQuery, plane: &impl Dataplane) -> SourcePage {
+    pub(super) fn page(&self, query: &SourceQuery, plane: &impl Dataplane) -> Page<SourceInForce> {
         let counts = plane.source_counts();
         let mut all: Vec<&Arc<SourceRecord>> = self.all().collect();
         all.sort_by_key(|record| record.id);
-        let mut found = all
+        let found = all
             .into_iter()
-            .filter(|record| record.id > query.after && query.matches(record));
-        let entries: Vec<SourceInForce> = found
-            .by_ref()
-            .take(query.most)
-            .map(|record| in_force(record, &counts))
-            .collect();
-        let last = entries.last().map(|entry| entry.record.id);
-        SourcePage {
-            next: last.filter(|_| found.next().is_some()),
-            entries,
-        }
+            .filter(|record| record.id > query.after && query.matches(record))
+            .map(|record| (record.id, in_force(record, &counts)));
+        Page::of(found, query.most)
     }
 
     /// The entry with this id, name or prefix.
@@ -327,47 +271,11 @@ impl Sets {
             .collect()
     }
 
-    pub(super) fn next_expiry_ms(&self) -> Option<u64> {
-        self.book.next_expiry_ms()
-    }
-
     /// Takes out what does not hold any more. The disk follows.
     pub(super) fn expire(&mut self, plane: &mut impl Dataplane) {
-        if self.end_expired() {
+        if self.held.expire() {
             self.apply(plane, |_| true);
         }
-    }
-
-    /// Whether there was any.
-    fn end_expired(&mut self) -> bool {
-        let expired = self.book.expire(now_ms());
-        for id in &expired {
-            // What ended before, and was held again, was told then.
-            if self.differing.insert(*id) {
-                tracing::info!(entry = id, "expired");
-                self.events.tell(Event::SourceExpired(*id));
-            }
-        }
-        !expired.is_empty()
-    }
-
-    /// What makes the disk hold what is here.
-    pub(super) fn corrections(&mut self) -> Vec<(u64, Change)> {
-        let differing = std::mem::take(&mut self.differing);
-        let change = |id: u64| match self.book.get(id) {
-            Some(record) => (id, Change::SetSource(record.clone())),
-            None => (id, Change::RemoveSource(id)),
-        };
-        differing.into_iter().map(change).collect()
-    }
-
-    pub(super) fn has_corrections(&self) -> bool {
-        !self.differing.is_empty()
-    }
-
-    /// The disk holds these entries otherwise than they are here.
-    pub(super) fn differ(&mut self, ids: impl IntoIterator<Item = u64>) {
-        self.differing.extend(ids);
     }
 
     /// Whether an entry may be there beside what the config has.
@@ -379,6 +287,22 @@ impl Sets {
             return Err(SourceRefusal::OfConfig);
         }
         Ok(())
+    }
+}
+
+impl Kept for SourceRecord {
+    const UNMET: &str = "packets do not meet all sets of sources";
+
+    fn set(record: &Arc<Self>) -> Change {
+        Change::SetSource(record.clone())
+    }
+
+    fn remove(id: u64) -> Change {
+        Change::RemoveSource(id)
+    }
+
+    fn expired(id: u64) -> Event {
+        Event::SourceExpired(id)
     }
 }
 
@@ -419,16 +343,8 @@ impl<P: Dataplane> Control<P> {
             SourceStep::New(record) | SourceStep::Changed(record) => {
                 Event::SourceSet(record.clone())
             }
-            SourceStep::Removed(id) => Event::SourceRemoved(*id),
+            SourceStep::Removed(record) => Event::SourceRemoved(record.id),
         });
-    }
-}
-
-/// What a step changes on the disk.
-pub(super) fn written(step: &SourceStep) -> Change {
-    match step {
-        SourceStep::New(record) | SourceStep::Changed(record) => Change::SetSource(record.clone()),
-        SourceStep::Removed(id) => Change::RemoveSource(*id),
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     record::{LimitRecord, Precondition, Unmet},
     spec::{LimitError, LimitSpec},
 };
+use crate::book::{Record, Stamp};
 
 /// What a book would be after some changes.
 #[derive(Debug)]
@@ -126,17 +127,16 @@ impl<'a> Draft<'a> {
     }
 
     fn put(&mut self, before: Option<Arc<LimitRecord>>, spec: LimitSpec) -> Step {
-        let id = before.as_ref().map_or(self.next_id, |before| before.id);
+        let stamp = before.as_ref().map(|before| before.stamp());
+        let stamp = Stamp::next(stamp, self.next_id, spec.ttl_seconds, self.now_ms);
+        let id = stamp.id;
         self.next_id = self.next_id.max(id + 1);
-        let ttl_ms = spec.ttl_seconds.map(|ttl| ttl.saturating_mul(1000));
         let record = Arc::new(LimitRecord {
             id,
-            revision: before.as_ref().map_or(1, |before| before.revision + 1),
-            created_ms: before
-                .as_ref()
-                .map_or(self.now_ms, |before| before.created_ms),
-            expires_ms: ttl_ms.map(|ttl| self.now_ms.saturating_add(ttl)),
+            revision: stamp.revision,
             spec,
+            created_ms: stamp.created_ms,
+            expires_ms: stamp.expires_ms,
         });
         if let Some(before) = &before {
             self.ids.insert(identity(&before.spec), None);

@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::spec::LimitSpec;
+use crate::book::{Record, Stamp};
 
 /// A limit that was set. Times are milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,10 +20,14 @@ pub struct LimitRecord {
     pub expires_ms: Option<u64>,
 }
 
-impl LimitRecord {
-    /// Names what this limit is now; any change gives it another.
-    pub fn etag(&self) -> Etag {
-        Etag::new(self.id, self.revision)
+impl Record for LimitRecord {
+    fn stamp(&self) -> Stamp {
+        Stamp {
+            id: self.id,
+            revision: self.revision,
+            created_ms: self.created_ms,
+            expires_ms: self.expires_ms,
+        }
     }
 }
 

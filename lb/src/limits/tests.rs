@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::book::Record as _;
 
 fn spec(n: u32, pps: u64, ttl_seconds: Option<u64>) -> LimitSpec {
     let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 + n);

@@ -1,11 +1,14 @@
-//! The rules that were set, in memory. They are few: what a change would lead to is tried on a copy.
+//! The rules that were set, and how they change.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Action, Components, Origin, RuleError, RuleSpec};
-use crate::limits::{Etag, Precondition, Unmet};
+use crate::{
+    book::{Book, Record, Stamp, Step},
+    limits::{Precondition, Unmet},
+};
 
 /// A rule that was set. Times are milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,14 +23,8 @@ pub struct RuleRecord {
     pub expires_ms: Option<u64>,
 }
 
-/// The rules by id. Ids count from 1, and are never used again.
-///
 /// Setting a rule that means the same packets as one of the same origin replaces that, which keeps its id.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RuleBook {
-    records: BTreeMap<u64, Arc<RuleRecord>>,
-    next_id: u64,
-}
+pub type RuleBook = Book<RuleRecord>;
 
 /// A change of some rules, all or none.
 #[derive(Clone, Debug)]
@@ -40,12 +37,7 @@ pub enum RuleChange {
 }
 
 /// What became of one rule.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RuleStep {
-    New(Arc<RuleRecord>),
-    Changed(Arc<RuleRecord>),
-    Removed(Arc<RuleRecord>),
-}
+pub type RuleStep = Step<RuleRecord>;
 
 /// Why a change cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -69,72 +61,18 @@ pub enum RuleRefusal {
 /// Rules of the config have ids from here on.
 pub const FIRST_CONFIG_ID: u64 = 1_000_000_000;
 
-impl RuleRecord {
-    /// Names what this rule is now; any change gives it another.
-    pub fn etag(&self) -> Etag {
-        Etag::new(self.id, self.revision)
-    }
-}
-
-impl RuleStep {
-    pub fn id(&self) -> u64 {
-        match self {
-            Self::New(record) | Self::Changed(record) | Self::Removed(record) => record.id,
-        }
-    }
-
-    pub fn origin(&self) -> Origin {
-        match self {
-            Self::New(record) | Self::Changed(record) | Self::Removed(record) => record.spec.origin,
+impl Record for RuleRecord {
+    fn stamp(&self) -> Stamp {
+        Stamp {
+            id: self.id,
+            revision: self.revision,
+            created_ms: self.created_ms,
+            expires_ms: self.expires_ms,
         }
     }
 }
 
 impl RuleBook {
-    pub fn new(records: impl IntoIterator<Item = RuleRecord>, next_id: u64) -> Self {
-        let records: BTreeMap<u64, Arc<RuleRecord>> = records
-            .into_iter()
-            .map(|record| (record.id, Arc::new(record)))
-            .collect();
-        let above = records.keys().next_back().map_or(1, |id| id + 1);
-        Self {
-            records,
-            next_id: next_id.max(above),
-        }
-    }
-
-    pub fn get(&self, id: u64) -> Option<&Arc<RuleRecord>> {
-        self.records.get(&id)
-    }
-
-    /// All, by id.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<RuleRecord>> {
-        self.records.values()
-    }
-
-    /// All ids below this one are used.
-    pub fn next_id(&self) -> u64 {
-        self.next_id
-    }
-
-    pub fn next_expiry_ms(&self) -> Option<u64> {
-        self.iter().filter_map(|record| record.expires_ms).min()
-    }
-
-    /// Takes out what does not hold any more.
-    pub fn expire(&mut self, now_ms: u64) -> Vec<u64> {
-        let over = |record: &Arc<RuleRecord>| record.expires_ms.is_some_and(|time| time <= now_ms);
-        let expired: Vec<u64> = self
-            .iter()
-            .filter(|record| over(record))
-            .map(|record| record.id)
-            .collect();
-        for id in &expired {
-            self.records.remove(id);
-        }
-        expired
-    }
-
     /// Makes a change, or nothing of it.
     pub fn change(
         &mut self,
@@ -149,7 +87,7 @@ impl RuleBook {
                 vec![copy.replace(id, *spec, &precondition, now_ms)?]
             }
             RuleChange::Remove(id, by, precondition) => {
-                vec![copy.remove(id, by, &precondition)?]
+                vec![copy.take_out(id, by, &precondition)?]
             }
         };
         *self = copy;
@@ -165,7 +103,7 @@ impl RuleBook {
         spec.validate()?;
         let before = self.find(&spec).cloned();
         precondition.check(before.as_ref().map(|before| before.etag()))?;
-        Ok(self.put(before, spec, now_ms))
+        Ok(self.write(before, spec, now_ms))
     }
 
     fn set_all(&mut self, specs: Vec<RuleSpec>, now_ms: u64) -> Result<Vec<RuleStep>, RuleRefusal> {
@@ -182,7 +120,7 @@ impl RuleBook {
                 let message = format!("means the same packets as [{other}]");
                 return Err(RuleError::whole(message).at(at).into());
             }
-            steps.push(self.put(before, spec, now_ms));
+            steps.push(self.write(before, spec, now_ms));
         }
         Ok(steps)
     }
@@ -199,20 +137,18 @@ impl RuleBook {
         precondition.check(Some(before.etag()))?;
         match self.find(&spec) {
             Some(other) if other.id != id => Err(RuleRefusal::Conflict { id: other.id }),
-            _ => Ok(self.put(Some(before), spec, now_ms)),
+            _ => Ok(self.write(Some(before), spec, now_ms)),
         }
     }
 
-    fn remove(
+    fn take_out(
         &mut self,
         id: u64,
         by: Origin,
         precondition: &Precondition,
     ) -> Result<RuleStep, RuleRefusal> {
-        let before = self.known(id, by)?;
-        precondition.check(Some(before.etag()))?;
-        self.records.remove(&id);
-        Ok(RuleStep::Removed(before))
+        precondition.check(Some(self.known(id, by)?.etag()))?;
+        self.remove(id).ok_or(RuleRefusal::Unknown { id })
     }
 
     /// The rule, if it is theirs who want to change it.
@@ -225,22 +161,15 @@ impl RuleBook {
         Ok(record.clone())
     }
 
-    fn put(&mut self, before: Option<Arc<RuleRecord>>, spec: RuleSpec, now_ms: u64) -> RuleStep {
-        let id = before.as_ref().map_or(self.next_id, |before| before.id);
-        self.next_id = self.next_id.max(id + 1);
-        let ttl_ms = spec.ttl_seconds.map(|ttl| ttl.saturating_mul(1_000));
-        let record = Arc::new(RuleRecord {
-            id,
-            revision: before.as_ref().map_or(1, |before| before.revision + 1),
-            created_ms: before.as_ref().map_or(now_ms, |before| before.created_ms),
-            expires_ms: ttl_ms.map(|ttl| now_ms.saturating_add(ttl)),
+    fn write(&mut self, before: Option<Arc<RuleRecord>>, spec: RuleSpec, now_ms: u64) -> RuleStep {
+        let stamp = self.stamp(before.as_deref(), spec.ttl_seconds, now_ms);
+        self.put(RuleRecord {
+            id: stamp.id,
+            revision: stamp.revision,
             spec,
-        });
-        self.records.insert(id, record.clone());
-        match before {
-            None => RuleStep::New(record),
-            Some(_) => RuleStep::Changed(record),
-        }
+            created_ms: stamp.created_ms,
+            expires_ms: stamp.expires_ms,
+        })
     }
 
     /// The rule that means the same packets, and was set by the same.

@@ -1,15 +1,15 @@
-//! The entries that were set, in memory. They are few, however many prefixes they have: what a change would lead to is
-//! tried on a copy.
+//! The entries that were set, and how they change. They are few, however many prefixes they have.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sluice_ebpf::abi::{SET_ALLOW, SET_BOGONS, SET_DENY, SET_DENY_MONITOR};
 
 use super::{Kind, SourceSpec, SpecError};
 use crate::{
+    book::{Book, Record, Stamp, Step},
     config::Mode,
-    limits::{Etag, Precondition, Unmet},
+    limits::{Precondition, Unmet},
 };
 
 /// An entry that was set. Times are milliseconds since 1970.
@@ -27,14 +27,8 @@ pub struct SourceRecord {
     pub expires_ms: Option<u64>,
 }
 
-/// The entries by id. Ids count from 1, and are never used again.
-///
 /// Setting one with the name, or the prefix and VIP, of another of its kind replaces that, which keeps its id.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SourceBook {
-    records: BTreeMap<u64, Arc<SourceRecord>>,
-    next_id: u64,
-}
+pub type SourceBook = Book<SourceRecord>;
 
 /// A change of one entry.
 #[derive(Clone, Debug)]
@@ -45,12 +39,7 @@ pub enum SourceChange {
 }
 
 /// What became of one entry.
-#[derive(Clone, Debug, PartialEq)]
-pub enum SourceStep {
-    New(Arc<SourceRecord>),
-    Changed(Arc<SourceRecord>),
-    Removed(u64),
-}
+pub type SourceStep = Step<SourceRecord>;
 
 /// Why a change cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -82,72 +71,22 @@ pub const MOST_SINGLE: usize = 16_384;
 /// Numbers of sets that are for whoever asks first, as bits.
 const FREE: u64 = u64::MAX << (SET_ALLOW + 1);
 
-impl SourceRecord {
-    /// Names what this entry is now; any change gives it another.
-    pub fn etag(&self) -> Etag {
-        Etag::new(self.id, self.revision)
-    }
-}
-
-impl SourceStep {
-    pub fn id(&self) -> u64 {
-        match self {
-            Self::New(record) | Self::Changed(record) => record.id,
-            Self::Removed(id) => *id,
+impl Record for SourceRecord {
+    fn stamp(&self) -> Stamp {
+        Stamp {
+            id: self.id,
+            revision: self.revision,
+            created_ms: self.created_ms,
+            expires_ms: self.expires_ms,
         }
     }
 }
 
 impl SourceBook {
-    pub fn new(records: impl IntoIterator<Item = SourceRecord>, next_id: u64) -> Self {
-        let records: BTreeMap<u64, Arc<SourceRecord>> = records
-            .into_iter()
-            .map(|record| (record.id, Arc::new(record)))
-            .collect();
-        let above = records.keys().next_back().map_or(1, |id| id + 1);
-        Self {
-            records,
-            next_id: next_id.max(above),
-        }
-    }
-
-    pub fn get(&self, id: u64) -> Option<&Arc<SourceRecord>> {
-        self.records.get(&id)
-    }
-
-    /// All, by id.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<SourceRecord>> {
-        self.records.values()
-    }
-
-    /// All ids below this one are used.
-    pub fn next_id(&self) -> u64 {
-        self.next_id
-    }
-
     /// Numbers in use that no kind of entry always has, as bits.
     pub fn taken(&self) -> u64 {
         let used = self.iter().fold(0, |bits, record| bits | 1 << record.set);
         used & FREE
-    }
-
-    pub fn next_expiry_ms(&self) -> Option<u64> {
-        self.iter().filter_map(|record| record.expires_ms).min()
-    }
-
-    /// Takes out what does not hold any more.
-    pub fn expire(&mut self, now_ms: u64) -> Vec<u64> {
-        let over =
-            |record: &Arc<SourceRecord>| record.expires_ms.is_some_and(|time| time <= now_ms);
-        let expired: Vec<u64> = self
-            .iter()
-            .filter(|record| over(record))
-            .map(|record| record.id)
-            .collect();
-        for id in &expired {
-            self.records.remove(id);
-        }
-        expired
     }
 
     /// Makes a change, or nothing of it. `taken` are numbers that sets of the config have, as bits.
@@ -162,7 +101,7 @@ impl SourceBook {
                 spec.validate()?;
                 let before = self.find(&spec).cloned();
                 precondition.check(before.as_ref().map(|before| before.etag()))?;
-                self.put(before, spec, taken, now_ms)
+                self.write(before, spec, taken, now_ms)
             }
             SourceChange::Replace(id, spec, precondition) => {
                 spec.validate()?;
@@ -170,14 +109,13 @@ impl SourceBook {
                 precondition.check(Some(before.etag()))?;
                 match self.find(&spec) {
                     Some(other) if other.id != id => Err(SourceRefusal::Conflict { id: other.id }),
-                    _ => self.put(Some(before), spec, taken, now_ms),
+                    _ => self.write(Some(before), spec, taken, now_ms),
                 }
             }
             SourceChange::Remove(kind, id, precondition) => {
-                let before = self.known(kind, id)?;
-                precondition.check(Some(before.etag()))?;
-                self.records.remove(&id);
-                Ok(SourceStep::Removed(id))
+                precondition.check(Some(self.known(kind, id)?.etag()))?;
+                let removed = self.remove(id);
+                removed.ok_or_else(|| SourceRefusal::Unknown(id.to_string()))
             }
         }
     }
@@ -190,7 +128,7 @@ impl SourceBook {
         }
     }
 
-    fn put(
+    fn write(
         &mut self,
         before: Option<Arc<SourceRecord>>,
         spec: SourceSpec,
@@ -205,22 +143,15 @@ impl SourceBook {
         if spec.name.is_none() && self.iter().filter(same).count() >= MOST_SINGLE {
             return Err(SourceRefusal::Singles);
         }
-        let id = before.as_ref().map_or(self.next_id, |before| before.id);
-        self.next_id = self.next_id.max(id + 1);
-        let ttl_ms = spec.ttl_seconds.map(|ttl| ttl.saturating_mul(1_000));
-        let record = Arc::new(SourceRecord {
-            id,
-            revision: before.as_ref().map_or(1, |before| before.revision + 1),
+        let stamp = self.stamp(before.as_deref(), spec.ttl_seconds, now_ms);
+        Ok(self.put(SourceRecord {
+            id: stamp.id,
+            revision: stamp.revision,
             set,
-            created_ms: before.as_ref().map_or(now_ms, |before| before.created_ms),
-            expires_ms: ttl_ms.map(|ttl| now_ms.saturating_add(ttl)),
             spec,
-        });
-        self.records.insert(id, record.clone());
-        Ok(match before {
-            None => SourceStep::New(record),
-            Some(_) => SourceStep::Changed(record),
-        })
+            created_ms: stamp.created_ms,
+            expires_ms: stamp.expires_ms,
+        }))
     }
 
     /// The number that an entry has already: a named one for itself, a single prefix with others that are for the same.

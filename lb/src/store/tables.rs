@@ -6,24 +6,25 @@
 use std::fmt;
 
 use redb::{
-    Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction,
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+    WriteTransaction,
 };
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Change, Contents, Failure};
 use crate::{
-    limits::LimitRecord,
-    rules::RuleRecord,
+    book::Record,
     sources::{Members, SourceRecord},
 };
 
 /// Single numbers by name.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// [`LimitRecord`] as JSON, by id.
+/// [`LimitRecord`](crate::limits::LimitRecord) as JSON, by id.
 const LIMITS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("limits");
 /// What drains, by [`Drain`](crate::drains::Drain) as text.
 const DRAINS: TableDefinition<'_, &str, ()> = TableDefinition::new("drains");
 
-/// [`RuleRecord`] as JSON, by id.
+/// [`RuleRecord`](crate::rules::RuleRecord) as JSON, by id.
 const RULES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rules");
 /// [`SourceRecord`] by id: the length of its JSON, that, and its members.
 const SOURCES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("sources");
@@ -101,72 +102,66 @@ pub(super) fn read(database: &Database) -> Result<Read, Failure> {
     }
     let transaction = database.begin_read().map_err(redb::Error::from)?;
     let mut read = Read::default();
+    let Read {
+        contents,
+        unreadable,
+    } = &mut read;
     let meta = transaction.open_table(META).map_err(redb::Error::from)?;
-    let next = meta.get(NEXT_LIMIT_ID).map_err(redb::Error::from)?;
-    read.contents.next_limit_id = next.map_or(1, |next| next.value().max(1));
-    let next = meta.get(NEXT_RULE_ID).map_err(redb::Error::from)?;
-    read.contents.next_rule_id = next.map_or(1, |next| next.value().max(1));
-    let next = meta.get(NEXT_SOURCE_ID).map_err(redb::Error::from)?;
-    read.contents.next_source_id = next.map_or(1, |next| next.value().max(1));
-    let limits = transaction.open_table(LIMITS).map_err(redb::Error::from)?;
-    for row in limits.iter().map_err(redb::Error::from)? {
-        let (id, record) = row.map_err(redb::Error::from)?;
-        match serde_json::from_slice::<LimitRecord>(record.value()) {
-            Ok(record) if record.id == id.value() => read.contents.limits.push(record),
-            _ => read.unreadable.push(Unreadable::Limit(id.value())),
-        }
-    }
-    let drains = transaction.open_table(DRAINS).map_err(redb::Error::from)?;
-    for row in drains.iter().map_err(redb::Error::from)? {
-        let (name, _) = row.map_err(redb::Error::from)?;
-        match name.value().parse() {
-            Ok(name) => drop(read.contents.drains.insert(name)),
-            Err(_) => read
-                .unreadable
-                .push(Unreadable::Drain(name.value().to_owned())),
-        }
-    }
-    match transaction.open_table(RULES) {
-        Ok(rules) => {
-            for row in rules.iter().map_err(redb::Error::from)? {
-                let (id, record) = row.map_err(redb::Error::from)?;
-                match serde_json::from_slice::<RuleRecord>(record.value()) {
-                    Ok(record) if record.id == id.value() => read.contents.rules.push(record),
-                    _ => read.unreadable.push(Unreadable::Rule(id.value())),
-                }
-            }
-        }
-        // None was ever set.
-        Err(TableError::TableDoesNotExist(_)) => {}
-        Err(error) => return Err(redb::Error::from(error).into()),
-    }
-    match transaction.open_table(SOURCES) {
-        Ok(sources) => {
-            for row in sources.iter().map_err(redb::Error::from)? {
-                let (id, value) = row.map_err(redb::Error::from)?;
-                match source(value.value()) {
-                    Some(record) if record.id == id.value() => read.contents.sources.push(record),
-                    _ => read.unreadable.push(Unreadable::Source(id.value())),
-                }
-            }
-        }
-        // None was ever set.
-        Err(TableError::TableDoesNotExist(_)) => {}
-        Err(error) => return Err(redb::Error::from(error).into()),
-    }
-    match transaction.open_table(DETECTION) {
-        Ok(kept) => {
-            for row in kept.iter().map_err(redb::Error::from)? {
-                let (key, value) = row.map_err(redb::Error::from)?;
-                let (key, value) = (key.value().to_owned(), value.value().to_vec());
-                read.contents.kept.insert(key, value);
-            }
-        }
-        // Nothing was ever kept.
-        Err(TableError::TableDoesNotExist(_)) => {}
-        Err(error) => return Err(redb::Error::from(error).into()),
-    }
+    let next = |name| {
+        let next = meta.get(name).map_err(redb::Error::from)?;
+        Ok::<u64, Failure>(next.map_or(1, |next| next.value().max(1)))
+    };
+    contents.next_limit_id = next(NEXT_LIMIT_ID)?;
+    contents.next_rule_id = next(NEXT_RULE_ID)?;
+    contents.next_source_id = next(NEXT_SOURCE_ID)?;
+    rows(&transaction, LIMITS, |id, value| match record(id, value) {
+        Some(limit) => contents.limits.push(limit),
+        None => unreadable.push(Unreadable::Limit(id)),
+    })?;
+    rows(&transaction, DRAINS, |name, ()| match name.parse() {
+        Ok(drain) => drop(contents.drains.insert(drain)),
+        Err(_) => unreadable.push(Unreadable::Drain(name.to_owned())),
+    })?;
+    rows(&transaction, RULES, |id, value| match record(id, value) {
+        Some(rule) => contents.rules.push(rule),
+        None => unreadable.push(Unreadable::Rule(id)),
+    })?;
+    rows(&transaction, SOURCES, |id, value| match source(id, value) {
+        Some(entry) => contents.sources.push(entry),
+        None => unreadable.push(Unreadable::Source(id)),
+    })?;
+    rows(&transaction, DETECTION, |key, value| {
+        contents.kept.insert(key.to_owned(), value.to_vec());
+    })?;
     Ok(read)
+}
+
+/// Takes each row of a table. There is no table where nothing was ever written.
+fn rows<K: redb::Key + 'static, V: redb::Value + 'static>(
+    transaction: &ReadTransaction,
+    table: TableDefinition<'_, K, V>,
+    mut take: impl FnMut(K::SelfType<'_>, V::SelfType<'_>),
+) -> Result<(), Failure> {
+    let table = match transaction.open_table(table) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+        Err(error) => return Err(redb::Error::from(error).into()),
+    };
+    for row in table.iter().map_err(redb::Error::from)? {
+        let (key, value) = row.map_err(redb::Error::from)?;
+        take(key.value(), value.value());
+    }
+    Ok(())
+}
+
+/// A record as JSON, if it makes sense.
+fn record<R: Record + DeserializeOwned>(id: u64, bytes: &[u8]) -> Option<R> {
+    let record: R = serde_json::from_slice(bytes).ok()?;
+    (record.stamp().id == id).then_some(record)
+}
+
+fn json(record: &impl Serialize) -> Result<Vec<u8>, redb::Error> {
+    serde_json::to_vec(record).map_err(|error| redb::Error::Corrupted(error.to_string()))
 }
 
 /// Makes changes, and tells what stood there before.
@@ -185,8 +180,7 @@ pub(super) fn apply(
     for change in changes {
         before.push(match change {
             Change::SetLimit(record) => {
-                let value = serde_json::to_vec(&**record)
-                    .map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+                let value = json(&**record)?;
                 Row::Limit(record.id, owned(limits.insert(record.id, &*value)?))
             }
             Change::RemoveLimit(id) => Row::Limit(*id, owned(limits.remove(id)?)),
@@ -205,8 +199,7 @@ pub(super) fn apply(
                 Row::Drain(name, value)
             }
             Change::SetRule(record) => {
-                let value = serde_json::to_vec(&**record)
-                    .map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+                let value = json(&**record)?;
                 Row::Rule(record.id, owned(rules.insert(record.id, &*value)?))
             }
             Change::RemoveRule(id) => Row::Rule(*id, owned(rules.remove(id)?)),
@@ -215,8 +208,7 @@ pub(super) fn apply(
                 Row::Meta(NEXT_RULE_ID, value.map(|value| value.value()))
             }
             Change::SetSource(record) => {
-                let value = source_bytes(record)
-                    .map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+                let value = source_bytes(record)?;
                 Row::Source(record.id, owned(sources.insert(record.id, &*value)?))
             }
             Change::RemoveSource(id) => Row::Source(*id, owned(sources.remove(id)?)),
@@ -268,19 +260,19 @@ pub(super) fn restore(
 }
 
 /// A set of a million prefixes as JSON would be several times as long.
-fn source_bytes(record: &SourceRecord) -> Result<Vec<u8>, serde_json::Error> {
-    let json = serde_json::to_vec(record)?;
+fn source_bytes(record: &SourceRecord) -> Result<Vec<u8>, redb::Error> {
+    let json = json(record)?;
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.extend(json);
     bytes.extend(record.spec.members.to_bytes());
     Ok(bytes)
 }
 
-fn source(bytes: &[u8]) -> Option<SourceRecord> {
+fn source(id: u64, bytes: &[u8]) -> Option<SourceRecord> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
     let (json, members) = rest.split_at_checked(length)?;
-    let mut record: SourceRecord = serde_json::from_slice(json).ok()?;
+    let mut record: SourceRecord = record(id, json)?;
     record.spec.members = Members::from_bytes(members)?.into();
     // The data plane has no more.
     (record.set < 64).then_some(record)

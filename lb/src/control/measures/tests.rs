@@ -3,12 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use tempfile::TempDir;
-use tokio::{sync::watch, time::sleep};
+use tokio::time::sleep;
 
 use super::*;
 use crate::{
     config,
-    control::{Control, Heart, Sources, Start, Supervisor, fake::Fake},
+    control::{
+        Control, Heart, Start, Supervisor,
+        fake::{self, Fake},
+    },
     detect::{detector::Decision, mitigation::Phase, predicate::Predicate, trigger::Rates},
     store::{Directory, Store, Writer},
 };
@@ -57,13 +60,7 @@ impl World {
             adopted: false,
             warnings: Vec::new(),
         };
-        let (health, health_receiver) = watch::channel(Arc::default());
-        let sources = Sources {
-            health: health_receiver,
-            targets: watch::channel(Arc::default()).0,
-            resolutions: watch::channel(Arc::default()).1,
-            wanted: watch::channel(Arc::default()).0,
-        };
+        let (sources, health, _resolutions) = fake::sources();
         let (control, handle) = Control::new(start, sources, Supervisor::default());
         tokio::spawn(control.run(Heart::default()));
         // Nothing is left to wait for.
@@ -193,7 +190,7 @@ async fn what_the_data_plane_refuses_is_not_in_force_nor_kept() {
         most: 1,
         ..RuleQuery::default()
     });
-    assert!(held.await.unwrap().rules.is_empty());
+    assert!(held.await.unwrap().items.is_empty());
 }
 
 #[tokio::test]
