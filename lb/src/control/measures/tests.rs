@@ -141,21 +141,29 @@ fn again() -> Phase {
 }
 
 #[tokio::test]
-async fn a_rule_that_does_not_fit_is_refused_until_there_is_room() {
-    let mut world = World::start().await;
+async fn a_ninth_piece_of_payload_is_refused_until_there_is_room() {
     let pieces = (8..16).map(|offset| format!("payload {offset} = 0x01 -> drop"));
-    let pieces = pieces.map(|text| text.parse().unwrap()).collect();
-    let pieces = world.handle.set_rules(pieces).await.unwrap();
+    refused_until_there_is_room(pieces, "more than 8 pieces of payload").await;
+}
+
+#[tokio::test]
+async fn one_rule_too_many_is_refused_until_there_is_room() {
+    let rules = (0..1_024).map(|port| format!("sport {port} -> drop"));
+    refused_until_there_is_room(rules, "more than 1024 rules").await;
+}
+
+/// Beside these rules of the operator there is no room, and without one of them there is.
+async fn refused_until_there_is_room(rules: impl Iterator<Item = String>, why: &str) {
+    let mut world = World::start().await;
+    let rules = rules.map(|text| text.parse().unwrap()).collect();
+    let set = world.handle.set_rules(rules).await.unwrap();
     let rules = world.plane.rules();
 
     world.want(1, rule(), first());
     let told = world.settle().await;
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].starts_with("mitigation 1 (drop "), "{told:?}");
-    assert!(
-        told[0].contains("more than 8 pieces of payload"),
-        "{told:?}"
-    );
+    assert!(told[0].contains(why), "{told:?}");
     assert!(!world.enforces(1));
     assert_eq!(world.plane.rules(), rules);
     assert_eq!(world.settle().await, [""; 0], "it is told once");
@@ -163,7 +171,7 @@ async fn a_rule_that_does_not_fit_is_refused_until_there_is_room() {
     world.want(1, rule(), again());
     assert_eq!(world.settle().await, [""; 0]);
     assert!(!world.enforces(1));
-    let id = pieces[0].0.record.id;
+    let id = set[0].0.record.id;
     let removed = world
         .handle
         .remove_rule(id, Origin::Operator, Precondition::None);
