@@ -1,8 +1,10 @@
 //! What is set at run time and is few, by id, in memory: what a change would lead to is tried on a copy.
 
+mod condition;
+
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::limits::Etag;
+pub use condition::{Etag, IF_MATCH, IF_NONE_MATCH, NoEtags, Precondition, Unmet};
 
 /// What was set.
 pub trait Record {

@@ -1,8 +1,9 @@
-//! How entries are answered that are set at run time, each with an entity tag, and what is wrong with those asked for.
+//! Entries that are set at run time: how they are answered, each with an entity tag, under which condition they are
+//! changed, and what is wrong with those asked for.
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -11,7 +12,10 @@ use super::{
     Problem,
     model::{LimitItem, RuleItem, SourceDone, SourceItem},
 };
-use crate::control::{Novelty, Refused};
+use crate::{
+    book::{IF_MATCH, IF_NONE_MATCH, NoEtags, Precondition},
+    control::{Novelty, Refused},
+};
 
 /// An entry that says what it is now.
 pub(super) trait Entry: Serialize {
@@ -41,6 +45,37 @@ pub(super) fn wrong(error: impl Into<Refused>) -> Problem {
             field: None,
         } => Problem::new(StatusCode::BAD_REQUEST, message),
         refused => refused.into(),
+    }
+}
+
+/// What `If-Match` or `If-None-Match` ask for.
+pub(super) fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem> {
+    let bad = |name: &str, why: String| {
+        Problem::new(StatusCode::BAD_REQUEST, format!("{name}: {why}")).of_field(name)
+    };
+    let mut tags = headers.get_all(IF_MATCH).into_iter().peekable();
+    if tags.peek().is_some() {
+        let tags: Vec<_> = tags
+            .map(|value| value.to_str().unwrap_or_default())
+            .collect();
+        return tags
+            .join(",")
+            .parse()
+            .map_err(|wrong: NoEtags| bad(IF_MATCH, wrong.to_string()));
+    }
+    match headers.get(IF_NONE_MATCH).map(HeaderValue::as_bytes) {
+        None => Ok(Precondition::None),
+        Some(b"*") => Ok(Precondition::Absent),
+        Some(_) => Err(bad(IF_NONE_MATCH, "only `*` is of use here".into())),
+    }
+}
+
+/// Who sends a condition counts on it: where none is looked at, that is said.
+pub(super) fn refuse_condition(headers: &HeaderMap, why: &str) -> Result<(), Problem> {
+    let mut names = [IF_MATCH, IF_NONE_MATCH].into_iter();
+    match names.find(|name| headers.contains_key(*name)) {
+        None => Ok(()),
+        Some(name) => Err(Problem::new(StatusCode::BAD_REQUEST, why).of_field(name)),
     }
 }
 

@@ -4,28 +4,27 @@ use std::net::IpAddr;
 
 use axum::{
     Json,
-    body::Bytes,
     extract::{Path, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use ipnet::IpNet;
-use serde::de::{DeserializeOwned, value::StrDeserializer};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use utoipa::ToSchema;
 
 use super::{
-    Answer, MAX_BODY_BYTES, Problem, Shared, entry, guard,
+    Answer, MAX_BODY_BYTES, Problem, Shared,
+    body::read,
+    entry::{self, precondition, refuse_condition},
+    guard,
     model::{LimitItem, LimitsDone, Page},
     problem::id_of,
-    query::{self, Params},
+    query::{self, Params, word},
     render,
 };
 use crate::{
     config::Mode,
     control::off_thread,
-    limits::{ClassWord, IF_MATCH, IF_NONE_MATCH, LimitQuery, LimitSpec, Precondition},
+    limits::{ClassWord, LimitQuery, LimitSpec},
 };
 
 /// Some limits by id, of those that match every parameter
@@ -186,86 +185,6 @@ enum Done {
     Many(LimitsDone),
 }
 
-/// What `If-Match` or `If-None-Match` ask for.
-pub(super) fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem> {
-    let bad = |name: &str, why: String| {
-        Problem::new(StatusCode::BAD_REQUEST, format!("{name}: {why}")).of_field(name)
-    };
-    let mut tags = headers.get_all(IF_MATCH).into_iter().peekable();
-    if tags.peek().is_some() {
-        let tags: Vec<_> = tags
-            .map(|value| value.to_str().unwrap_or_default())
-            .collect();
-        return tags
-            .join(",")
-            .parse()
-            .map_err(|wrong: crate::limits::NoEtags| bad(IF_MATCH, wrong.to_string()));
-    }
-    match headers.get(IF_NONE_MATCH).map(HeaderValue::as_bytes) {
-        None => Ok(Precondition::None),
-        Some(b"*") => Ok(Precondition::Absent),
-        Some(_) => Err(bad(IF_NONE_MATCH, "only `*` is of use here".into())),
-    }
-}
-
-/// Who sends a condition counts on it: where none is looked at, that is said.
-pub(super) fn refuse_condition(headers: &HeaderMap, why: &str) -> Result<(), Problem> {
-    let mut names = [IF_MATCH, IF_NONE_MATCH].into_iter();
-    match names.find(|name| headers.contains_key(*name)) {
-        None => Ok(()),
-        Some(name) => Err(Problem::new(StatusCode::BAD_REQUEST, why).of_field(name)),
-    }
-}
-
-/// The body, and leave to have it in memory if it is large.
-pub(super) async fn read(
-    request: Request,
-    most: usize,
-) -> Result<(Bytes, Option<SemaphorePermit<'static>>), Problem> {
-    let too_long = || {
-        let why = format!("the body is longer than {most} bytes");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, why)
-    };
-    let declared = content_length(&request);
-    if declared.is_some_and(|length| length > most) {
-        return Err(too_long());
-    }
-    let is_small = declared.is_some_and(|length| length <= MAX_BODY_BYTES);
-    let permit = if is_small || most <= MAX_BODY_BYTES {
-        None
-    } else {
-        let permit = LARGE_BODIES.try_acquire().map_err(|_taken| {
-            let why = "other large requests are being read; try again";
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
-        })?;
-        Some(permit)
-    };
-    let body = Limited::new(request.into_body(), most).collect().await;
-    let body = body.map_err(|error| match error.downcast::<LengthLimitError>() {
-        Ok(_) => too_long(),
-        Err(error) => Problem::new(StatusCode::BAD_REQUEST, error.to_string()),
-    })?;
-    Ok((body.to_bytes(), permit))
-}
-
-fn content_length(request: &Request) -> Option<usize> {
-    let length = request.headers().get(header::CONTENT_LENGTH)?;
-    length.to_str().ok()?.parse().ok()
-}
-
-/// One of a few words.
-pub(super) fn word<T: DeserializeOwned>(
-    params: &mut Params,
-    name: &str,
-) -> Result<Option<T>, Problem> {
-    let Some(text) = params.text(name).0 else {
-        return Ok(None);
-    };
-    let word = T::deserialize(StrDeserializer::<serde::de::value::Error>::new(&text));
-    word.map(Some)
-        .map_err(|wrong| Problem::new(StatusCode::BAD_REQUEST, wrong.to_string()).of_field(name))
-}
-
 /// A prefix, or an address as the prefix of it alone.
 struct Prefix(IpNet);
 
@@ -282,5 +201,3 @@ impl std::str::FromStr for Prefix {
 
 /// All limits that a data plane of the default size holds, each with a comment.
 const MAX_BATCH_BYTES: usize = guard::MAX_BODY_BYTES;
-/// Bodies larger than [`MAX_BODY_BYTES`], or of unknown length, that may be in memory at a time.
-static LARGE_BODIES: Semaphore = Semaphore::const_new(2);

@@ -1,6 +1,7 @@
 //! The HTTP API: on the Unix socket for who may open it, by TCP for who has a token.
 
 mod access;
+mod body;
 mod connections;
 mod detection;
 mod docs;
@@ -207,7 +208,7 @@ async fn set_drain(
     name: &str,
     draining: Draining,
 ) -> Result<StatusCode, Problem> {
-    limits::refuse_condition(headers, "a drain takes no condition")?;
+    entry::refuse_condition(headers, "a drain takes no condition")?;
     let drain = match kind {
         "backend" => Drain::Backend(name.parse().map_err(|error| {
             Problem::new(StatusCode::BAD_REQUEST, format!("`{name}`: {error}")).of_field("name")

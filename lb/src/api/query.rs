@@ -7,7 +7,10 @@ use axum::{
     extract::{FromRequestParts, Query},
     http::{StatusCode, request::Parts},
 };
-
+use serde::de::{
+    DeserializeOwned,
+    value::{Error, StrDeserializer},
+};
 use utoipa::IntoParams;
 
 use super::{Answer, Problem, model::Page};
@@ -112,6 +115,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
         }
         Ok(Self(params))
     }
+}
+
+/// One of a few words.
+pub(super) fn word<T: DeserializeOwned>(
+    params: &mut Params,
+    name: &str,
+) -> Result<Option<T>, Problem> {
+    let Some(text) = params.text(name).0 else {
+        return Ok(None);
+    };
+    let word = T::deserialize(StrDeserializer::<Error>::new(&text));
+    word.map(Some).map_err(|wrong| bad(name, wrong.to_string()))
 }
 
 fn bad(name: &str, why: String) -> Problem {

@@ -9,11 +9,12 @@ use axum::{
 use utoipa::ToSchema;
 
 use super::{
-    Answer, MAX_BODY_BYTES, Problem, Shared, entry,
-    limits::{precondition, read, refuse_condition, word},
+    Answer, MAX_BODY_BYTES, Problem, Shared,
+    body::read,
+    entry::{self, precondition, refuse_condition},
     model::{Page, RuleItem, RulePreview, RulesDone},
     problem::id_of,
-    query::{self, Params},
+    query::{self, Params, word},
     render,
 };
 use crate::{

@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 
 use super::tests::{CONFIG, World, assert_problem};
 use crate::{
+    book::Precondition,
     control::now_ms,
     detect::{
         header::InTunnel,
         minute::{self, Seen},
     },
-    limits::Precondition,
     rules::{Origin, RuleSpec},
 };
 

@@ -11,8 +11,10 @@ use axum::{
 use utoipa::ToSchema;
 
 use super::{
-    Answer, Api, Problem, Shared, entry, guard,
-    limits::{precondition, read},
+    Answer, Api, Problem, Shared,
+    body::read,
+    entry::{self, precondition},
+    guard,
     model::{Page, SourceDone, SourceItem},
     query::{self, Params},
     render,

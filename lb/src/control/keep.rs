@@ -53,12 +53,12 @@ mod tests {
 
     use super::*;
     use crate::{
+        book::Precondition,
         config,
         control::{
             Refused, Supervisor, TaskStatus,
             fake::{self, Fake},
         },
-        limits::Precondition,
         store::{Allocated, Directory, Medium, Store, Writer},
     };
 

@@ -7,6 +7,7 @@ use sluice_ebpf::abi::Count;
 
 use super::{Handle, Refused, RuleQuery, limits::now_ms};
 use crate::{
+    book::Precondition,
     config::{Class, Mode, Scope, SourceLimit},
     desired::Tightened,
     detect::{
@@ -15,7 +16,7 @@ use crate::{
         shared::Shared,
         signature::Signature,
     },
-    limits::{ClassWord, LimitQuery, LimitSpec, Precondition},
+    limits::{ClassWord, LimitQuery, LimitSpec},
     rules::{self, Origin, RuleSpec},
 };
 

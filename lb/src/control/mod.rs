@@ -40,6 +40,7 @@ use tokio::{
 };
 
 use crate::{
+    book::{Precondition, Unmet},
     config::{ConfigError, ConfigErrors},
     desired::Tightened,
     detect::{
@@ -47,7 +48,7 @@ use crate::{
         shared::{Shared, mitigation_key},
     },
     drains::Drain,
-    limits::{LimitError, LimitQuery, LimitSpec, Precondition, Unmet},
+    limits::{LimitError, LimitQuery, LimitSpec},
     rules::{Origin, RuleChange, RuleSpec},
     service::Manager,
     sources::{Kind, SourceChange, SourceSpec},

@@ -6,8 +6,9 @@ use super::{
     Draining, LimitInForce, Novelty, Refused, Reply, RuleInForce, SourceInForce, held::written,
 };
 use crate::{
+    book::Precondition,
     drains::Drain,
-    limits::{LimitRecord, LimitSpec, Precondition, Step},
+    limits::{LimitRecord, LimitSpec, Step},
     rules::{RuleChange, RuleStep},
     sources::{SourceChange, SourceStep},
     store::Change,

@@ -4,10 +4,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     book::{Identity, LimitBook, identity},
-    record::{LimitRecord, Precondition, Unmet},
+    record::LimitRecord,
     spec::{LimitError, LimitSpec},
 };
-use crate::book::{Record, Stamp};
+use crate::book::{Precondition, Record, Stamp, Unmet};
 
 /// What a book would be after some changes.
 #[derive(Debug)]

@@ -11,5 +11,5 @@ mod tests;
 pub use book::LimitBook;
 pub use draft::{Draft, LimitRefusal, Step};
 pub use query::LimitQuery;
-pub use record::{Etag, IF_MATCH, IF_NONE_MATCH, LimitRecord, NoEtags, Precondition, Unmet};
+pub use record::LimitRecord;
 pub use spec::{ClassWord, LimitError, LimitSpec};

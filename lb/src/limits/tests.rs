@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::book::Record as _;
+use crate::book::{Precondition, Record as _, Unmet};
 
 fn spec(n: u32, pps: u64, ttl_seconds: Option<u64>) -> LimitSpec {
     let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 + n);

@@ -5,10 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Action, Components, Origin, RuleError, RuleSpec};
-use crate::{
-    book::{Book, Record, Stamp, Step},
-    limits::{Precondition, Unmet},
-};
+use crate::book::{Book, Precondition, Record, Stamp, Step, Unmet};
 
 /// A rule that was set. Times are milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,9 +7,8 @@ use sluice_ebpf::abi::{SET_ALLOW, SET_BOGONS, SET_DENY, SET_DENY_MONITOR};
 
 use super::{Kind, SourceSpec, SpecError};
 use crate::{
-    book::{Book, Record, Stamp, Step},
+    book::{Book, Precondition, Record, Stamp, Step, Unmet},
     config::Mode,
-    limits::{Precondition, Unmet},
 };
 
 /// An entry that was set. Times are milliseconds since 1970.

@@ -10,8 +10,8 @@ use super::{
     *,
 };
 use crate::{
+    book::Precondition,
     detect::mitigation::Mitigation,
-    limits::Precondition,
     rules::{Origin, RuleSpec},
 };
 
