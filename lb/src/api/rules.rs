@@ -18,8 +18,9 @@ use super::{
     render,
 };
 use crate::{
+    book::SpecError,
     control::{Novelty, RuleQuery, now_ms},
-    rules::{Origin, RuleError, RuleSpec},
+    rules::{Origin, RuleSpec},
 };
 
 /// Some rules by id, of those that match every parameter
@@ -217,10 +218,10 @@ enum RulesAnswer {
 }
 
 /// What a client asks for is the operator's, whatever it says of itself.
-fn operators(spec: RuleSpec) -> Result<RuleSpec, RuleError> {
+fn operators(spec: RuleSpec) -> Result<RuleSpec, SpecError> {
     if spec.origin == Origin::Operator {
         return Ok(spec);
     }
     let message = "rules that are set here are the operator's; leave it out";
-    Err(RuleError::of("origin", message))
+    Err(SpecError::of("origin", message))
 }

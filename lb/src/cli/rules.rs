@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     api::model::{Page, RuleItem, RulePreview, RulesDone},
-    rules::{RuleError, RuleSpec},
+    book::SpecError,
+    rules::RuleSpec,
 };
 
 pub(super) async fn show(
@@ -55,7 +56,7 @@ pub(super) async fn change(
 ) -> Result<(), Failed> {
     match command {
         RuleCommand::Add { text } => {
-            let spec: RuleSpec = text.parse().map_err(|error: RuleError| error.to_string())?;
+            let spec: RuleSpec = text.parse().map_err(|error: SpecError| error.to_string())?;
             let sent = client.send_json(Method::POST, "/v1/rules", &spec);
             let item: RuleItem = match sent.await {
                 Ok(item) => item,
@@ -67,7 +68,7 @@ pub(super) async fn change(
             output.show(&item, |item| rules(output.ink, std::slice::from_ref(item)))
         }
         RuleCommand::Preview { text } => {
-            let spec: RuleSpec = text.parse().map_err(|error: RuleError| error.to_string())?;
+            let spec: RuleSpec = text.parse().map_err(|error: SpecError| error.to_string())?;
             let told: RulePreview = client
                 .send_json(Method::POST, "/v1/rules/preview", &spec)
                 .await?;

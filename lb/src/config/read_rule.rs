@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 
 use super::{error::suggestion, section::Section};
-use crate::rules::{self, Origin, RuleError, RuleSpec};
+use crate::{
+    book::SpecError,
+    rules::{self, Origin, RuleSpec},
+};
 
 /// All of them, which must fit the data plane together.
 pub(super) fn rules(sections: &[Section<'_>], vips: &HashSet<&str>) -> Vec<RuleSpec> {
@@ -24,7 +27,7 @@ fn rule(section: &Section<'_>, vips: &HashSet<&str>) -> Option<RuleSpec> {
     let spec = text.parse::<RuleSpec>().and_then(|spec| {
         if spec.ttl_seconds.is_some() {
             let message = "a rule of the config holds as long as it stands there; remove `expire`";
-            return Err(RuleError::of("expire", message));
+            return Err(SpecError::of("expire", message));
         }
         Ok(spec)
     });

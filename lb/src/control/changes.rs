@@ -13,8 +13,9 @@ use super::{
     request::{Answer, Planned, Request, or_refuse},
 };
 use crate::{
+    book::SpecError,
     drains::{Drain, Drains},
-    limits::{Draft, LimitError, LimitSpec, Step},
+    limits::{Draft, LimitSpec, Step},
     rules::RuleBook,
     sources::SourceBook,
     store::{Change, StoreError, Writer},
@@ -292,12 +293,9 @@ impl<P: Dataplane> Control<P> {
         }
     }
 
-    fn check_limit(&self, spec: &LimitSpec) -> Result<(), LimitError> {
+    fn check_limit(&self, spec: &LimitSpec) -> Result<(), SpecError> {
         self.check_vip(spec.vip.as_deref())
-            .map_err(|message| LimitError {
-                field: "vip".into(),
-                message,
-            })
+            .map_err(|message| SpecError::of("vip", message))
     }
 
     /// Whether the one VIP that something is for is there; if not, what to do.

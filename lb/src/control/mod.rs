@@ -40,7 +40,7 @@ use tokio::{
 };
 
 use crate::{
-    book::{Precondition, Unmet},
+    book::{Precondition, SpecError, Unmet},
     config::{ConfigError, ConfigErrors},
     desired::Tightened,
     detect::{
@@ -48,7 +48,7 @@ use crate::{
         shared::{Shared, mitigation_key},
     },
     drains::Drain,
-    limits::{LimitError, LimitQuery, LimitSpec},
+    limits::{LimitQuery, LimitSpec},
     rules::{Origin, RuleChange, RuleSpec},
     service::Manager,
     sources::{Kind, SourceChange, SourceSpec},
@@ -139,11 +139,12 @@ impl From<Unmet> for Refused {
     }
 }
 
-impl From<LimitError> for Refused {
-    fn from(error: LimitError) -> Self {
+impl From<SpecError> for Refused {
+    fn from(error: SpecError) -> Self {
+        let column = error.column.map(|column| format!("column {column}: "));
         Self::Invalid {
+            message: format!("{}{}", column.unwrap_or_default(), error.message),
             field: Some(error.field).filter(|field| !field.is_empty()),
-            message: error.message,
         }
     }
 }

@@ -13,10 +13,11 @@ use super::{
     held::{Held, Kept},
 };
 use crate::{
+    book::SpecError,
     config::Config,
     rules::{
-        self, FIRST_CONFIG_ID, Origin, RuleBook, RuleChange, RuleError, RuleRecord, RuleRefusal,
-        RuleSpec, RuleStep,
+        self, FIRST_CONFIG_ID, Origin, RuleBook, RuleChange, RuleRecord, RuleRefusal, RuleSpec,
+        RuleStep,
     },
     store::Change,
 };
@@ -195,9 +196,9 @@ impl<P: Dataplane> Control<P> {
         Ok(())
     }
 
-    fn check_rule(&self, spec: &RuleSpec) -> Result<(), RuleError> {
+    fn check_rule(&self, spec: &RuleSpec) -> Result<(), SpecError> {
         self.check_vip(spec.vip.as_deref())
-            .map_err(|message| RuleError::of("vip", message))
+            .map_err(|message| SpecError::of("vip", message))
     }
 
     pub(super) fn tell_rules(&self, steps: &[RuleStep]) {
@@ -275,16 +276,6 @@ fn in_force(record: &Arc<RuleRecord>, counts: &BTreeMap<u64, RuleCounts>) -> Rul
     RuleInForce {
         record: record.clone(),
         counts: counts.get(&record.id).copied().unwrap_or_default(),
-    }
-}
-
-impl From<RuleError> for Refused {
-    fn from(error: RuleError) -> Self {
-        let column = error.column.map(|column| format!("column {column}: "));
-        Self::Invalid {
-            message: format!("{}{}", column.unwrap_or_default(), error.message),
-            field: Some(error.field).filter(|field| !field.is_empty()),
-        }
     }
 }
 

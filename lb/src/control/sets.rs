@@ -11,11 +11,12 @@ use super::{
     held::{Held, Kept},
 };
 use crate::{
+    book::SpecError,
     config::{Config, Mode, Stage},
     dataplane::{Purpose, SourceCounts, SourceSet},
     sources::{
         BOGONS, FIRST_CONFIG_ID, Kind, Members, SourceBook, SourceChange, SourceRecord,
-        SourceRefusal, SourceSpec, SourceStep, SpecError, bogons, fixed_set, last_free_set,
+        SourceRefusal, SourceSpec, SourceStep, bogons, fixed_set, last_free_set,
     },
     store::Change,
 };
@@ -396,15 +397,6 @@ fn in_force(record: &Arc<SourceRecord>, counts: &BTreeMap<u8, SourceCounts>) -> 
     SourceInForce {
         record: record.clone(),
         counts,
-    }
-}
-
-impl From<SpecError> for Refused {
-    fn from(error: SpecError) -> Self {
-        Self::Invalid {
-            message: error.message,
-            field: Some(error.field).filter(|field| !field.is_empty()),
-        }
     }
 }
 

@@ -5,9 +5,9 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     book::{Identity, LimitBook, identity},
     record::LimitRecord,
-    spec::{LimitError, LimitSpec},
+    spec::LimitSpec,
 };
-use crate::book::{Precondition, Record, Stamp, Unmet};
+use crate::book::{Precondition, Record, SpecError, Stamp, Unmet};
 
 /// What a book would be after some changes.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub enum LimitRefusal {
     #[error(transparent)]
     Unmet(#[from] Unmet),
     #[error(transparent)]
-    Invalid(#[from] LimitError),
+    Invalid(#[from] SpecError),
 }
 
 impl<'a> Draft<'a> {
@@ -88,7 +88,7 @@ impl<'a> Draft<'a> {
             spec.validate().map_err(|error| error.at(at))?;
             if let Some(other) = places.insert(identity(spec), at) {
                 let message = format!("is for the same prefix, VIP and class as [{other}]");
-                return Err(LimitError::whole(message).at(at).into());
+                return Err(SpecError::whole(message).at(at).into());
             }
         }
         drop(places);

@@ -12,4 +12,4 @@ pub use book::LimitBook;
 pub use draft::{Draft, LimitRefusal, Step};
 pub use query::LimitQuery;
 pub use record::LimitRecord;
-pub use spec::{ClassWord, LimitError, LimitSpec};
+pub use spec::{ClassWord, LimitSpec};

@@ -5,13 +5,17 @@ use std::{fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{DeserializeOwned, SeqAccess, Visitor},
+    de::{SeqAccess, Visitor},
 };
 use serde_json::{Map, Value};
 use sluice_ebpf::{abi::Class, gcra};
 use utoipa::ToSchema;
 
-use crate::{config::Mode, dataplane::ExactLimit};
+use crate::{
+    book::{SpecError, take},
+    config::Mode,
+    dataplane::ExactLimit,
+};
 
 /// One limit: what the sources in a prefix may send together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -57,24 +61,16 @@ pub enum ClassWord {
     All,
 }
 
-/// What is wrong with a limit, and with which of its fields; empty if with the whole.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}{}{message}", field, if field.is_empty() { "" } else { ": " })]
-pub struct LimitError {
-    pub field: String,
-    pub message: String,
-}
-
 impl LimitSpec {
     /// Reads one from JSON, and checks it.
-    pub fn from_json(json: &[u8]) -> Result<Self, LimitError> {
+    pub fn from_json(json: &[u8]) -> Result<Self, SpecError> {
         let fields: Map<String, Value> = serde_json::from_slice(json)
-            .map_err(|wrong| error("", format!("this is no JSON object: {wrong}")))?;
+            .map_err(|wrong| SpecError::whole(format!("this is no JSON object: {wrong}")))?;
         Self::from_fields(fields)
     }
 
     /// Reads an array of them, and checks each.
-    pub fn list_from_json(json: &[u8]) -> Result<Vec<Self>, LimitError> {
+    pub fn list_from_json(json: &[u8]) -> Result<Vec<Self>, SpecError> {
         let mut wrong = None;
         let mut reader = serde_json::Deserializer::from_slice(json);
         let list = reader
@@ -83,16 +79,16 @@ impl LimitSpec {
         match (list, wrong) {
             (_, Some(wrong)) => Err(wrong),
             (Ok(list), None) => Ok(list),
-            (Err(error), None) => Err(LimitError::whole(format!(
+            (Err(error), None) => Err(SpecError::whole(format!(
                 "this is no JSON array of limits: {error}"
             ))),
         }
     }
 
-    fn from_fields(mut fields: Map<String, Value>) -> Result<Self, LimitError> {
+    fn from_fields(mut fields: Map<String, Value>) -> Result<Self, SpecError> {
         let given = fields.remove("prefix").unwrap_or_default();
         let spec = Self {
-            prefix: prefix(given).map_err(|wrong| error("prefix", wrong.to_string()))?,
+            prefix: prefix(given).map_err(|wrong| SpecError::of("prefix", wrong.to_string()))?,
             vip: take(&mut fields, "vip")?,
             class: take(&mut fields, "class")?.unwrap_or_default(),
             pps: take(&mut fields, "pps")?,
@@ -103,23 +99,26 @@ impl LimitSpec {
             comment: take(&mut fields, "comment")?.unwrap_or_default(),
         };
         if let Some(unknown) = fields.keys().next() {
-            return Err(error(unknown, format!("no such field; there are {FIELDS}")));
+            return Err(SpecError::of(
+                unknown,
+                format!("no such field; there are {FIELDS}"),
+            ));
         }
         spec.validate()?;
         Ok(spec)
     }
 
     /// Whether each field may be what it is. That the VIP exists is for the caller to check.
-    pub fn validate(&self) -> Result<(), LimitError> {
-        check_prefix(self.prefix).map_err(|message| error("prefix", message))?;
+    pub fn validate(&self) -> Result<(), SpecError> {
+        check_prefix(self.prefix).map_err(|message| SpecError::of("prefix", message))?;
         if self.vip.as_ref().is_some_and(String::is_empty) {
-            return Err(error(
+            return Err(SpecError::of(
                 "vip",
                 "give a VIP's name, or leave it out for all VIPs",
             ));
         }
         if self.pps.is_none() && self.bps.is_none() {
-            return Err(error("pps", "give `pps`, `bps` or both"));
+            return Err(SpecError::of("pps", "give `pps`, `bps` or both"));
         }
         within("pps", self.pps, PPS_MAX)?;
         within("bps", self.bps, BPS_MAX)?;
@@ -127,7 +126,7 @@ impl LimitSpec {
         within("ttl_seconds", self.ttl_seconds, TTL_SECONDS_MAX)?;
         if self.comment.len() > COMMENT_BYTES_MAX {
             let message = format!("longer than {COMMENT_BYTES_MAX} bytes");
-            return Err(error("comment", message));
+            return Err(SpecError::of("comment", message));
         }
         Ok(())
     }
@@ -159,27 +158,10 @@ impl LimitSpec {
     }
 }
 
-impl LimitError {
-    /// What is wrong with no single field.
-    pub(crate) fn whole(message: impl Into<String>) -> Self {
-        error("", message)
-    }
-
-    /// The same in an array, at this index.
-    pub(crate) fn at(self, index: usize) -> Self {
-        let field = if self.field.is_empty() {
-            format!("[{index}]")
-        } else {
-            format!("[{index}].{}", self.field)
-        };
-        Self { field, ..self }
-    }
-}
-
 /// Reads limits one by one: as JSON values, all of them would need ten times the memory.
 struct List<'a> {
     /// What is wrong with one of them; no error of JSON could hold it.
-    wrong: &'a mut Option<LimitError>,
+    wrong: &'a mut Option<SpecError>,
 }
 
 impl<'de> Visitor<'de> for List<'_> {
@@ -249,28 +231,14 @@ fn enforce() -> Mode {
     Mode::Enforce
 }
 
-fn error(field: &str, message: impl Into<String>) -> LimitError {
-    LimitError {
-        field: field.to_owned(),
-        message: message.into(),
-    }
-}
-
-fn within(field: &str, value: Option<u64>, most: u64) -> Result<(), LimitError> {
+fn within(field: &str, value: Option<u64>, most: u64) -> Result<(), SpecError> {
     match value {
-        Some(value) if !(1..=most).contains(&value) => {
-            Err(error(field, format!("{value} is not from 1 to {most}")))
-        }
+        Some(value) if !(1..=most).contains(&value) => Err(SpecError::of(
+            field,
+            format!("{value} is not from 1 to {most}"),
+        )),
         _ => Ok(()),
     }
-}
-
-fn take<T: DeserializeOwned>(
-    fields: &mut Map<String, Value>,
-    field: &str,
-) -> Result<Option<T>, LimitError> {
-    let value = fields.remove(field).unwrap_or_default();
-    serde_json::from_value(value).map_err(|wrong| error(field, wrong.to_string()))
 }
 
 /// A prefix, or one address.

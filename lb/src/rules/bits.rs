@@ -4,7 +4,8 @@ use std::{fmt, marker::PhantomData, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use super::{RuleError, scanner::Scanner};
+use super::scanner::Scanner;
+use crate::book::SpecError;
 
 /// Alternatives, each of terms that must all be true.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,7 +109,7 @@ impl<K: BitKind> Bits<K> {
     }
 
     /// As [`super::Numbers::scan`].
-    pub(super) fn scan(scanner: &mut Scanner<'_>) -> Result<Self, RuleError> {
+    pub(super) fn scan(scanner: &mut Scanner<'_>) -> Result<Self, SpecError> {
         let start = scanner.at();
         let mut alternatives = Vec::new();
         loop {
@@ -136,7 +137,7 @@ impl<K: BitKind> Bits<K> {
         Ok(bits)
     }
 
-    fn scan_term(scanner: &mut Scanner<'_>) -> Result<Term, RuleError> {
+    fn scan_term(scanner: &mut Scanner<'_>) -> Result<Term, SpecError> {
         let negated = scanner.take("!");
         for (word, bit) in K::WORDS {
             if scanner.take(word) {
@@ -167,7 +168,7 @@ impl<K: BitKind> Bits<K> {
         })
     }
 
-    fn scan_byte(scanner: &mut Scanner<'_>) -> Result<u8, RuleError> {
+    fn scan_byte(scanner: &mut Scanner<'_>) -> Result<u8, SpecError> {
         let start = scanner.at();
         let Some(number) = scanner.number() else {
             let found = scanner.next_word();
@@ -216,9 +217,9 @@ impl<K: BitKind> fmt::Display for Bits<K> {
 }
 
 impl<K: BitKind> FromStr for Bits<K> {
-    type Err = RuleError;
+    type Err = SpecError;
 
-    fn from_str(text: &str) -> Result<Self, RuleError> {
+    fn from_str(text: &str) -> Result<Self, SpecError> {
         let mut scanner = Scanner::new(text);
         let bits = Self::scan(&mut scanner)?;
         if !scanner.is_at_end() {

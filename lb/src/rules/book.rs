@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Action, Components, Origin, RuleError, RuleSpec};
-use crate::book::{Book, Precondition, Record, Stamp, Step, Unmet};
+use super::{Action, Components, Origin, RuleSpec};
+use crate::book::{Book, Precondition, Record, SpecError, Stamp, Step, Unmet};
 
 /// A rule that was set. Times are milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ pub enum RuleRefusal {
     #[error("rule {id} means the same packets already; change or remove that one")]
     Conflict { id: u64 },
     #[error(transparent)]
-    Invalid(#[from] RuleError),
+    Invalid(#[from] SpecError),
 }
 
 /// Rules of the config have ids from here on.
@@ -115,7 +115,7 @@ impl RuleBook {
             };
             if let Some(other) = before.as_ref().and_then(twice) {
                 let message = format!("means the same packets as [{other}]");
-                return Err(RuleError::whole(message).at(at).into());
+                return Err(SpecError::whole(message).at(at).into());
             }
             steps.push(self.write(before, spec, now_ms));
         }

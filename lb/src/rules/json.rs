@@ -1,9 +1,9 @@
 //! Rules in JSON, read field by field, so that an error names the one that is wrong.
 
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{Action, Components, Origin, Payload, RuleError, RuleSpec};
+use super::{Action, Components, Origin, Payload, RuleSpec};
+use crate::book::{SpecError, take};
 
 const FIELDS: &str = "`rule`, `match`, `vip`, `action`, `mode`, `priority`, `established`, `ttl_seconds`, `comment` and `origin`";
 const COMPONENTS: &str = "`destination`, `source`, `protocol`, `port`, `destination_port`, `source_port`, `icmp_type`, `icmp_code`, \
@@ -12,16 +12,16 @@ const COMPONENTS: &str = "`destination`, `source`, `protocol`, `port`, `destinat
 impl RuleSpec {
     /// Reads one from JSON, and checks it: with `match` and `action`, or with `rule`, its text; other fields count for
     /// more than what the text says.
-    pub fn from_json(json: &[u8]) -> Result<Self, RuleError> {
+    pub fn from_json(json: &[u8]) -> Result<Self, SpecError> {
         let value: Value = serde_json::from_slice(json)
-            .map_err(|wrong| RuleError::whole(format!("this is no JSON: {wrong}")))?;
+            .map_err(|wrong| SpecError::whole(format!("this is no JSON: {wrong}")))?;
         Self::from_value(value)
     }
 
     /// Reads an array of them, and checks each.
-    pub fn list_from_json(json: &[u8]) -> Result<Vec<Self>, RuleError> {
+    pub fn list_from_json(json: &[u8]) -> Result<Vec<Self>, SpecError> {
         let values: Vec<Value> = serde_json::from_slice(json).map_err(|wrong| {
-            RuleError::whole(format!("this is no JSON array of rules: {wrong}"))
+            SpecError::whole(format!("this is no JSON array of rules: {wrong}"))
         })?;
         let rules = values.into_iter().enumerate();
         rules
@@ -30,49 +30,49 @@ impl RuleSpec {
     }
 
     /// From an object, or from the text of a rule alone.
-    pub fn from_value(value: Value) -> Result<Self, RuleError> {
+    pub fn from_value(value: Value) -> Result<Self, SpecError> {
         let mut fields = match value {
             Value::Object(fields) => fields,
             Value::String(text) => return of_text(&text),
-            _ => return Err(RuleError::whole("a rule is a JSON object, or a text")),
+            _ => return Err(SpecError::whole("a rule is a JSON object, or a text")),
         };
-        let mut spec = match take::<String>(&mut fields, "rule", "")? {
+        let mut spec = match take::<String>(&mut fields, "rule")? {
             Some(text) => {
                 for field in ["match", "action"] {
                     if fields.contains_key(field) {
                         let message = "`rule` says that already; give one of them";
-                        return Err(RuleError::of(field, message));
+                        return Err(SpecError::of(field, message));
                     }
                 }
                 of_text(&text)?
             }
             None => {
                 let components = take_components(&mut fields)?;
-                let Some(action) = take::<Action>(&mut fields, "action", "")? else {
+                let Some(action) = take::<Action>(&mut fields, "action")? else {
                     let message = "give `action` (drop, pass, challenge, sample, or a limit), or the whole as text in `rule`";
-                    return Err(RuleError::of("action", message));
+                    return Err(SpecError::of("action", message));
                 };
                 Self::new(components, action)
             }
         };
         macro_rules! replace {
             ($($name:ident,)*) => {
-                $(if let Some(value) = take(&mut fields, stringify!($name), "")? {
+                $(if let Some(value) = take(&mut fields, stringify!($name))? {
                     spec.$name = value;
                 })*
             };
         }
-        if let Some(vip) = take(&mut fields, "vip", "")? {
+        if let Some(vip) = take(&mut fields, "vip")? {
             spec.vip = Some(vip);
         }
-        if let Some(seconds) = take(&mut fields, "ttl_seconds", "")? {
+        if let Some(seconds) = take(&mut fields, "ttl_seconds")? {
             spec.ttl_seconds = Some(seconds);
         }
         replace!(mode, priority, established, comment,);
-        spec.origin = take(&mut fields, "origin", "")?.unwrap_or(Origin::Operator);
+        spec.origin = take(&mut fields, "origin")?.unwrap_or(Origin::Operator);
         if let Some(unknown) = fields.keys().next() {
             let message = format!("no such field; there are {FIELDS}");
-            return Err(RuleError::of(unknown, message));
+            return Err(SpecError::of(unknown, message));
         }
         spec.validate()?;
         Ok(spec)
@@ -80,23 +80,26 @@ impl RuleSpec {
 }
 
 /// From the text of one, whose errors are those of the field `rule`.
-fn of_text(text: &str) -> Result<RuleSpec, RuleError> {
-    text.parse().map_err(|error| RuleError {
+fn of_text(text: &str) -> Result<RuleSpec, SpecError> {
+    text.parse().map_err(|error| SpecError {
         field: "rule".into(),
         ..error
     })
 }
 
-fn take_components(fields: &mut Map<String, Value>) -> Result<Components, RuleError> {
-    const OUTER: &str = "match.";
+fn take_components(fields: &mut Map<String, Value>) -> Result<Components, SpecError> {
+    let inner = |error: SpecError| SpecError {
+        field: format!("match.{}", error.field),
+        ..error
+    };
     let mut components = Components::default();
-    let Some(mut given) = take::<Map<String, Value>>(fields, "match", "")? else {
+    let Some(mut given) = take::<Map<String, Value>>(fields, "match")? else {
         return Ok(components);
     };
     let given = &mut given;
     macro_rules! read {
         ($($name:ident,)*) => {
-            $(components.$name = take(given, stringify!($name), OUTER)?;)*
+            $(components.$name = take(given, stringify!($name)).map_err(inner)?;)*
         };
     }
     for name in ["destination", "source"] {
@@ -111,26 +114,16 @@ fn take_components(fields: &mut Map<String, Value>) -> Result<Components, RuleEr
         destination, source, protocol, port, destination_port, source_port, icmp_type, icmp_code,
         tcp_flags, length, dscp, fragment, ttl,
     }
-    let payload: Vec<Payload> = take(given, "payload", OUTER)?.unwrap_or_default();
+    let payload: Vec<Payload> = take(given, "payload").map_err(inner)?.unwrap_or_default();
     for piece in payload {
         let piece = piece
             .complete()
-            .map_err(|message| RuleError::of("match.payload", message))?;
+            .map_err(|message| SpecError::of("match.payload", message))?;
         components.payload.push(piece);
     }
     if let Some(unknown) = given.keys().next() {
         let message = format!("no such component; there are {COMPONENTS}");
-        return Err(RuleError::of(&format!("{OUTER}{unknown}"), message));
+        return Err(SpecError::of(&format!("match.{unknown}"), message));
     }
     Ok(components)
-}
-
-fn take<T: DeserializeOwned>(
-    fields: &mut Map<String, Value>,
-    field: &str,
-    outer: &str,
-) -> Result<Option<T>, RuleError> {
-    let value = fields.remove(field).unwrap_or_default();
-    serde_json::from_value(value)
-        .map_err(|wrong| RuleError::of(&format!("{outer}{field}"), wrong.to_string()))
 }

@@ -26,4 +26,4 @@ pub use compile::{Compiled, Placed, TooMany, compile, fit};
 pub use header::Header;
 pub use numbers::{Byte, Dscp, Length, NumberKind, Numbers, Port, Protocol};
 pub use payload::{Hex, Payload};
-pub use spec::{Action, Components, Limit, Origin, RuleError, RuleSpec};
+pub use spec::{Action, Components, Limit, Origin, RuleSpec};

@@ -7,7 +7,8 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 
-use super::{RuleError, scanner::Scanner};
+use super::scanner::Scanner;
+use crate::book::SpecError;
 
 /// The values that a component may have. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -123,7 +124,7 @@ impl<K: NumberKind> Numbers<K> {
     }
 
     /// Reads alternatives: `,` and `||` add values, `&&` binds more tightly and keeps what both sides have.
-    pub(super) fn scan(scanner: &mut Scanner<'_>) -> Result<Self, RuleError> {
+    pub(super) fn scan(scanner: &mut Scanner<'_>) -> Result<Self, SpecError> {
         let start = scanner.at();
         let mut ranges = Vec::new();
         loop {
@@ -143,7 +144,7 @@ impl<K: NumberKind> Numbers<K> {
         Ok(numbers)
     }
 
-    fn scan_term(scanner: &mut Scanner<'_>) -> Result<Self, RuleError> {
+    fn scan_term(scanner: &mut Scanner<'_>) -> Result<Self, SpecError> {
         const OPERATORS: [&str; 7] = ["!=", ">=", "<=", "==", "=", ">", "<"];
         let operator = OPERATORS.into_iter().find(|sign| scanner.take(sign));
         let start = scanner.at();
@@ -174,7 +175,7 @@ impl<K: NumberKind> Numbers<K> {
         Ok(Self::union(ranges))
     }
 
-    fn scan_value(scanner: &mut Scanner<'_>) -> Result<u16, RuleError> {
+    fn scan_value(scanner: &mut Scanner<'_>) -> Result<u16, SpecError> {
         let start = scanner.at();
         for (word, number) in K::WORDS {
             if scanner.take(word) {
@@ -232,9 +233,9 @@ impl<K: NumberKind> fmt::Display for Numbers<K> {
 }
 
 impl<K: NumberKind> FromStr for Numbers<K> {
-    type Err = RuleError;
+    type Err = SpecError;
 
-    fn from_str(text: &str) -> Result<Self, RuleError> {
+    fn from_str(text: &str) -> Result<Self, SpecError> {
         let mut scanner = Scanner::new(text);
         let numbers = Self::scan(&mut scanner)?;
         if !scanner.is_at_end() {

@@ -5,7 +5,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use utoipa::ToSchema;
 
-use super::{RuleError, scanner::Scanner};
+use super::scanner::Scanner;
+use crate::book::SpecError;
 
 /// Bytes that stand at an offset behind the transport header (of UDP and ICMP: behind its first eight bytes).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -78,7 +79,7 @@ impl Payload {
         Ok(self)
     }
 
-    pub(super) fn scan(scanner: &mut Scanner<'_>) -> Result<Self, RuleError> {
+    pub(super) fn scan(scanner: &mut Scanner<'_>) -> Result<Self, SpecError> {
         const EXAMPLE: &str = "write it like `payload 4 = 0x0102` or `payload 0 = 0x17/0xff`";
         let start = scanner.at();
         let offset = scanner

@@ -1,6 +1,6 @@
 //! Reads a rule's text from left to right, and knows where it is.
 
-use super::RuleError;
+use crate::book::SpecError;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scanner<'a> {
@@ -63,7 +63,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// A text in quotes.
-    pub(super) fn quoted(&mut self) -> Result<String, RuleError> {
+    pub(super) fn quoted(&mut self) -> Result<String, SpecError> {
         let start = self.at();
         if !self.take("\"") {
             return Err(self.error("a text in quotes belongs here, like \"ticket 7\""));
@@ -99,15 +99,15 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    pub(super) fn error(&mut self, message: impl Into<String>) -> RuleError {
+    pub(super) fn error(&mut self, message: impl Into<String>) -> SpecError {
         let at = self.at();
         self.error_at(at, message)
     }
 
     /// Something is wrong with what begins there.
-    pub(super) fn error_at(&self, at: usize, message: impl Into<String>) -> RuleError {
+    pub(super) fn error_at(&self, at: usize, message: impl Into<String>) -> SpecError {
         let column = self.text[..at].chars().count() + 1;
-        RuleError {
+        SpecError {
             field: String::new(),
             column: Some(column),
             message: message.into(),

@@ -1,7 +1,5 @@
 //! What an operator may ask of one rule.
 
-use std::fmt;
-
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,7 +7,7 @@ use utoipa::ToSchema;
 use super::{
     Bits, Byte, Dscp, FragmentBits, Header, Length, Numbers, Payload, Port, Protocol, TcpFlags,
 };
-use crate::config::Mode;
+use crate::{book::SpecError, config::Mode};
 
 /// One rule: which packets to VIPs are meant, and what becomes of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -138,16 +136,6 @@ pub enum Origin {
     Detection,
 }
 
-/// What is wrong with a rule, with which of its fields (empty: the whole), and where in the text of that.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}{message}", place(field, *column))]
-pub struct RuleError {
-    pub field: String,
-    /// In characters, from 1.
-    pub column: Option<usize>,
-    pub message: String,
-}
-
 pub(super) const DEFAULT_PRIORITY: u16 = 100;
 pub(super) const PPS_MAX: u64 = 100_000_000;
 pub(super) const BPS_MAX: u64 = 10_000_000_000_000;
@@ -186,14 +174,14 @@ impl RuleSpec {
     }
 
     /// Whether each field may be what it is. That the VIP exists is for the caller to check.
-    pub fn validate(&self) -> Result<(), RuleError> {
+    pub fn validate(&self) -> Result<(), SpecError> {
         if self.vip.as_ref().is_some_and(String::is_empty) {
             let message = "give a VIP's name, or leave it out for all VIPs";
-            return Err(RuleError::of("vip", message));
+            return Err(SpecError::of("vip", message));
         }
         if self.components == Components::default() && self.vip.is_none() {
             let message = "it means every packet to every VIP; name a component, or a VIP";
-            return Err(RuleError::of("match", message));
+            return Err(SpecError::of("match", message));
         }
         self.components.validate()?;
         if let Action::Limit(limit) = &self.action {
@@ -202,13 +190,13 @@ impl RuleSpec {
         match self.ttl_seconds {
             Some(ttl) if !(1..=TTL_SECONDS_MAX).contains(&ttl) => {
                 let message = format!("{ttl} is not from 1 to {TTL_SECONDS_MAX}");
-                return Err(RuleError::of("ttl_seconds", message));
+                return Err(SpecError::of("ttl_seconds", message));
             }
             _ => {}
         }
         if self.comment.len() > COMMENT_BYTES_MAX {
             let message = format!("longer than {COMMENT_BYTES_MAX} bytes");
-            return Err(RuleError::of("comment", message));
+            return Err(SpecError::of("comment", message));
         }
         Ok(())
     }
@@ -250,7 +238,7 @@ impl Components {
             && (self.payload.iter()).all(|payload| payload.matches(&header.payload))
     }
 
-    fn validate(&self) -> Result<(), RuleError> {
+    fn validate(&self) -> Result<(), SpecError> {
         for (field, prefix) in [
             ("match.destination", self.destination),
             ("match.source", self.source),
@@ -262,14 +250,14 @@ impl Components {
                 let message = format!(
                     "{prefix} has bits beyond its length; give {whole}, or {address} for the one address"
                 );
-                return Err(RuleError::of(field, message));
+                return Err(SpecError::of(field, message));
             }
         }
         if let (Some(destination), Some(source)) = (self.destination, self.source)
             && destination.addr().is_ipv4() != source.addr().is_ipv4()
         {
             let message = "no packet has a source and a destination of different families";
-            return Err(RuleError::of("match.source", message));
+            return Err(SpecError::of("match.source", message));
         }
         let has_ports =
             self.port.is_some() || self.source_port.is_some() || self.destination_port.is_some();
@@ -284,16 +272,16 @@ impl Components {
                 && !protocols.iter().any(|protocol| wanted.contains(*protocol))
             {
                 let message = format!("no packet of protocol {wanted} has that");
-                return Err(RuleError::of(field, message));
+                return Err(SpecError::of(field, message));
             }
         }
         if has_icmp && (has_ports || self.tcp_flags.is_some()) {
             let message = "no packet of ICMP has ports or flags of TCP";
-            return Err(RuleError::of("match.icmp_type", message));
+            return Err(SpecError::of("match.icmp_type", message));
         }
         if self.payload.len() > PAYLOADS_MAX {
             let message = format!("more than {PAYLOADS_MAX} pieces of payload");
-            return Err(RuleError::of("match.payload", message));
+            return Err(SpecError::of("match.payload", message));
         }
         for payload in &self.payload {
             let completed = payload.clone().complete();
@@ -301,9 +289,9 @@ impl Components {
                 Ok(completed) if completed == *payload => {}
                 Ok(_) => {
                     let message = "the mask is as long as the value";
-                    return Err(RuleError::of("match.payload", message));
+                    return Err(SpecError::of("match.payload", message));
                 }
-                Err(message) => return Err(RuleError::of("match.payload", message)),
+                Err(message) => return Err(SpecError::of("match.payload", message)),
             }
         }
         Ok(())
@@ -320,17 +308,17 @@ impl Limit {
         })
     }
 
-    fn validate(&self) -> Result<(), RuleError> {
+    fn validate(&self) -> Result<(), SpecError> {
         let within = |field: &str, value: Option<u64>, most: u64| match value {
             Some(value) if !(1..=most).contains(&value) => {
                 let message = format!("{value} is not from 1 to {most}");
-                Err(RuleError::of(field, message))
+                Err(SpecError::of(field, message))
             }
             _ => Ok(()),
         };
         if self.pps.is_none() && self.bps.is_none() {
             let message = "give `pps`, `bps` or both";
-            return Err(RuleError::of("action.limit", message));
+            return Err(SpecError::of("action.limit", message));
         }
         within("action.limit.pps", self.pps, PPS_MAX)?;
         within("action.limit.bps", self.bps, BPS_MAX)?;
@@ -349,39 +337,6 @@ impl Action {
             Self::Challenge => "challenge",
             Self::Sample => "sample",
         }
-    }
-}
-
-impl RuleError {
-    pub(crate) fn of(field: &str, message: impl Into<String>) -> Self {
-        Self {
-            field: field.to_owned(),
-            column: None,
-            message: message.into(),
-        }
-    }
-
-    /// What is wrong with no single field.
-    pub(crate) fn whole(message: impl Into<String>) -> Self {
-        Self::of("", message)
-    }
-
-    /// The same in an array, at this index.
-    pub(crate) fn at(self, index: usize) -> Self {
-        let field = if self.field.is_empty() {
-            format!("[{index}]")
-        } else {
-            format!("[{index}].{}", self.field)
-        };
-        Self { field, ..self }
-    }
-}
-
-fn place(field: &str, column: Option<usize>) -> impl fmt::Display {
-    let colon = if field.is_empty() { "" } else { ": " };
-    match column {
-        Some(column) => format!("{field}{colon}column {column}: "),
-        None => format!("{field}{colon}"),
     }
 }
 

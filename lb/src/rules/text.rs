@@ -5,10 +5,11 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 
-use super::{
-    Action, Bits, Components, Limit, Numbers, Payload, RuleError, RuleSpec, scanner::Scanner,
+use super::{Action, Bits, Components, Limit, Numbers, Payload, RuleSpec, scanner::Scanner};
+use crate::{
+    book::SpecError,
+    config::{Mode, suggestion},
 };
-use crate::config::{Mode, suggestion};
 
 /// What can stand before the arrow.
 const COMPONENTS: [&str; 15] = [
@@ -33,9 +34,9 @@ const ACTIONS: [&str; 5] = ["drop", "limit", "pass", "challenge", "sample"];
 const OPTIONS: [&str; 5] = ["monitor", "established", "priority", "expire", "comment"];
 
 impl FromStr for RuleSpec {
-    type Err = RuleError;
+    type Err = SpecError;
 
-    fn from_str(text: &str) -> Result<Self, RuleError> {
+    fn from_str(text: &str) -> Result<Self, SpecError> {
         let mut scanner = Scanner::new(text);
         let scanner = &mut scanner;
         let mut vip = None;
@@ -84,7 +85,7 @@ fn component(
     scanner: &mut Scanner<'_>,
     components: &mut Components,
     vip: &mut Option<String>,
-) -> Result<(), RuleError> {
+) -> Result<(), SpecError> {
     let start = scanner.at();
     let once = |scanner: &mut Scanner<'_>, taken: bool, name: &str| {
         if taken {
@@ -134,7 +135,7 @@ fn component(
     Err(scanner.error(format!("{found} is no component{near}")))
 }
 
-fn prefix(scanner: &mut Scanner<'_>) -> Result<IpNet, RuleError> {
+fn prefix(scanner: &mut Scanner<'_>) -> Result<IpNet, SpecError> {
     let start = scanner.at();
     let text = scanner.address();
     let prefix = match text.parse::<IpAddr>() {
@@ -153,7 +154,7 @@ fn prefix(scanner: &mut Scanner<'_>) -> Result<IpNet, RuleError> {
     })
 }
 
-fn action(scanner: &mut Scanner<'_>) -> Result<Action, RuleError> {
+fn action(scanner: &mut Scanner<'_>) -> Result<Action, SpecError> {
     for (word, action) in [
         ("drop", Action::Drop),
         ("pass", Action::Pass),
@@ -172,7 +173,7 @@ fn action(scanner: &mut Scanner<'_>) -> Result<Action, RuleError> {
     Err(scanner.error(format!("{found} is no action{near}")))
 }
 
-fn limit(scanner: &mut Scanner<'_>) -> Result<Limit, RuleError> {
+fn limit(scanner: &mut Scanner<'_>) -> Result<Limit, SpecError> {
     const EXAMPLE: &str = "write it like `limit 1000 pps, 8000000 bps, burst 200`";
     let mut limit = Limit::default();
     loop {
@@ -211,7 +212,7 @@ fn limit(scanner: &mut Scanner<'_>) -> Result<Limit, RuleError> {
     }
 }
 
-fn option(scanner: &mut Scanner<'_>, spec: &mut RuleSpec) -> Result<(), RuleError> {
+fn option(scanner: &mut Scanner<'_>, spec: &mut RuleSpec) -> Result<(), SpecError> {
     if scanner.take("monitor") {
         spec.mode = Mode::Monitor;
     } else if scanner.take("established") {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sluice_ebpf::abi::{SET_ALLOW, SET_BOGONS, SET_DENY, SET_DENY_MONITOR};
 
-use super::{Kind, SourceSpec, SpecError};
+use super::{Kind, SourceSpec};
 use crate::{
-    book::{Book, Precondition, Record, Stamp, Step, Unmet},
+    book::{Book, Precondition, Record, SpecError, Stamp, Step, Unmet},
     config::Mode,
 };
 

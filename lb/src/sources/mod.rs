@@ -17,5 +17,5 @@ pub(crate) use geo::writer;
 pub use geo::{Country, Damage, DatabaseError, NotTold, Places, networks};
 pub use import::{BadLine, ImportError, Imported, Lines, OnBad, import};
 pub use members::Members;
-pub use spec::{BOGONS, Kind, SourceSpec, SpecError, bogons};
+pub use spec::{BOGONS, Kind, SourceSpec, bogons};
 pub(crate) use spec::{check_name, prefix_of};

@@ -3,12 +3,15 @@
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{Lines, Members, OnBad, import};
-use crate::config::Mode;
+use crate::{
+    book::{SpecError, take},
+    config::Mode,
+};
 
 /// Whether sources are denied or allowed.
 #[derive(
@@ -43,14 +46,6 @@ pub struct SourceSpec {
     pub comment: String,
     #[serde(skip)]
     pub members: Arc<Members>,
-}
-
-/// What is wrong with an entry, and with which of its fields; empty if with the whole.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}{}{message}", field, if field.is_empty() { "" } else { ": " })]
-pub struct SpecError {
-    pub field: String,
-    pub message: String,
 }
 
 /// The name of the set of addresses that nobody on the internet has; each policy says what becomes of it.
@@ -88,7 +83,7 @@ impl SourceSpec {
     /// Reads one from JSON, and checks it. If a list stands there, the second value tells what was read of it.
     pub fn from_json(kind: Kind, json: &[u8]) -> Result<(Self, Option<Lines>), SpecError> {
         let mut fields: Map<String, Value> = serde_json::from_slice(json)
-            .map_err(|wrong| SpecError::of("", format!("this is no JSON object: {wrong}")))?;
+            .map_err(|wrong| SpecError::whole(format!("this is no JSON object: {wrong}")))?;
         let name: Option<String> = take(&mut fields, "name")?;
         let prefix: Option<String> = take(&mut fields, "prefix")?;
         let prefixes: Option<Vec<String>> = take(&mut fields, "prefixes")?;
@@ -182,15 +177,6 @@ impl SourceSpec {
     }
 }
 
-impl SpecError {
-    pub(crate) fn of(field: &str, message: impl Into<String>) -> Self {
-        Self {
-            field: field.to_owned(),
-            message: message.into(),
-        }
-    }
-}
-
 /// Whether a set may have this name.
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
@@ -261,14 +247,6 @@ pub fn bogons() -> Members {
             .parse::<IpNet>()
             .expect("each of them is a prefix, as a test says")
     }))
-}
-
-fn take<T: DeserializeOwned>(
-    fields: &mut Map<String, Value>,
-    name: &str,
-) -> Result<Option<T>, SpecError> {
-    let given = fields.remove(name).unwrap_or_default();
-    serde_json::from_value(given).map_err(|wrong| SpecError::of(name, wrong.to_string()))
 }
 
 const NAME_BYTES_MAX: usize = 64;
