@@ -121,6 +121,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(show::backends))
         .routes(routes!(show::flows))
         .routes(routes!(show::drops))
+        .routes(routes!(show::peers))
         .routes(routes!(limits::limits, limits::set))
         .routes(routes!(limits::limit, limits::replace, limits::remove))
         .routes(routes!(rules::rules, rules::set))

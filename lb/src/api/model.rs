@@ -1,5 +1,7 @@
 //! What the API answers, as the daemon writes and the command line reads it.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -205,6 +207,15 @@ pub struct DropItem {
     pub mode: String,
     pub packets: u64,
     pub bytes: u64,
+}
+
+/// A router that VIPs are announced to by BGP. This version speaks none, and so has no peers.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PeerItem {
+    #[schema(value_type = String, example = "192.0.2.254")]
+    pub address: IpAddr,
+    /// The session is established.
+    pub up: bool,
 }
 
 /// A limit as it was asked for, and what it counted.

@@ -9,7 +9,7 @@ use axum::{
 
 use super::{
     Answer, Problem, Shared,
-    model::{BackendItem, DropItem, Flows, Page, Status, VipItem},
+    model::{BackendItem, DropItem, Flows, Page, PeerItem, Status, VipItem},
     query::{self, Params, page},
     render,
 };
@@ -115,6 +115,17 @@ pub(super) async fn drops(State(api): Shared, mut params: Params) -> Answer<Page
         for_vip && reason.is(&drop.reason) && mode.is(&drop.mode)
     });
     page(items, window)
+}
+
+/// Routers that VIPs are announced to by BGP
+///
+/// This version speaks no BGP, and so has no peers: the list is empty.
+#[utoipa::path(get, path = "/v1/peers", tag = "state", params(query::WindowParams), responses(
+    (status = 200, body = Page<PeerItem>, description = "None"),
+    (status = 400, description = "A parameter is wrong; `field` says which"),
+))]
+pub(super) async fn peers(params: Params) -> Answer<Page<PeerItem>> {
+    page(Vec::new(), params.window()?)
 }
 
 /// All figures for Prometheus

@@ -388,6 +388,15 @@ async fn a_backend_that_this_host_cannot_check_is_told_and_stays_up() {
 }
 
 #[tokio::test]
+async fn without_bgp_there_are_no_peers_ready_or_not() {
+    for world in [World::start(CONFIG), World::ready().await] {
+        let answer = world.get("/v1/peers").await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.json(), json!({ "items": [], "next": null }));
+    }
+}
+
+#[tokio::test]
 async fn an_unresolved_backend_says_why() {
     let world = World::ready().await;
     let hops = [(address(1), Resolution::Unresolved(Reason::NoRoute))];

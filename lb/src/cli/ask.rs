@@ -14,7 +14,9 @@ use super::{
     top,
 };
 use crate::{
-    api::model::{BackendItem, DropItem, FlowItem, Flows, Page, Status, TaskItem, VipItem},
+    api::model::{
+        BackendItem, DropItem, FlowItem, Flows, Page, PeerItem, Status, TaskItem, VipItem,
+    },
     drains::DrainKind,
     sources::Kind as SourceKind,
 };
@@ -87,6 +89,10 @@ async fn show_once(noun: &Command, client: &Client, output: Output) -> Result<()
         Command::Drops(_) => {
             let answer: Page<DropItem> = client.list("/v1/drops").await?;
             output.show(&answer, |answer| drops(ink, &answer.items))
+        }
+        Command::Peers(_) => {
+            let answer: Page<PeerItem> = client.list("/v1/peers").await?;
+            output.show(&answer, |answer| peers(ink, &answer.items))
         }
         Command::Limits(filters) => limits::show(filters, client, output).await,
         Command::Rules(filters) => rules::show(filters, client, output).await,
@@ -284,4 +290,36 @@ fn drops(ink: Ink, items: &[DropItem]) -> String {
     };
     let rows: Vec<_> = items.iter().map(row).collect();
     table(ink, ["VIP", "REASON", "MODE", "PACKETS", "BYTES"], &rows)
+}
+
+fn peers(ink: Ink, items: &[PeerItem]) -> String {
+    if items.is_empty() {
+        return "no peers: this version of Sluice does not speak BGP yet".into();
+    }
+    let row = |item: &PeerItem| {
+        let state = if item.up { "up" } else { "down" };
+        [item.address.to_string(), state.to_owned()]
+    };
+    let rows: Vec<_> = items.iter().map(row).collect();
+    table(ink, ["PEER", "STATE"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_a_table_or_else_one_line_that_says_why_not() {
+        let none = peers(Ink::Plain, &[]);
+        assert!(none.contains("does not speak BGP") && !none.contains('\n'));
+        let peer = |last, up| PeerItem {
+            address: [192, 0, 2, last].into(),
+            up,
+        };
+        let two = peers(Ink::Plain, &[peer(1, true), peer(254, false)]);
+        assert_eq!(
+            two,
+            "PEER         STATE\n192.0.2.1    up\n192.0.2.254  down\n"
+        );
+    }
 }

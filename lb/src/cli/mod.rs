@@ -104,6 +104,8 @@ enum Command {
     Flows(Watch),
     /// Show dropped packets by VIP and reason
     Drops(Watch),
+    /// Show BGP peers: none, for this version speaks no BGP
+    Peers(Watch),
     /// Show what detection does about attacks
     Mitigations(detection::MitigationFilters),
     /// Revert or allow what detection does
@@ -183,6 +185,7 @@ impl Command {
             | Self::Backends(watch)
             | Self::Flows(watch)
             | Self::Drops(watch)
+            | Self::Peers(watch)
             | Self::Mitigations(detection::MitigationFilters { watch, .. })
             | Self::Talkers(detection::TalkerArgs { watch, .. })
             | Self::Rules(RuleFilters { watch, .. })

@@ -137,6 +137,8 @@ fn without_a_daemon_every_command_says_so() {
         &["backends"],
         &["flows"],
         &["drops"],
+        &["peers"],
+        &["peers", "--watch"],
         &["top"],
         &["top", "--once"],
         &["limits"],

@@ -183,7 +183,7 @@ async fn a_role_allows_what_it_says_and_no_more() {
             answer.text()
         );
     }
-    for path in ["/v1/status", "/v1/limits", "/metrics"] {
+    for path in ["/v1/status", "/v1/peers", "/v1/limits", "/metrics"] {
         for token in [&remote.read, &remote.operate] {
             assert_eq!(remote.send(token, Method::GET, path, "").await.status, 200);
         }
@@ -207,6 +207,7 @@ async fn without_a_valid_token_nothing_is_answered_but_what_is_public() {
         for (method, path) in [
             (Method::GET, "/v1/status"),
             (Method::GET, "/v1/events"),
+            (Method::GET, "/v1/peers"),
             (Method::POST, "/v1/limits"),
             (Method::GET, "/v1/nosuch"),
             (Method::POST, "/healthz"),
