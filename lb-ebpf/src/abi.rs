@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{cookie::Clock, decap::Prefix};
 
 /// Raised with every change to this file or to the meaning of a map.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// Index of a VIP's counters for packets that are for no VIP. VIPs are numbered from 1.
 pub const NO_VIP: u16 = 0;
@@ -246,6 +246,10 @@ pub const FILTER_SETS_MONITOR: u32 = 1 << 11;
 pub const FILTER_BOGONS: u32 = 1 << 12;
 /// `Vip::filter`: they are only counted.
 pub const FILTER_BOGONS_MONITOR: u32 = 1 << 13;
+/// `Vip::filter`: fragments are dropped.
+pub const FILTER_FRAGMENTS: u32 = 1 << 14;
+/// `Vip::filter`: they are only counted.
+pub const FILTER_FRAGMENTS_MONITOR: u32 = 1 << 15;
 
 /// `Vip::flags`: slots are chosen by source address only.
 pub const VIP_HASH_SOURCE: u32 = 1;
@@ -703,6 +707,8 @@ numbered! {
         FragmentOverlap = "fragment_overlap",
         /// A fragment of a length that cannot be there.
         FragmentLength = "fragment_length",
+        /// A fragment to a VIP whose policy wants none.
+        Fragment = "fragment",
         /// An answer of a service that is abused to amplify, which nobody asked for.
         Amplification = "amplification",
         /// TCP that is neither a SYN nor of a known flow, over the VIP's budget.
@@ -806,6 +812,7 @@ numbered! {
         Local = "forwarded to the host itself",
         Reset = "no backend: answered with a reset",
         Sanity = "headers that make no sense",
+        Fragment = "a fragment, and the VIP's policy wants none",
         Amplification = "an answer of a service that is abused to amplify",
         AmplifiedFragment = "another fragment of this datagram was such an answer",
         OverBudget = "over the VIP's budget for what is out of state",

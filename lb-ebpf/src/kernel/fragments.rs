@@ -1,15 +1,19 @@
-//! Fragments: all of one datagram go to one backend, without queueing any.
+//! Fragments: those that a policy wants are let in, and all of one datagram go to one backend, without queueing any.
 //!
 //! The first fragment that is seen, whichever it is, decides; a small table of buckets remembers it for the others.
 
+use core::hint::cold_path;
+
 use super::{
+    Verdict, count,
     flows::{Pressure, put, ticks},
     maps::{FRAGMENTS, explaining},
 };
 use crate::{
-    abi::NO_BACKEND,
+    abi::{DropReason, FILTER_FRAGMENTS, FILTER_FRAGMENTS_MONITOR, NO_BACKEND, Step, Vip},
     flow::{self, Flow, Lifetimes, State},
     hash::{self, Tuple},
+    packet::{Fragment, Ip},
 };
 
 const BUCKET_MASK: u32 = 2047;
@@ -22,6 +26,24 @@ const LIFETIMES: Lifetimes = Lifetimes {
     idle: 4,
     yielding: 0,
 };
+
+/// Ends a fragment to a VIP whose policy wants none. For a whole packet no word of the VIP is read.
+#[inline(always)]
+pub fn check(fragment: Fragment, ip: &Ip, vip: &Vip, vip_index: u16) -> Result<(), Verdict> {
+    if matches!(fragment, Fragment::Whole) {
+        return Ok(());
+    }
+    cold_path();
+    if vip.filter & FILTER_FRAGMENTS != 0 {
+        count::note(Step::Fragment);
+        return Err(Verdict::Drop(DropReason::Fragment));
+    }
+    if vip.filter & FILTER_FRAGMENTS_MONITOR != 0 {
+        count::note(Step::Fragment);
+        count::monitored(vip_index, DropReason::Fragment, ip.length);
+    }
+    Ok(())
+}
 
 /// Hash of the datagram that a fragment is of.
 #[inline(always)]

@@ -231,6 +231,7 @@ fn try_to_serve(
         return Err(Verdict::Pass);
     }
     sanity::check(wrong, ip, vip, index)?;
+    fragments::check(l4.fragment, ip, vip, index)?;
     sources::check(settings, ip, vip, index, plain.is_some())?;
     let jiffies = jiffies();
     let packet = Packet {

@@ -131,8 +131,9 @@ pub(super) const POLICY: Keys = Keys {
         "syn",
         "sources",
         "bogons",
+        "fragments",
     ],
-    later: &["fragments"],
+    later: &[],
 };
 
 pub(super) const RULE: Keys = Keys {

@@ -299,6 +299,8 @@ pub struct Policy {
     pub sources: Stage,
     /// The same for addresses that nobody on the internet has.
     pub bogons: Stage,
+    /// What becomes of fragments of TCP and UDP.
+    pub fragments: Stage,
 }
 
 /// One of a policy's `amplification`.
@@ -370,6 +372,7 @@ impl Policy {
             rules: Stage::Enforce,
             sources: Stage::Enforce,
             bogons: Stage::Off,
+            fragments: Stage::Off,
             limits: Vec::new(),
             detect: None,
             syn: Syn::default(),

@@ -38,15 +38,12 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
     let amplification = section.or("amplification", Vec::new(), |field| {
         read_amplification::amplification(&field)
     });
-    let rules = section.or("rules", Stage::Enforce, |field| {
-        field.word(read_sanity::STAGES, &[])
-    });
-    let sources = section.or("sources", Stage::Enforce, |field| {
-        field.word(read_sanity::STAGES, &[])
-    });
-    let bogons = section.or("bogons", Stage::Off, |field| {
-        field.word(read_sanity::STAGES, &[])
-    });
+    let stage =
+        |key, default| section.or(key, default, |field| field.word(read_sanity::STAGES, &[]));
+    let rules = stage("rules", Stage::Enforce);
+    let sources = stage("sources", Stage::Enforce);
+    let bogons = stage("bogons", Stage::Off);
+    let fragments = stage("fragments", Stage::Off);
     let out_of_state = section.optional("out_of_state", |field| out_of_state(&field));
 
     let detect = section.optional("detect", |field| read_detect::stance(&field));
@@ -71,6 +68,7 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
         syn: syn?,
         sources: sources?,
         bogons: bogons?,
+        fragments: fragments?,
     })
 }
 

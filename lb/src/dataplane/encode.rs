@@ -215,22 +215,17 @@ impl Stages {
             if !policy.amplification.is_empty() {
                 stages.filter |= abi::FILTER_AMPLIFICATION;
             }
-            match (policy.rules, policy.mode) {
-                (Stage::Off, _) => stages.filter |= abi::FILTER_RULES_OFF,
-                (Stage::Enforce, Mode::Enforce) => {}
-                (Stage::Enforce | Stage::Monitor, _) => stages.filter |= abi::FILTER_RULES_MONITOR,
-            }
-            match (policy.sources, policy.mode) {
-                (Stage::Off, _) => stages.filter |= abi::FILTER_SETS_OFF,
-                (Stage::Enforce, Mode::Enforce) => {}
-                (Stage::Enforce | Stage::Monitor, _) => stages.filter |= abi::FILTER_SETS_MONITOR,
-            }
-            match (policy.bogons, policy.mode) {
-                (Stage::Off, _) => {}
-                (Stage::Enforce, Mode::Enforce) => stages.filter |= abi::FILTER_BOGONS,
-                (Stage::Enforce | Stage::Monitor, _) => {
-                    stages.filter |= abi::FILTER_BOGONS_MONITOR;
-                }
+            for (stage, [off, monitor, enforce]) in [
+                (policy.rules, RULES),
+                (policy.sources, SETS),
+                (policy.bogons, BOGONS),
+                (policy.fragments, FRAGMENTS),
+            ] {
+                stages.filter |= match (stage, mode) {
+                    (Stage::Off, _) => off,
+                    (Stage::Enforce, Mode::Enforce) => enforce,
+                    (Stage::Enforce | Stage::Monitor, _) => monitor,
+                };
             }
             // With cookies there may be a budget in any case, and who began before them is not charged.
             if policy.out_of_state.is_some() || stages.syn & abi::SYN_COOKIE != 0 {
@@ -249,6 +244,12 @@ impl Stages {
         }
     }
 }
+
+/// The `FILTER_*` bits of a stage that is off, that only counts, and that drops.
+const RULES: [u32; 3] = [abi::FILTER_RULES_OFF, abi::FILTER_RULES_MONITOR, 0];
+const SETS: [u32; 3] = [abi::FILTER_SETS_OFF, abi::FILTER_SETS_MONITOR, 0];
+const BOGONS: [u32; 3] = [0, abi::FILTER_BOGONS_MONITOR, abi::FILTER_BOGONS];
+const FRAGMENTS: [u32; 3] = [0, abi::FILTER_FRAGMENTS_MONITOR, abi::FILTER_FRAGMENTS];
 
 /// `Vip::syn`. What was ordered at run time goes before the policy's word, even where that only counts; but then nothing is
 /// answered with cookies, which backends may not take yet.
@@ -403,6 +404,7 @@ mod tests {
             rules: Stage::Enforce,
             sources: Stage::Enforce,
             bogons: Stage::Off,
+            fragments: Stage::Off,
             sanity: Sanity::default(),
             amplification: vec![
                 Amplified {
@@ -600,23 +602,29 @@ mod tests {
     }
 
     #[test]
-    fn rules_and_sets_only_count_where_a_policy_says_so() {
-        let mut wanted = sources();
-        let rules = abi::FILTER_RULES_OFF | abi::FILTER_RULES_MONITOR;
-        let sets = abi::FILTER_SETS_OFF | abi::FILTER_SETS_MONITOR;
-        let (off, count) = (
-            (abi::FILTER_RULES_OFF, abi::FILTER_SETS_OFF),
-            (abi::FILTER_RULES_MONITOR, abi::FILTER_SETS_MONITOR),
-        );
+    fn stages_drop_or_only_count_as_a_policy_says() {
+        let off = abi::FILTER_RULES_OFF | abi::FILTER_SETS_OFF;
+        let count = abi::FILTER_RULES_MONITOR
+            | abi::FILTER_SETS_MONITOR
+            | abi::FILTER_BOGONS_MONITOR
+            | abi::FILTER_FRAGMENTS_MONITOR;
+        let drop = abi::FILTER_BOGONS | abi::FILTER_FRAGMENTS;
         for (mode, stage, expected) in [
-            (Mode::Enforce, Stage::Enforce, (0, 0)),
+            (Mode::Enforce, Stage::Enforce, drop),
             (Mode::Enforce, Stage::Monitor, count),
             (Mode::Monitor, Stage::Enforce, count),
             (Mode::Monitor, Stage::Off, off),
         ] {
-            (wanted.mode, wanted.rules, wanted.sources) = (mode, stage, stage);
+            let wanted = Policy {
+                mode,
+                rules: stage,
+                sources: stage,
+                bogons: stage,
+                fragments: stage,
+                ..Policy::without_limits("p")
+            };
             let filter = Stages::of(Some(&wanted), Ordered::Nothing).filter;
-            assert_eq!((filter & rules, filter & sets), expected);
+            assert_eq!(filter, expected, "{mode:?}, {stage:?}");
         }
     }
 

@@ -1,7 +1,8 @@
-//! Datagrams in fragments reach one backend, whole.
+//! Datagrams in fragments reach one backend, whole, unless a policy wants none.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, fs::File, net::SocketAddr, time::Duration};
 
+use pcap_file::pcap::{PcapPacket, PcapWriter};
 use sluice_tests::{DNS_V4, DNS_V6, Lab};
 
 #[test]
@@ -77,4 +78,47 @@ fn fragments_survive_a_tunnel() {
         let answered = (0..4).any(|_| flow.ask(&[4; 4000]).is_ok());
         assert!(answered, "{vip}");
     }
+}
+
+#[test]
+fn a_policy_that_wants_no_fragments_drops_them_says_so_and_lets_the_rest_of_the_flow_be() {
+    let lab = Lab::new()
+        .config(|mut config| {
+            config.extra += "[[policy]]\nname = \"whole\"\nfragments = \"enforce\"\n";
+            config.vip("dns4").extra += "policy = \"whole\"\n";
+            config
+        })
+        .start();
+    let flow = lab.client(0).udp(DNS_V4).unwrap();
+    let backend = flow.ask(b"small").unwrap();
+    flow.ask(&[1; 3000]).unwrap_err();
+    assert_eq!(flow.ask(b"small").unwrap(), backend);
+    lab.client(0).udp_ask(DNS_V6, &[1; 3000]).unwrap();
+    assert!(lab.node().dropped_for("fragment") >= 3);
+
+    let frame = (lab.client(0).frames()).udp(flow.local_address(), DNS_V4, &[1; 2000]);
+    let [first, _] = lab.client(0).frames().fragments(&frame, 1200);
+    let file = lab.dir().join("fragment.pcap");
+    let mut pcap = PcapWriter::new(File::create(&file).unwrap()).unwrap();
+    let bytes = u32::try_from(first.len()).unwrap();
+    pcap.write_packet(&PcapPacket::new(Duration::ZERO, bytes, &first))
+        .unwrap();
+    drop(pcap);
+    let explain = format!("explain --json --pcap {}", file.display());
+    let explained = lab.sluice(&explain).succeeds().json();
+    assert_eq!(explained["reason"], "fragment");
+    let step = "a fragment, and the VIP's policy wants none";
+    assert!(
+        explained["steps"]
+            .as_array()
+            .unwrap()
+            .contains(&step.into())
+    );
+
+    let mut config = lab.config();
+    config.extra = config.extra.replace("enforce", "monitor");
+    lab.reload(&config).succeeds();
+    assert_eq!(flow.ask(&[1; 3000]).unwrap(), backend);
+    assert!(lab.node().dropped("monitor") >= 3);
+    assert_eq!(lab.sluice(&explain).succeeds().json()["verdict"], "tx");
 }

@@ -11,6 +11,7 @@ mod decode;
 mod errors;
 mod flows;
 mod forwarding;
+mod fragments;
 mod headers;
 mod host;
 mod limits;

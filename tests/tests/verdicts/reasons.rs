@@ -1,11 +1,11 @@
 //! Every reason for a drop has its row.
 
 use sluice::dataplane::Purpose;
-use sluice_ebpf::abi::{DropReason, FILTER_BOGONS, SET_BOGONS};
+use sluice_ebpf::abi::{DropReason, FILTER_BOGONS, FILTER_FRAGMENTS, SET_BOGONS};
 
 use crate::{
     amplification::{self, ANSWER},
-    challenge, cookie,
+    challenge, cookie, fragments,
     limits::{Exact, exhaust, limit_exactly, limit_sources},
     out_of_state,
     packet::{ACK, FIN, Family, Packet, RST, client, vip},
@@ -75,6 +75,10 @@ fn rows(rig: &mut Rig, reason: DropReason, family: Family) -> Vec<Row> {
         | DropReason::FragmentTiny
         | DropReason::FragmentOverlap
         | DropReason::FragmentLength => sanity::packets(rig, reason, family),
+        DropReason::Fragment => {
+            sources::with_filter(rig, family, FILTER_FRAGMENTS);
+            fragments::pieces(family)
+        }
         DropReason::Amplification => {
             amplification::presets(rig, world::L2, u64::MAX, 0);
             vec![packet(family, world::L2).udp((53, 53), &ANSWER)]

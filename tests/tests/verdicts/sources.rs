@@ -42,7 +42,7 @@ pub(crate) fn around(address: IpAddr) -> IpNet {
     IpNet::new(address, length).expect("a length").trunc()
 }
 
-/// Has every VIP of a family ask for bogons.
+/// Gives the VIPs by `l2` of a family these `FILTER_*` bits.
 pub(crate) fn with_filter(rig: &mut Rig, family: Family, filter: u32) {
     for protocol in [TCP, UDP] {
         let vip = rig.number_of(vip(family, world::L2), protocol);
