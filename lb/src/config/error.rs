@@ -169,7 +169,7 @@ pub(crate) fn suggestion<'n>(word: &str, names: impl IntoIterator<Item = &'n str
 const FEW: usize = 12;
 
 /// "`a`, `b` and `c`".
-pub(super) fn listed(names: &[&str]) -> String {
+fn listed(names: &[&str]) -> String {
     let mut quoted: Vec<String> = names.iter().map(|name| quoted(name)).collect();
     let last = quoted.pop().unwrap_or_default();
     if quoted.is_empty() {

@@ -16,7 +16,7 @@ pub(super) fn amplification(field: &Field<'_>) -> Option<Vec<Amplified>> {
         return presets(field, Mode::Enforce, &[]);
     }
     let table = field.table(&keys::AMPLIFICATION)?;
-    let mode = table.or("mode", Mode::Enforce, |field| field.word(MODES, &[]));
+    let mode = table.or("mode", Mode::Enforce, |field| field.word(MODES));
     let replies_from = replies_from(&table);
     let list = table.required("presets", "[\"dns\", \"ntp\"]")?;
     presets(&list, mode?, &replies_from?)
@@ -74,7 +74,7 @@ fn entry(item: &Field<'_>, mode: Mode, replies: &[IpNet]) -> Option<Vec<Amplifie
     let table = item.table(&keys::PRESET)?;
     let preset = table.required("preset", "\"dns\"");
     let preset = preset.and_then(|field| word(&field));
-    let mode = table.or("mode", mode, |field| field.word(MODES, &[]));
+    let mode = table.or("mode", mode, |field| field.word(MODES));
     let own = replies_from(&table);
     let mut amplified = with(preset?);
     amplified.mode = mode?;
@@ -87,7 +87,7 @@ fn word(field: &Field<'_>) -> Option<Preset> {
         .iter()
         .map(|preset| (preset.word(), *preset))
         .collect();
-    field.word(&words, &[])
+    field.word(&words)
 }
 
 fn replies_from(table: &Section<'_>) -> Option<Vec<IpNet>> {

@@ -70,7 +70,7 @@ pub(super) fn stance(field: &Field<'_>) -> Option<Stance> {
         ("advise", Stance::Advise),
         ("enforce", Stance::Enforce),
     ];
-    field.word(STANCES, &[])
+    field.word(STANCES)
 }
 
 fn webhook(field: &Field<'_>) -> Option<String> {

@@ -83,7 +83,7 @@ pub(super) fn health(section: &Section<'_>, outside: Outside) -> Option<Health> 
 
     let kind = section
         .required("kind", "\"tcp\"")
-        .and_then(|field| field.word(KINDS, &[]));
+        .and_then(|field| field.word(KINDS));
     Some(Health {
         check: check(section, kind?, outside)?,
         interval: interval?,

@@ -16,7 +16,7 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
     let name = section
         .required("name", "\"web\"")
         .and_then(|field| field.name());
-    let mode = section.or("mode", Mode::Enforce, |field| field.word(MODES, &[]));
+    let mode = section.or("mode", Mode::Enforce, |field| field.word(MODES));
     let length = |key, max, default| section.or(key, default, |field| field.integer(1..=max));
     let (host_v4, network_v4) = (length("host_v4", 32, 32), length("network_v4", 32, 24));
     let (host_v6, network_v6) = (length("host_v6", 128, 64), length("network_v6", 128, 48));
@@ -38,8 +38,7 @@ pub(super) fn policy(section: &Section<'_>) -> Option<Policy> {
     let amplification = section.or("amplification", Vec::new(), |field| {
         read_amplification::amplification(&field)
     });
-    let stage =
-        |key, default| section.or(key, default, |field| field.word(read_sanity::STAGES, &[]));
+    let stage = |key, default| section.or(key, default, |field| field.word(read_sanity::STAGES));
     let rules = stage("rules", Stage::Enforce);
     let sources = stage("sources", Stage::Enforce);
     let bogons = stage("bogons", Stage::Off);
@@ -119,8 +118,8 @@ fn nested(
 
 fn limit(section: &Section<'_>, seen: &mut HashSet<(Class, Scope)>) -> Option<SourceLimit> {
     let class_field = section.required("class", "\"syn\"");
-    let class = class_field.and_then(|field| field.word(CLASSES, &[]));
-    let per = section.or("per", Scope::Host, |field| field.word(SCOPES, &[]));
+    let class = class_field.and_then(|field| field.word(CLASSES));
+    let per = section.or("per", Scope::Host, |field| field.word(SCOPES));
     let pps = section.optional("pps", |field| field.integer(1..=PPS_MAX));
     let bps = section.optional("bps", |field| field.integer(1..=BPS_MAX));
     let burst = section.optional("burst", |field| field.integer(1..=BURST_MAX));
@@ -156,7 +155,7 @@ fn out_of_state(field: &Field<'_>) -> Option<OutOfState> {
     let pps = table.required("pps", "10_000");
     let pps = pps.and_then(|field| field.integer(1..=PPS_MAX));
     let burst = table.optional("burst", |field| field.integer(1..=BURST_MAX));
-    let mode = table.or("mode", Mode::Enforce, |field| field.word(MODES, &[]));
+    let mode = table.or("mode", Mode::Enforce, |field| field.word(MODES));
     let pps = pps?;
     Some(OutOfState {
         pps,

@@ -36,7 +36,7 @@ pub(super) fn pool(section: &Section<'_>, outside: Outside) -> Option<PlacedPool
         read_health::health(&field.table(&keys::HEALTH)?, outside)
     });
     let health_at = section.get("health").map_or(section.at, |field| field.at);
-    let all_down = section.or("all_down", AllDown::Drop, |field| field.word(ALL_DOWN, &[]));
+    let all_down = section.or("all_down", AllDown::Drop, |field| field.word(ALL_DOWN));
     let slow_start = section.or("slow_start", Duration::ZERO, |field| {
         field.duration(Duration::ZERO..=SLOW_START_MAX)
     });
@@ -79,7 +79,7 @@ fn backends(section: &Section<'_>) -> Option<Vec<(Backend, usize)>> {
     let (mut backends, mut weightless, mut broken) =
         (Vec::with_capacity(tables.len()), true, tables.is_empty());
     for table in &tables {
-        let forward = table.optional("forward", |field| field.word(FORWARDS, &[]));
+        let forward = table.optional("forward", |field| field.word(FORWARDS));
         let weight = table.or("weight", 1, |field| field.integer(0..=1000));
         weightless &= weight == Some(0);
         let address = table

@@ -12,7 +12,7 @@ use super::{
 pub(super) fn sanity(field: &Field<'_>) -> Option<Sanity> {
     let mut sanity = Sanity::default();
     if field.text().is_some() {
-        let stage = field.word(STAGES, &[])?;
+        let stage = field.word(STAGES)?;
         let of_all = sanity.0.iter_mut().filter(|held| **held != Stage::Off);
         of_all.for_each(|held| *held = stage);
         return Some(sanity);
@@ -20,7 +20,7 @@ pub(super) fn sanity(field: &Field<'_>) -> Option<Sanity> {
     let table = field.table(&keys::SANITY)?;
     let mut good = true;
     for (held, check) in sanity.0.iter_mut().zip(Check::ALL) {
-        match table.or(check.word(), *held, |field| field.word(STAGES, &[])) {
+        match table.or(check.word(), *held, |field| field.word(STAGES)) {
             Some(stage) => *held = stage,
             None => good = false,
         }

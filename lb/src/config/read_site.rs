@@ -56,7 +56,7 @@ pub(super) fn dataplane(file: &Section<'_>) -> Option<(Dataplane, Vec<usize>)> {
         |key, range, default| section.or(key, default, |field| field.integer::<u32>(range));
     let path = |key, default: &str| path_or(&section, key, default);
 
-    let mode = section.or("mode", XdpMode::Auto, |field| field.word(MODES, &[]));
+    let mode = section.or("mode", XdpMode::Auto, |field| field.word(MODES));
     let flows = power("flows", 1 << 10..=1 << 26, 1 << 20);
     let flow_idle = section.or("flow_idle", FLOW_IDLE, |field| {
         field.duration(FLOW_IDLE_MIN..=FLOW_IDLE_MAX)

@@ -82,7 +82,7 @@ fn set<'a>(kind: Kind, section: &Section<'a>) -> Option<Set<'a>> {
     let vip = section.optional("vip", |field| field.string());
     let skip_bad = section.or("skip_bad", false, |field| field.boolean());
     let mode = match kind {
-        Kind::Deny => section.or("mode", Mode::Enforce, |field| field.word(MODES, &[])),
+        Kind::Deny => section.or("mode", Mode::Enforce, |field| field.word(MODES)),
         Kind::Allow => Some(Mode::Enforce),
     };
     let spec = SourceSpec {

@@ -17,10 +17,8 @@ pub(super) fn syn(field: &Field<'_>) -> Option<Syn> {
     let default = Syn::default();
     let mode = table
         .required("mode", "\"auto\"")
-        .and_then(|field| field.word(MODES, &[]));
-    let defence = table.or("defence", default.defence, |field| {
-        field.word(DEFENCES, &[])
-    });
+        .and_then(|field| field.word(MODES));
+    let defence = table.or("defence", default.defence, |field| field.word(DEFENCES));
     let monitor = table.or("monitor", default.monitor, |field| field.boolean());
     let pps = |key, default| table.or(key, default, |field| field.integer(1..=PPS_MAX));
     let (above_pps, again_pps) = (

@@ -25,15 +25,15 @@ pub(super) fn vip(section: &Section<'_>) -> Option<PlacedVip> {
     let prefix = address.and_then(|field| vip_prefix(&field));
     let protocol = section
         .required("protocol", "\"tcp\"")
-        .and_then(|field| field.word(PROTOCOLS, &[]));
+        .and_then(|field| field.word(PROTOCOLS));
     let port = section.optional("port", |field| field.integer(1..=u16::MAX));
     let pool = section.required("pool", "\"web\"");
     let pool_name = pool.and_then(|field| field.string());
     let forward = section
         .required("forward", "\"ipip\"")
-        .and_then(|field| field.word(FORWARDS, &[]));
+        .and_then(|field| field.word(FORWARDS));
     let mtu_bytes = section.optional("mtu", |field| field.integer(MTU_MIN..=MTU_MAX));
-    let hash = section.or("hash", HashInput::Flow, |field| field.word(HASHES, &[]));
+    let hash = section.or("hash", HashInput::Flow, |field| field.word(HASHES));
     let policy = section.optional("policy", |field| field.string());
 
     let vip = Vip {

@@ -8,7 +8,7 @@ use toml::{
 };
 
 use super::{
-    error::{Errors, grouped, listed, quoted, suggestion},
+    error::{Errors, grouped, quoted, suggestion},
     keys::Keys,
 };
 
@@ -223,22 +223,14 @@ impl<'a> Field<'a> {
         Some(value)
     }
 
-    /// One of `words`; those of `later` are refused as not yet available.
-    pub(super) fn word<T: Copy>(&self, words: &[(&str, T)], later: &[&str]) -> Option<T> {
+    /// One of `words`.
+    pub(super) fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
         let text = self.string()?;
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
             return Some(*value);
         }
         let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         self.error(|| {
-            if later.contains(&text) {
-                return format!(
-                    "`{}` {} is not available in this version; there are {}",
-                    self.key,
-                    quoted(text),
-                    listed(&names)
-                );
-            }
             format!(
                 "unknown `{}` {}{}",
                 self.key,
