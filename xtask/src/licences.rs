@@ -1,6 +1,11 @@
-//! Checks that deny.toml allows the licence of every dependency, and that all come from cargo's registry.
+//! Checks that deny.toml allows the licence of every dependency, and that all come from cargo's registry; tells what a
+//! binary must say of those in it.
 
-use std::{env, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::Path,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -29,6 +34,76 @@ pub(crate) fn check() -> Result<()> {
     );
     Ok(())
 }
+
+/// The packages of others that the daemon and the kernel's objects are made of, and their licence texts, each once.
+pub(crate) fn notices() -> Result<String> {
+    let linked = linked()?;
+    let mut list = String::from("Sluice is made of these packages too:\n\n");
+    let mut under: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for package in dependencies()? {
+        let field = |name: &str| package[name].as_str().unwrap_or_default();
+        let name = format!("{} v{}", field("name"), field("version"));
+        if package["source"].is_null() || !linked.contains(&name) {
+            continue;
+        }
+        list += &format!("    {name}, {}\n", field("license"));
+        let folder = Path::new(field("manifest_path")).parent();
+        for text in texts(folder.context("a manifest lies in a folder")?)? {
+            under.entry(text).or_default().push(name.clone());
+        }
+    }
+    let mut texts: Vec<_> = under.into_iter().collect();
+    texts.sort_by(|(_, a), (_, b)| a.cmp(b));
+    for (text, packages) in texts {
+        list += &format!("\n==== {}\n\n{}\n", packages.join(", "), text.trim_end());
+    }
+    Ok(list)
+}
+
+/// Packages of which something is in what is built, as `NAME vVERSION`.
+fn linked() -> Result<BTreeSet<String>> {
+    let tree = ["tree", "--locked", "--edges", "normal,no-proc-macro"];
+    let printed = ["--prefix", "none", "--format", "{p}"];
+    let kernel = ["--package", "sluice-ebpf", "--target", "bpfel-unknown-none"];
+    let mut linked = BTreeSet::new();
+    for of in [&["--package", "sluice"][..], &kernel] {
+        let output = cargo(&[&tree, &printed, of].concat())
+            .output()
+            .context("cannot run cargo")?;
+        ensure!(
+            output.status.success(),
+            "`cargo tree`: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        let lines = String::from_utf8_lossy(&output.stdout);
+        let name = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        linked.extend(lines.lines().map(name));
+    }
+    Ok(linked)
+}
+
+/// The licence texts in a package's folder.
+fn texts(folder: &Path) -> Result<Vec<String>> {
+    let mut texts = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().to_uppercase();
+        if NOTICES.iter().any(|prefix| name.starts_with(prefix)) && entry.file_type()?.is_file() {
+            texts.push(String::from_utf8_lossy(&fs::read(entry.path())?).into_owned());
+        }
+    }
+    Ok(texts)
+}
+
+/// How the names of files begin that must go with a binary.
+const NOTICES: &[&str] = &[
+    "LICENSE",
+    "LICENCE",
+    "COPYING",
+    "COPYRIGHT",
+    "NOTICE",
+    "UNLICENSE",
+];
 
 /// What is compiled for a host or for the kernel; packages for other systems are never fetched.
 fn dependencies() -> Result<Vec<Value>> {

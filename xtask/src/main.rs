@@ -2,6 +2,7 @@
 
 mod licences;
 mod machine;
+mod package;
 mod reproducible;
 mod setup;
 mod stages;
@@ -37,6 +38,12 @@ enum Task {
     },
     /// Build the daemon with the data plane in it: target/release/sluice
     Build,
+    /// Build the daemon, and pack what is installed: a tarball, and a Debian package, in target/package/
+    Package {
+        /// Only pack what the lab runs, and look whether it is whole, and the same each time
+        #[arg(long)]
+        check: bool,
+    },
     /// Run every check there is; needs root for the lab
     Test {
         /// Leave out the lab and the verdict table, and so the need for root
@@ -87,7 +94,15 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Setup { check: false } => setup::setup(Scope::Lab, Mode::Install)?,
         Task::Build => {
             setup::setup(Scope::Build, Mode::Install)?;
-            return stages::build();
+            stages::build()?;
+        }
+        Task::Package { check } => {
+            setup::setup(Scope::Build, Mode::Install)?;
+            if check {
+                package::check()?;
+            } else {
+                package::package()?;
+            }
         }
         Task::Test { fast: true, .. } => {
             setup::setup(Scope::Build, Mode::Install)?;

@@ -10,9 +10,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::{
-    machine,
     objects::{self, OBJECTS, Toolchain},
-    stages::{BUILD_DAEMON, cargo, workspace},
+    stages::{BUILD_DAEMON, cargo, git, workspace},
 };
 
 /// Fails and names the first byte that depends on where an object was built.
@@ -23,7 +22,7 @@ pub(crate) fn check() -> Result<()> {
         Toolchain::find().map_err(|tried| anyhow!("no compiler for the kernel: {tried}"))?;
     let scratch = workspace().join("target/reproducible");
     let elsewhere = scratch.join("another/folder");
-    copy_sources(workspace(), &elsewhere)?;
+    copy_sources(&elsewhere)?;
 
     let embedded = embedded_objects()?;
     let rebuilt = objects::compile(
@@ -73,29 +72,13 @@ fn difference(first: &[u8], second: &[u8]) -> Option<usize> {
 }
 
 /// Copies what git knows or would add. Files keep their time of change, by which cargo tells what to build again.
-fn copy_sources(from: &Path, to: &Path) -> Result<()> {
-    let folder = from
-        .to_str()
-        .context("the path of the workspace is not UTF-8")?;
-    // In a container, root often works on somebody else's clone.
-    let trusted = format!("safe.directory={folder}");
-    let listed = machine::output(
-        "git",
-        &[
-            "-c",
-            &trusted,
-            "-C",
-            folder,
-            "ls-files",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-        ],
-    )
-    .context("cannot list the sources: git is missing, or this is not a clone")?;
+fn copy_sources(to: &Path) -> Result<()> {
+    let all = ["ls-files", "--cached", "--others", "--exclude-standard"];
+    let listed = git(&all).context("cannot list the sources")?;
     if to.exists() {
         fs::remove_dir_all(to).with_context(|| format!("cannot remove {}", to.display()))?;
     }
+    let from = workspace();
     for name in listed.lines().filter(|name| from.join(name).is_file()) {
         copy(&from.join(name), &to.join(name)).with_context(|| format!("cannot copy {name}"))?;
     }

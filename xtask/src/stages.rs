@@ -4,23 +4,27 @@ use std::{
     env,
     io::{BufRead, BufReader, Write},
     os::unix::process::CommandExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use crate::{licences, machine, reproducible};
+use crate::{licences, machine, package, reproducible};
 
 /// Builds the daemon as it is installed.
-pub(crate) fn build() -> Result<ExitCode> {
+pub(crate) fn build() -> Result<PathBuf> {
     run_cargo(BUILD_RELEASE)?;
-    println!(
-        "built {}",
-        workspace().join("target/release/sluice").display()
-    );
-    Ok(ExitCode::SUCCESS)
+    let built = workspace().join("target/release/sluice");
+    println!("built {}", built.display());
+    Ok(built)
+}
+
+/// Builds it as the lab runs it.
+pub(crate) fn build_for_lab() -> Result<PathBuf> {
+    run_cargo(BUILD_DAEMON)?;
+    Ok(workspace().join("target/debug/sluice"))
 }
 
 /// Every check there is.
@@ -139,6 +143,18 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     cargo
 }
 
+/// What git says of this repository.
+pub(crate) fn git(arguments: &[&str]) -> Result<String> {
+    let folder = workspace()
+        .to_str()
+        .context("the path of the workspace is not UTF-8")?;
+    // In a container, root often works on somebody else's clone.
+    let trusted = format!("safe.directory={folder}");
+    let here = ["-c", &trusted, "-C", folder];
+    machine::output("git", &[&here, arguments].concat())
+        .context("git is missing, or this is not a clone")
+}
+
 const BUILD_RELEASE: &[&str] = &["build", "--release", "--package", "sluice", "--locked"];
 
 /// A thread for each scenario: who runs beside whom is for their turns to say, and all must be known to be waiting.
@@ -221,7 +237,8 @@ fn checks(run: &mut Run, scope: Scope) -> Result<()> {
         "examples in the documentation",
         &["test", "--workspace", "--doc", "--locked", "--no-fail-fast"],
     )?;
-    run.stage("reproducible kernel objects", |_| reproducible::check())
+    run.stage("reproducible kernel objects", |_| reproducible::check())?;
+    run.stage("packages", |_| package::check())
 }
 
 fn lab(run: &mut Run, filter: Option<&str>) -> Result<()> {
