@@ -8,7 +8,7 @@ use std::{
 };
 
 use sluice::metrics::names;
-use sluice_ebpf::abi::{ABI_VERSION, DropReason, Step};
+use sluice_ebpf::abi::{ABI_VERSION, DropReason, HOST_VIP, NO_BACKEND, Step};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -190,6 +190,15 @@ fn every_pin_is_listed() {
         assert!(pins.contains(&format!("`{name}`")), "{name}");
     }
     assert!(pins.contains(&format!("`v{ABI_VERSION}`")));
+}
+
+#[test]
+fn the_readme_says_how_many_vips_and_backends_have_numbers() {
+    let grouped = |number: u16| format!("{},{:03}", number / 1000, number % 1000);
+    // VIPs are numbered from 1, backends from 0.
+    let (vips, backends) = (grouped(HOST_VIP - 1), grouped(NO_BACKEND));
+    let said = format!("At most {vips} VIPs, {backends} backends");
+    assert!(read("README.md").contains(&said), "{said}");
 }
 
 #[test]
