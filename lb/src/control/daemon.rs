@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     Start,
     kernel::Kernel,
+    stuck,
     supervise::Supervisor,
     tasks::{Listeners, Parts, Tasks},
 };
@@ -166,6 +167,9 @@ async fn serve(
         manager: manager.clone(),
         pin_dir: Some(pin_dir),
     };
+    let _watched = stuck::watch().inspect_err(|error| {
+        tracing::warn!(%error, "cannot watch the main thread: if it is stuck, only the service manager notices");
+    });
     let Tasks { api, mut control } = Tasks::start(&Supervisor::default(), start, reopen, parts);
     let result = loop {
         tokio::select! {

@@ -22,6 +22,7 @@ mod rules;
 mod scrape;
 mod sets;
 mod sources;
+mod stuck;
 mod supervise;
 mod tasks;
 mod view;
