@@ -26,6 +26,8 @@ mod tls;
 mod tokens;
 
 #[cfg(test)]
+mod detection_tests;
+#[cfg(test)]
 mod limits_tests;
 #[cfg(test)]
 mod rules_tests;

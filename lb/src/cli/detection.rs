@@ -208,3 +208,27 @@ pub(super) fn talkers_table(ink: Ink, of: &str, rows: &[TalkerRow]) -> String {
     let rows: Vec<_> = rows.iter().map(row).collect();
     table(ink, [of, "PPS", "BPS", "DROPPED PPS", "DROPPED BPS"], &rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_mitigation_is_shown_with_why() {
+        let item = json!({
+            "id": 4, "vip": "web", "class": "udp", "measure": "rule", "what": "drop ttl 9", "state": "refused",
+            "refusal": "the table is full", "enforced": false, "evidence": null,
+            "rates": { "pps": 9, "bps": 9 }, "trigger": { "pps": 1, "bps": 1 },
+            "created": "2026-01-01T00:00:00.000Z", "returns": 0, "matched_packets": 0
+        });
+        let shown = mitigations_table(Ink::Plain, &[serde_json::from_value(item).unwrap()]);
+        let row: Vec<&str> = shown.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(row[..6], ["4", "web", "udp", "refused", "0", "-"]);
+        assert!(
+            shown
+                .trim_end()
+                .ends_with("drop ttl 9 (refused: the table is full)"),
+            "{shown}"
+        );
+    }
+}
