@@ -16,7 +16,7 @@ use sluice::{
     config::{AllDown, Dataplane, Forward, HashInput, Host, Protocol, XdpMode},
     dataplane::{
         Action, ApplyError, BackendKey, BackendState, Desired, Explainer, LoadError, Mode, Need,
-        Opened, Ordered, Plane, Step, Table, TableKey, Vip, unload,
+        Opened, Ordered, Plane, Step, Table, TableKey, Vip, inspect, unload,
     },
     net::{NextHop, if_index},
 };
@@ -379,16 +379,77 @@ fn interfaces_come_and_go() {
         config.interfaces.remove(0);
         plane.attach(&config).unwrap();
         assert_eq!((site.programs("wire.0"), site.programs("wire1")), (0, 1));
-        config.mode = XdpMode::Generic;
-        let (attached, warnings) = plane.attach(&config).unwrap();
-        assert_eq!(attached[0].mode, Mode::Generic);
-        assert_eq!(warnings, Vec::<String>::new(), "as it was asked for");
 
         config.interfaces = vec!["nowhere".into()];
         match plane.attach(&config) {
             Err(LoadError::NoInterface { interface }) => assert_eq!(interface, "nowhere"),
             other => panic!("{other:?}"),
         }
+        assert_eq!(site.programs("wire1"), 1);
+
+        ip("link del wire1");
+        site.wire();
+        config.interfaces = vec!["wire1".into()];
+        config.mode = XdpMode::Generic;
+        let (attached, warnings) = plane.attach(&config).unwrap();
+        assert_eq!(attached[0].mode, Mode::Generic);
+        assert_eq!(warnings, Vec::<String>::new(), "as it was asked for");
+        assert_eq!(site.programs("wire1"), 1);
+        let inspection = inspect(&config.pin_dir, Some(&config)).unwrap();
+        assert_eq!(inspection.links.len(), 1, "the link to what is gone, too");
+    });
+}
+
+#[test]
+fn a_mode_that_would_take_the_program_off_is_refused() {
+    Site::run(|site| {
+        site.refuse_native("wire.0");
+        let config = site.config();
+        let (_, opened) = open(&config);
+        assert_eq!(opened.interfaces[0].mode, Mode::Generic);
+
+        let native = Dataplane {
+            mode: XdpMode::Native,
+            ..config.clone()
+        };
+        let other_mode = |error: &LoadError| matches!(error, LoadError::OtherMode { .. });
+        let error = Plane::open(&native, NEED, None).map(|_| ()).unwrap_err();
+        assert!(other_mode(&error), "{error}");
+        assert_eq!(site.programs("wire.0"), 1);
+        let inspection = inspect(&native.pin_dir, Some(&native)).unwrap();
+        assert!(inspection.mismatch.is_some_and(|error| other_mode(&error)));
+
+        let (_, opened) = open(&config);
+        assert!(opened.adopted);
+        unload(&config.pin_dir).unwrap();
+        let error = Plane::open(&native, NEED, None).map(|_| ()).unwrap_err();
+        assert!(matches!(error, LoadError::Native { .. }), "{error}");
+    });
+}
+
+#[test]
+fn a_start_that_fails_leaves_all_as_it_was() {
+    Site::run(|site| {
+        let config = Dataplane {
+            mode: XdpMode::Native,
+            ..site.config()
+        };
+        let (plane, _) = open(&config);
+        let key = plane.settings().flow_key;
+
+        ip("link add wire2 type veth peer name wire3");
+        site.refuse_native("wire1");
+        let other = Dataplane {
+            interfaces: vec!["wire2".into(), "wire1".into()],
+            ..config
+        };
+        match Plane::open(&other, NEED, Some([7; 32])).map(|_| ()) {
+            Err(LoadError::Native { interface, .. }) => assert_eq!(interface, "wire1"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(site.programs("wire.0"), 1, "it is not taken off");
+        assert_eq!(site.programs("wire2"), 0, "it is taken off again");
+        assert_eq!(plane.settings().flow_key, key, "no flow moves");
     });
 }
 
@@ -656,6 +717,15 @@ impl Site {
         ] {
             ip(command);
         }
+    }
+
+    /// Has the driver refuse native mode: its other end sends what does not fit into a page.
+    fn refuse_native(&self, interface: &str) {
+        let peer = match interface {
+            "wire.0" => "wire1",
+            _ => "wire.0",
+        };
+        ip(&format!("link set {peer} mtu 9000"));
     }
 
     /// XDP programs on an interface.

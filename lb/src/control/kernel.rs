@@ -16,8 +16,8 @@ use crate::{
     config::{self, Config},
     dataplane::{
         Attached, BackendKey, Cells, Census, Desired, ExactCounters, ExactLimit, ExactLimits,
-        ExactTables, LoadError, Mode, Need, Opened, Plane, Preview, RuleInForce, RuleMaps,
-        RunStats, SetNames, SettingsWords, SourceCounts, SourceMaps, SourceSet, TableKey,
+        ExactTables, LoadError, Need, Opened, Plane, Preview, RuleInForce, RuleMaps, RunStats,
+        SetNames, SettingsWords, SourceCounts, SourceMaps, SourceSet, TableKey,
     },
     limits::LimitSpec,
     net,
@@ -295,10 +295,7 @@ impl Dataplane for Kernel {
     fn attachments(&self) -> Vec<Attachment> {
         let attachment = |attached: &Attached| Attachment {
             interface: attached.name.clone(),
-            mode: match attached.mode {
-                Mode::Native => "native",
-                Mode::Generic => "generic",
-            },
+            mode: attached.mode.word(),
         };
         self.attached.iter().map(attachment).collect()
     }

@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
 
+use super::Mode;
+
 /// Why the data plane could not be loaded or attached. What was running before still is.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -49,6 +51,11 @@ pub enum LoadError {
         interface: String,
         source: Box<ProgramError>,
     },
+    #[error(
+        "the program is on {interface} in {} mode, and has to come off for another; write `mode = \"auto\"`, or run `sluice unload`, then start again",
+        is.word()
+    )]
+    OtherMode { interface: String, is: Mode },
     #[error(
         "cannot attach to {interface}; if another XDP program is there, take it off: `ip link set {interface} xdp off`"
     )]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{
     error::LoadError,
     load::{Need, Sizes},
-    pins::{Mode, Pins, other_versions},
+    pins::{Mode, Pins, check_mode, other_versions},
     plane::check,
 };
 use crate::{config::Dataplane, sys};
@@ -36,11 +36,6 @@ pub fn inspect(pin_dir: &Path, config: Option<&Dataplane>) -> Result<Inspection,
     let pins = Pins::existing(pin_dir);
     let pinned = pins.read(Sizes::any().shapes().into_iter().map(|(name, _)| name))?;
     let loaded = !pinned.shapes.is_empty() || !pinned.links.is_empty();
-    let mismatch = config.filter(|_| loaded).and_then(|config| {
-        let mut sizes = Sizes::new(config, Need::default());
-        sizes.keep(config, Need::default(), &pinned.shapes);
-        check(&sizes, &pins, &pinned).err()
-    });
     let links = pinned.links.iter().map(|(interface, mode)| {
         let path = pins.link(interface, *mode);
         let attached = sys::link_ifindex(&path).map_err(|source| LoadError::Directory {
@@ -53,10 +48,23 @@ pub fn inspect(pin_dir: &Path, config: Option<&Dataplane>) -> Result<Inspection,
             attached: attached.is_some(),
         })
     });
+    let links = links.collect::<Result<Vec<_>, LoadError>>()?;
+    let mismatch = config.filter(|_| loaded).and_then(|config| {
+        let mut sizes = Sizes::new(config, Need::default());
+        sizes.keep(config, Need::default(), &pinned.shapes);
+        let stay =
+            |link: &&PinnedProgram| link.attached && config.interfaces.contains(&link.interface);
+        check(&sizes, &pins, &pinned)
+            .and_then(|()| {
+                let mut stay = links.iter().filter(stay);
+                stay.try_for_each(|link| check_mode(&link.interface, link.mode, config.mode))
+            })
+            .err()
+    });
     Ok(Inspection {
         other_versions: other_versions(pin_dir)?,
         loaded,
-        links: links.collect::<Result<_, LoadError>>()?,
+        links,
         mismatch,
     })
 }

@@ -38,6 +38,17 @@ pub enum Mode {
     Generic,
 }
 
+impl Mode {
+    /// As in the config, in status and in metrics.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
 /// An interface whose packets the program gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
@@ -167,112 +178,161 @@ impl Pins {
     }
 
     /// Makes `program` the one that runs on exactly these interfaces, without a gap where one runs already.
+    ///
+    /// New interfaces come first, since they are what can fail: then the links to them are dropped, and all others are
+    /// as they were.
     pub(crate) fn attach(
         &self,
         program: &mut Xdp,
         interfaces: &[String],
         mode: XdpMode,
     ) -> Result<(Vec<Attached>, Vec<String>), LoadError> {
-        let (mut attached, mut warnings) = (Vec::new(), Vec::new());
-        let mut indices = Vec::new();
-        for interface in interfaces {
-            let index = if_index(interface).map_err(|_error| LoadError::NoInterface {
-                interface: interface.clone(),
-            })?;
-            indices.push((interface, index));
-        }
         let pinned = self.read([])?.links;
-        for (interface, index) in indices {
-            let mut running = None;
-            for (_, is) in pinned.iter().filter(|(name, _)| name == interface) {
-                let path = self.link(interface, *is);
-                let usable = match mode {
-                    XdpMode::Auto => true,
-                    XdpMode::Native => *is == Mode::Native,
-                    XdpMode::Generic => *is == Mode::Generic,
-                };
-                let same =
-                    sys::link_ifindex(&path).map_err(|source| at(&path, source))? == Some(index);
-                if usable && same {
-                    replace(program, &path, interface)?;
-                    running = Some(*is);
-                } else {
-                    remove(&path)?;
+        let places = self.places(interfaces, mode, &pinned)?;
+        let mut links = Vec::with_capacity(places.len());
+        for place in &places {
+            links.push(match place.held {
+                Some(mode) => Link::Held(mode),
+                None => attach_anew(program, place, mode)?,
+            });
+        }
+        let (mut attached, mut warnings) = (Vec::new(), Vec::new());
+        for (Place { name, index, .. }, link) in places.into_iter().zip(links) {
+            let (runs, refusal) = match link {
+                Link::Held(runs) => {
+                    replace(program, &self.link(&name, runs), &name)?;
+                    (runs, None)
                 }
-            }
-            let (runs, refusal) = match running {
-                Some(mode) => (mode, None),
-                None => self.attach_anew(program, interface, index, mode)?,
+                Link::New { link, runs, native } => {
+                    self.pin(link, &name, runs)?;
+                    (runs, native)
+                }
             };
             if runs == Mode::Generic && mode != XdpMode::Generic {
                 let why = refusal.map_or_else(String::new, |error| format!(" ({error})"));
                 warnings.push(format!(
-                    "{interface} takes no native XDP{why}: the program runs in generic mode there, which is several times slower"
+                    "{name} takes no native XDP{why}: the program runs in generic mode there, which is several times slower"
                 ));
             }
             attached.push(Attached {
-                name: interface.clone(),
+                name,
                 index,
                 mode: runs,
             });
         }
         for (name, mode) in pinned {
-            if !interfaces.contains(&name) {
-                let path = self.link(&name, mode);
-                remove(&path)?;
+            let is_it = |attached: &Attached| attached.name == name && attached.mode == mode;
+            if !attached.iter().any(is_it) {
+                remove(&self.link(&name, mode))?;
             }
         }
         Ok((attached, warnings))
     }
 
-    /// The error is why it is not native, where that was tried first.
-    fn attach_anew(
+    /// Finds the interfaces, and the pinned links that lead to them.
+    fn places(
         &self,
-        program: &mut Xdp,
-        interface: &str,
-        index: u32,
+        interfaces: &[String],
         mode: XdpMode,
-    ) -> Result<(Mode, Option<ProgramError>), LoadError> {
-        let name = || interface.to_owned();
-        let native = match mode {
-            XdpMode::Generic => None,
-            _ => Some(program.attach_to_if_index(index, Flags::Driver)),
-        };
-        let generic = |program: &mut Xdp, refusal| {
-            let link = program
-                .attach_to_if_index(index, Flags::Skb)
-                .map_err(|source| LoadError::Attach {
-                    interface: name(),
-                    source: Box::new(source),
-                })?;
-            Ok((link, Mode::Generic, refusal))
-        };
-        let (link, runs, refusal) = match native {
-            Some(Ok(link)) => (link, Mode::Native, None),
-            Some(Err(source)) if mode == XdpMode::Native => {
-                return Err(LoadError::Native {
-                    interface: name(),
-                    source: Box::new(source),
-                });
+        pinned: &[(String, Mode)],
+    ) -> Result<Vec<Place>, LoadError> {
+        let place = |name: &String| {
+            let name = name.clone();
+            let Ok(index) = if_index(&name) else {
+                return Err(LoadError::NoInterface { interface: name });
+            };
+            let mut held = None;
+            for (_, is) in pinned.iter().filter(|(interface, _)| *interface == name) {
+                let path = self.link(&name, *is);
+                if sys::link_ifindex(&path).map_err(|source| at(&path, source))? == Some(index) {
+                    check_mode(&name, *is, mode)?;
+                    held = Some(*is);
+                }
             }
-            Some(Err(error)) => generic(program, Some(error))?,
-            None => generic(program, None)?,
+            Ok(Place { name, index, held })
         };
-        let link = program
-            .take_link(link)
-            .map_err(|source| LoadError::Attach {
-                interface: name(),
-                source: Box::new(source),
-            })?;
-        FdLink::try_from(link)
-            .map_err(|_error| LoadError::NoLink { interface: name() })?
-            .pin(self.link(interface, runs))
-            .map_err(|source| LoadError::PinLink {
-                interface: name(),
-                source: Box::new(source),
-            })?;
-        Ok((runs, refusal))
+        interfaces.iter().map(place).collect()
     }
+
+    /// Pins a new link, in the place of one that leads elsewhere.
+    fn pin(&self, link: FdLink, interface: &str, mode: Mode) -> Result<(), LoadError> {
+        let path = self.link(interface, mode);
+        if path.exists() {
+            remove(&path)?;
+        }
+        link.pin(path).map_err(|source| LoadError::PinLink {
+            interface: interface.to_owned(),
+            source: Box::new(source),
+        })?;
+        Ok(())
+    }
+}
+
+/// An interface to attach to.
+struct Place {
+    name: String,
+    index: u32,
+    /// The mode of the pinned link that leads there.
+    held: Option<Mode>,
+}
+
+/// What keeps the program on an interface.
+enum Link {
+    /// It is pinned.
+    Held(Mode),
+    /// It is not pinned yet: when it is dropped, the program is off the interface again.
+    New {
+        link: FdLink,
+        runs: Mode,
+        /// Why it is not native, where that was tried first.
+        native: Option<ProgramError>,
+    },
+}
+
+/// The kernel has one mode at a time on an interface. To go from one to the other, the link that is there would have to go
+/// before it is known whether the new one holds.
+pub(super) fn check_mode(interface: &str, is: Mode, asked: XdpMode) -> Result<(), LoadError> {
+    match (asked, is) {
+        (XdpMode::Native, Mode::Generic) | (XdpMode::Generic, Mode::Native) => {
+            Err(LoadError::OtherMode {
+                interface: interface.to_owned(),
+                is,
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn attach_anew(program: &mut Xdp, place: &Place, mode: XdpMode) -> Result<Link, LoadError> {
+    let name = || place.name.clone();
+    let failed = |source| LoadError::Attach {
+        interface: name(),
+        source: Box::new(source),
+    };
+    let native = match mode {
+        XdpMode::Generic => None,
+        _ => Some(program.attach_to_if_index(place.index, Flags::Driver)),
+    };
+    let (id, runs, native) = match native {
+        Some(Ok(id)) => (id, Mode::Native, None),
+        Some(Err(source)) if mode == XdpMode::Native => {
+            return Err(LoadError::Native {
+                interface: name(),
+                source: Box::new(source),
+            });
+        }
+        refused => {
+            let id = program.attach_to_if_index(place.index, Flags::Skb);
+            (
+                id.map_err(failed)?,
+                Mode::Generic,
+                refused.and_then(Result::err),
+            )
+        }
+    };
+    let link = program.take_link(id).map_err(failed)?;
+    let link = FdLink::try_from(link).map_err(|_error| LoadError::NoLink { interface: name() })?;
+    Ok(Link::New { link, runs, native })
 }
 
 const NATIVE: &str = "link_";

@@ -114,37 +114,22 @@ impl Plane {
         } else {
             pins.clear()?;
         }
-        let mut warnings = Vec::new();
-        let opened = Self::take(
-            config,
-            &sizes,
-            pins.clone(),
-            hz,
-            secret,
-            adopted,
-            &mut warnings,
-        )
-        .and_then(|mut plane| {
-            let (interfaces, told) = plane.attach(config)?;
-            warnings.extend(told);
-            Ok((plane, interfaces))
+        let opened = Self::take(config, &sizes, pins.clone(), hz, adopted).and_then(|mut plane| {
+            // What can fail goes before what changes something: a new data plane has no VIPs yet, and one that was
+            // adopted goes on as it was told.
+            let (interfaces, mut warnings) = plane.attach(config)?;
+            plane.set_up(config, secret, adopted, &mut warnings)?;
+            let opened = Opened {
+                adopted,
+                interfaces,
+                warnings,
+            };
+            Ok((plane, opened))
         });
-        match opened {
-            Ok((plane, interfaces)) => Ok((
-                plane,
-                Opened {
-                    adopted,
-                    interfaces,
-                    warnings,
-                },
-            )),
-            Err(error) => {
-                if !adopted {
-                    pins.clear()?;
-                }
-                Err(error)
-            }
+        if opened.is_err() && !adopted {
+            pins.clear()?;
         }
+        opened
     }
 
     /// Where rules are put. To be called once.
@@ -301,9 +286,7 @@ impl Plane {
         sizes: &Sizes,
         pins: Pins,
         hz: u32,
-        secret: Option<[u8; 32]>,
         adopted: bool,
-        warnings: &mut Vec<String>,
     ) -> Result<Self, LoadError> {
         let mut object = load::load(sizes, &pins.directory, Twin::Forwarding)?;
         let ids = map_ids(&object)?;
@@ -311,7 +294,7 @@ impl Plane {
         let found = adopted
             .then(|| Registry::read(&config.state_dir, &ids, now))
             .flatten();
-        let lost = adopted && found.is_none();
+        let is_new = found.is_none();
         let registry = found.unwrap_or_else(|| Registry::new(&config.state_dir, ids));
         let arrays = Arrays {
             displacements: mapped(&object, maps::DISPLACEMENTS)?,
@@ -324,7 +307,7 @@ impl Plane {
             protected: mapped(&object, maps::PROTECTED)?,
         };
         let settings: Mapped<Settings> = mapped(&object, maps::SETTINGS)?;
-        let mut plane = Self {
+        Ok(Self {
             known: Known::new(settings.read(0)),
             settings,
             flows: mapped(&object, maps::FLOWS)?,
@@ -347,24 +330,34 @@ impl Plane {
             checksums: BTreeMap::new(),
             sweep: Sweep::default(),
             opened: now,
-            is_new: !adopted || lost,
-        };
-        if lost {
+            is_new,
+        })
+    }
+
+    /// Writes what comes from the config, and reads what the maps hold.
+    fn set_up(
+        &mut self,
+        config: &Dataplane,
+        secret: Option<[u8; 32]>,
+        adopted: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), LoadError> {
+        if adopted && self.is_new {
             warnings.push(format!(
                 "{} does not tell the numbers of what is loaded: the flow table is cleared, and flows may move to other backends",
                 config.state_dir.display()
             ));
-            plane.forget();
+            self.forget();
         }
-        plane.set_up(config, secret, adopted, warnings)?;
-        plane.known = Known::new(plane.settings());
-        plane.actual = plane.held();
-        plane.vip_tables = plane.held_vip_tables();
-        Ok(plane)
+        self.put_settings(config, secret, adopted, warnings)?;
+        self.known = Known::new(self.settings());
+        self.actual = self.held();
+        self.vip_tables = self.held_vip_tables();
+        Ok(())
     }
 
     /// Writes the settings that come from the config.
-    fn set_up(
+    fn put_settings(
         &self,
         config: &Dataplane,
         secret: Option<[u8; 32]>,

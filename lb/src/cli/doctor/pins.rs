@@ -3,12 +3,7 @@
 use std::path::Path;
 
 use super::Report;
-use crate::{
-    api::model::Status,
-    config::Dataplane,
-    control::chain,
-    dataplane::{self, Mode},
-};
+use crate::{api::model::Status, config::Dataplane, control::chain, dataplane};
 
 pub(super) fn check(
     pin_dir: &Path,
@@ -59,10 +54,13 @@ pub(super) fn check(
                 "the program runs there, and the config does not name it",
                 "reload, or start the daemon: it takes the program off",
             );
-        } else if link.mode == Mode::Generic {
-            report.ok("pins", interface, "the program runs there, in generic mode");
         } else {
-            report.ok("pins", interface, "the program runs there, in native mode");
+            let mode = link.mode.word();
+            report.ok(
+                "pins",
+                interface,
+                format!("the program runs there, in {mode} mode"),
+            );
         }
     }
     if status.is_none() {
