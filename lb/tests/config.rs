@@ -4,6 +4,7 @@ use std::{
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -165,6 +166,34 @@ fn local_vips_may_have_backends_at_any_address_of_the_host() {
 fn a_missing_interface_is_reported_where_it_is_named() {
     let config = parse(MINIMAL).unwrap();
     config::check_interfaces(&config, |_| true).unwrap();
+/// A backend has a number in the data plane for each way by which packets reach it.
+#[test]
+fn backends_are_counted_as_the_data_plane_numbers_them() {
+    let backends = |count: u32| {
+        let mut text = String::from("[[pool]]\nname = \"many\"\nhealth = { kind = \"none\" }\n");
+        for n in 0..count {
+            let address = Ipv4Addr::from_bits(0x0a80_0000 + n);
+            writeln!(text, "[[pool.backend]]\naddress = \"{address}\"").unwrap();
+        }
+        text
+    };
+    let vip = |n: u8, forward: &str| {
+        format!(
+            "[[vip]]\nname = \"many{n}\"\naddress = \"198.51.100.{n}\"\nprotocol = \"tcp\"\npool = \"many\"\nforward = \"{forward}\"\n"
+        )
+    };
+    // With the one of MINIMAL, both ways take all numbers there are.
+    let half = backends(32_767);
+    let both = [vip(1, "ipip"), vip(2, "gue")].concat();
+    parse(&format!("{MINIMAL}{half}{}", vip(1, "ipip"))).unwrap();
+    parse(&format!("{MINIMAL}{half}{both}")).unwrap();
+    let errors = parse(&format!("{MINIMAL}{}{both}", backends(32_768))).unwrap_err();
+    let text = errors.to_string();
+    assert!(text.contains("more than 65,535 backends"), "{text}");
+    assert_eq!(errors.errors().len(), 1);
+    parse(&format!("{MINIMAL}{}", backends(65_536))).expect("no VIP leads there");
+}
+
     let errors = config::check_interfaces(&config, |name| name == "eth0").unwrap_err();
     assert_eq!(
         errors.to_string(),

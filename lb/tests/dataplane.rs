@@ -2,7 +2,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -313,6 +313,57 @@ fn a_change_waits_while_handshakes_need_what_it_would_replace() {
         let later = start + (seconds + 1) * u64::from(plane.hz());
         plane.apply_at(&desired(&[3]), later).unwrap();
         assert_eq!(backend(), 3);
+    });
+}
+
+#[test]
+fn a_refused_change_takes_no_numbers() {
+    Site::run(|site| {
+        let config = Dataplane {
+            lookup_slots: 2 * 252,
+            ..site.config()
+        };
+        let (mut plane, _) = open(&config);
+        plane.apply(&desired(&[1])).unwrap();
+        let numbers = plane.numbers_of_vips();
+
+        let mut large = desired(&[1, 2]);
+        let mut vip = large.vips["www"].clone();
+        vip.port = Some(80);
+        large.vips.insert("more".into(), vip);
+        for table in large.tables.values_mut() {
+            table.slots = 1009;
+        }
+        match plane.apply(&large) {
+            Err(ApplyError::Slots { slots: 504 }) => {}
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(plane.numbers_of_vips(), numbers);
+
+        let mut many = desired(&[1]);
+        let (key, state) = many.backends.pop_first().unwrap();
+        many.backends = (0..=u32::from(u16::MAX))
+            .map(|n| {
+                let address = Ipv4Addr::from_bits(u32::from_be_bytes([10, 0, 0, 1]) + n).into();
+                (
+                    BackendKey {
+                        address,
+                        ..key.clone()
+                    },
+                    state.clone(),
+                )
+            })
+            .collect();
+        for refused in [
+            plane.preview(&many).map(|_| ()),
+            plane.apply(&many).map(|_| ()),
+        ] {
+            match refused {
+                Err(ApplyError::Full { most: 65_535, .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(plane.apply(&desired(&[1])).unwrap(), []);
     });
 }
 

@@ -1,7 +1,7 @@
 //! What no table can say about itself: names that must exist, VIPs that collide, backends that their VIPs cannot reach.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -124,8 +124,7 @@ pub(super) fn reachability(vips: &[PlacedVip], pools: &[PlacedPool], errors: &Er
         let Some(pool) = by_name.get(vip.vip.pool.as_str()) else {
             continue;
         };
-        uses[*pool].any = true;
-        uses[*pool].over_the_wire |= vip.vip.forward != Forward::Local;
+        uses[*pool].forwards.insert(vip.vip.forward);
         for kind in &kinds[*pool] {
             pair(vip, kind, errors);
             let forward = kind.forward.unwrap_or(vip.vip.forward);
@@ -133,7 +132,7 @@ pub(super) fn reachability(vips: &[PlacedVip], pools: &[PlacedPool], errors: &Er
         }
     }
     for (pool, uses) in pools.iter().zip(&uses) {
-        if pool.pool.health.via_tunnel && uses.any && !uses.by_tunnel {
+        if pool.pool.health.via_tunnel && !uses.forwards.is_empty() && !uses.by_tunnel {
             errors.add(pool.health_at, || {
                 "`via_tunnel` is set, but no VIP sends to this pool by `ipip` or `gue`; remove it".into()
             });
@@ -143,10 +142,10 @@ pub(super) fn reachability(vips: &[PlacedVip], pools: &[PlacedPool], errors: &Er
 }
 
 /// How the VIPs of a pool forward.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Uses {
-    any: bool,
-    over_the_wire: bool,
+    forwards: BTreeSet<Forward>,
+    /// Also where backends forward otherwise than the VIPs.
     by_tunnel: bool,
 }
 
@@ -238,19 +237,25 @@ fn addresses(vips: &[PlacedVip], pools: &[PlacedPool], uses: &[Uses], errors: &E
             .find_map(|(_, length)| vip_prefixes.get(&IpNet::new(address, *length).ok()?.trunc()))
     };
 
-    let mut distinct: HashSet<IpAddr> = HashSet::new();
+    let mut numbers = 0;
     for (pool, uses) in pools.iter().zip(uses) {
         for (backend, at) in pool.pool.backends.iter().zip(&pool.backends_at) {
             let address = backend.address;
-            if distinct.insert(address) && distinct.len() == BACKENDS + 1 {
+            // One for each way by which packets reach it in this pool, as `desired` has it.
+            let ways = match backend.forward {
+                Some(_) => uses.forwards.len().min(1),
+                None => uses.forwards.len(),
+            };
+            if (numbers + 1..=numbers + ways).contains(&(BACKENDS + 1)) {
                 errors.add(*at, || {
                     format!(
-                        "more than {} different backends are too many",
+                        "more than {} backends are too many; one counts for each of its pools, and for each `forward` of the VIPs there",
                         grouped(BACKENDS as u64)
                     )
                 });
             }
-            let by_local_vips = uses.any && !uses.over_the_wire;
+            numbers += ways;
+            let by_local_vips = uses.forwards.iter().eq([&Forward::Local]);
             let is_local = backend
                 .forward
                 .map_or(by_local_vips, |forward| forward == Forward::Local);

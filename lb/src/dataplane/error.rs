@@ -117,7 +117,7 @@ impl std::fmt::Display for Shape {
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     #[error(
-        "{what} are more than the data plane holds ({most}); run `sluice unload`, then start again"
+        "{what} are more than the data plane holds ({most}), those included that this change removes or that went in the last 30 s; use fewer, or remove first and add half a minute later"
     )]
     Full { what: &'static str, most: u64 },
     #[error(

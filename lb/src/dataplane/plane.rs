@@ -167,8 +167,10 @@ impl Plane {
         self.free(now);
         let wanted = Image::of(desired, self.hz)?;
         let steps = plan(&self.actual, &wanted);
-        self.number(&wanted)?;
-        self.put_tables(&steps, &wanted, now)?;
+        let lacking = self.registry.lacking(&wanted, self.arrays.vips.len())?;
+        self.number(&lacking)
+            .and_then(|()| self.put_tables(&steps, &wanted, now))
+            .inspect_err(|_| self.registry.give_back(&lacking))?;
         for step in &steps {
             self.take_step(step, &wanted, now)?;
         }
@@ -188,6 +190,8 @@ impl Plane {
     /// What applying `desired` would take and move, or why it would be refused. Changes nothing.
     pub fn preview(&self, desired: &Desired) -> Result<Preview, ApplyError> {
         let preview = Preview::new(self.actual.clone(), desired, self.hz)?;
+        self.registry
+            .lacking(preview.wanted(), self.arrays.vips.len())?;
         index::build(&indexed(preview.wanted(), |_| 1), self.room)?;
         let steps = preview.steps();
         let tables = steps.iter().filter_map(|step| match step {

@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use sluice_ebpf::abi::NO_BACKEND;
 
-use super::{ApplyError, BackendKey, TableKey};
+use super::{ApplyError, BackendKey, TableKey, load::POLICIES, plan::Image};
 
 /// A run of slots in `SLOTS`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,14 @@ pub(crate) struct Registry {
     /// Backend numbers that flows may still have, and when (in jiffies) they are free again.
     retired: BTreeMap<u16, u64>,
     changed: bool,
+}
+
+/// Names that have no number yet, with one that is free for each.
+#[derive(Debug)]
+pub(crate) struct Lacking {
+    pub policies: Vec<(String, u16)>,
+    pub backends: Vec<(BackendKey, u16)>,
+    pub vips: Vec<(String, u16)>,
 }
 
 /// The file's format.
@@ -131,41 +140,47 @@ impl Registry {
         fs::rename(&new, &self.path)
     }
 
-    /// The number of a VIP, and whether it is new. `room` counts number 0, which is no VIP.
-    pub(crate) fn vip(&mut self, name: &str, room: u32) -> Result<(u16, bool), ApplyError> {
-        let got = take(
-            &mut self.vips,
-            &name.to_owned(),
-            1,
-            room,
-            &BTreeMap::new(),
-            "VIPs",
-        )?;
-        self.changed |= got.1;
-        Ok(got)
+    /// Numbers for all that is wanted and has none. `vips` counts number 0, which is no VIP.
+    pub(crate) fn lacking(&self, wanted: &Image, vips: u32) -> Result<Lacking, ApplyError> {
+        let (backends, none) = (u32::from(NO_BACKEND), BTreeMap::new());
+        Ok(Lacking {
+            policies: lacking(
+                "policies",
+                &wanted.policies,
+                &self.policies,
+                &none,
+                1..POLICIES,
+            )?,
+            backends: lacking(
+                "backends",
+                &wanted.backends,
+                &self.backends,
+                &self.retired,
+                0..backends,
+            )?,
+            vips: lacking("VIPs", &wanted.vips, &self.vips, &none, 1..vips)?,
+        })
     }
 
-    /// The number of a policy. `room` counts number 0, which limits nothing.
-    pub(crate) fn policy(&mut self, name: &str, room: u32) -> Result<(u16, bool), ApplyError> {
-        let none = BTreeMap::new();
-        let got = take(
-            &mut self.policies,
-            &name.to_owned(),
-            1,
-            room,
-            &none,
-            "policies",
-        )?;
-        self.changed |= got.1;
-        Ok(got)
+    pub(crate) fn take(&mut self, lacking: &Lacking) {
+        self.policies.extend(lacking.policies.iter().cloned());
+        self.backends.extend(lacking.backends.iter().cloned());
+        self.vips.extend(lacking.vips.iter().cloned());
+        self.changed |= !lacking.is_empty();
     }
 
-    /// The number of a backend.
-    pub(crate) fn backend(&mut self, key: &BackendKey) -> Result<(u16, bool), ApplyError> {
-        let room = u32::from(NO_BACKEND);
-        let got = take(&mut self.backends, key, 0, room, &self.retired, "backends")?;
-        self.changed |= got.1;
-        Ok(got)
+    /// Undoes [`Registry::take`], for numbers that no packet has met.
+    pub(crate) fn give_back(&mut self, lacking: &Lacking) {
+        for (name, _) in &lacking.policies {
+            self.policies.remove(name);
+        }
+        for (key, _) in &lacking.backends {
+            self.backends.remove(key);
+        }
+        for (name, _) in &lacking.vips {
+            self.vips.remove(name);
+        }
+        self.changed |= !lacking.is_empty();
     }
 
     pub(crate) fn put_table(&mut self, key: TableKey, region: Region) {
@@ -210,81 +225,129 @@ impl Registry {
     }
 }
 
-/// The key's number, or the lowest that is free.
-fn take<K: Ord + Clone>(
-    numbers: &mut BTreeMap<K, u16>,
-    key: &K,
-    first: u16,
-    room: u32,
-    retired: &BTreeMap<u16, u64>,
-    what: &'static str,
-) -> Result<(u16, bool), ApplyError> {
-    if let Some(&number) = numbers.get(key) {
-        return Ok((number, false));
+impl Lacking {
+    fn is_empty(&self) -> bool {
+        self.policies.is_empty() && self.backends.is_empty() && self.vips.is_empty()
     }
+}
+
+/// The lowest numbers that are free, for those of `wanted` that have none.
+fn lacking<K: Ord + Clone, V>(
+    what: &'static str,
+    wanted: &BTreeMap<K, V>,
+    numbers: &BTreeMap<K, u16>,
+    retired: &BTreeMap<u16, u64>,
+    room: Range<u32>,
+) -> Result<Vec<(K, u16)>, ApplyError> {
     let used: BTreeSet<u16> = numbers.values().chain(retired.keys()).copied().collect();
-    let number = (first..=u16::MAX)
-        .take_while(|&number| u32::from(number) < room)
-        .find(|number| !used.contains(number))
-        .ok_or_else(|| ApplyError::Full {
-            what,
-            most: u64::from(room) - u64::from(first),
-        })?;
-    numbers.insert(key.clone(), number);
-    Ok((number, true))
+    let most = u64::from(room.end - room.start);
+    let numbered = room.map_while(|number| u16::try_from(number).ok());
+    let mut free = numbered.filter(|number| !used.contains(number));
+    let without = wanted.keys().filter(|key| !numbers.contains_key(key));
+    without
+        .map(|key| {
+            let number = free.next().ok_or(ApplyError::Full { what, most })?;
+            Ok((key.clone(), number))
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
+    use bytemuck::Zeroable;
+
     use super::*;
     use crate::config::Forward;
 
-    fn key(last: u8) -> BackendKey {
+    fn key(last: u16) -> BackendKey {
+        let [high, low] = last.to_be_bytes();
         BackendKey {
             pool: "web".into(),
-            address: [10, 0, 0, last].into(),
+            address: [10, 0, high, low].into(),
             forward: Forward::L2,
         }
+    }
+
+    fn wanted(vips: &[&str], backends: impl IntoIterator<Item = u16>) -> Image {
+        let backends = backends.into_iter();
+        Image {
+            vips: vips.iter().map(|name| ((*name).to_owned(), None)).collect(),
+            backends: backends.map(|n| (key(n), Zeroable::zeroed())).collect(),
+            ..Image::default()
+        }
+    }
+
+    fn number(registry: &mut Registry, wanted: &Image) -> Lacking {
+        let lacking = registry.lacking(wanted, 2048).unwrap();
+        registry.take(&lacking);
+        lacking
     }
 
     #[test]
     fn numbers_survive_a_restart_and_only_for_their_maps() {
         let directory = tempfile::tempdir().unwrap();
         let mut registry = Registry::new(directory.path(), vec![7, 8]);
-        assert_eq!(registry.vip("www", 2048).unwrap(), (1, true));
-        assert_eq!(registry.backend(&key(1)).unwrap(), (0, true));
-        assert_eq!(registry.backend(&key(2)).unwrap(), (1, true));
+        let lacking = number(&mut registry, &wanted(&["www"], [1, 2]));
+        assert_eq!(lacking.vips, [("www".to_owned(), 1)]);
+        assert_eq!(lacking.backends, [(key(1), 0), (key(2), 1)]);
         registry.remove_backend(&key(1), 100);
         registry.save().unwrap();
 
         assert!(Registry::read(directory.path(), &[7, 9], 0).is_none());
         let mut again = Registry::read(directory.path(), &[7, 8], 50).unwrap();
-        assert_eq!(again.vip("www", 2048).unwrap(), (1, false));
-        assert_eq!(again.backend(&key(2)).unwrap(), (1, false));
-        assert_eq!(again.backend(&key(3)).unwrap(), (2, true), "0 is retired");
+        let lacking = number(&mut again, &wanted(&["www"], [2, 3]));
+        assert_eq!(lacking.vips, []);
+        assert_eq!(lacking.backends, [(key(3), 2)], "0 is retired");
     }
 
     #[test]
     fn a_retired_number_is_used_again_once_freed() {
         let mut registry = Registry::new(Path::new("/nonexistent"), vec![]);
-        registry.backend(&key(1)).unwrap();
+        number(&mut registry, &wanted(&[], [1]));
         registry.remove_backend(&key(1), 100);
         assert!(registry.due(99).is_empty());
         let due = registry.due(100);
         registry.free(&due);
-        assert_eq!(registry.backend(&key(2)).unwrap(), (0, true));
+        let lacking = number(&mut registry, &wanted(&[], [2]));
+        assert_eq!(lacking.backends, [(key(2), 0)]);
     }
 
     #[test]
     fn no_more_numbers_than_there_is_room() {
         let mut registry = Registry::new(Path::new("/nonexistent"), vec![]);
-        registry.vip("a", 3).unwrap();
-        registry.vip("b", 3).unwrap();
+        registry.take(&registry.lacking(&wanted(&["a", "b"], []), 3).unwrap());
         assert!(matches!(
-            registry.vip("c", 3),
+            registry.lacking(&wanted(&["c"], [1]), 3),
             Err(ApplyError::Full { most: 2, .. })
         ));
         registry.remove_vip("a");
-        assert_eq!(registry.vip("c", 3).unwrap(), (1, true));
+        let lacking = registry.lacking(&wanted(&["c"], []), 3).unwrap();
+        assert_eq!(lacking.vips, [("c".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn what_is_given_back_is_free_again() {
+        let mut registry = Registry::new(Path::new("/nonexistent"), vec![]);
+        number(&mut registry, &wanted(&["a"], [1]));
+        let refused = number(&mut registry, &wanted(&["a", "b"], [1, 2]));
+        registry.give_back(&refused);
+        let lacking = number(&mut registry, &wanted(&["a", "c"], [1, 3]));
+        assert_eq!(lacking.vips, [("c".to_owned(), 2)]);
+        assert_eq!(lacking.backends, [(key(3), 1)]);
+    }
+
+    /// It takes a second. With work that grows by the square of the backends it would take minutes, also on a machine that
+    /// has nothing else to do.
+    #[test]
+    fn many_backends_get_their_numbers_at_once() {
+        let mut registry = Registry::new(Path::new("/nonexistent"), vec![]);
+        let wanted = wanted(&[], 0..60_000);
+        let start = Instant::now();
+        let lacking = number(&mut registry, &wanted);
+        assert_eq!(lacking.backends.last(), Some(&(key(59_999), 59_999)));
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(60), "{took:?}");
     }
 }

@@ -13,9 +13,8 @@ use sluice_ebpf::{
 use super::{
     ApplyError, Plane, TableKey, encode,
     index::{self, Indexed, Room},
-    load::POLICIES,
     plan::{Image, Step, VipImage},
-    registry::Region,
+    registry::{Lacking, Region},
     slots::build_all,
 };
 
@@ -48,26 +47,17 @@ impl Plane {
         }
     }
 
-    /// Gives numbers to all that is wanted, and makes them last before a packet can meet them.
-    pub(super) fn number(&mut self, wanted: &Image) -> Result<(), ApplyError> {
-        for name in wanted.policies.keys() {
-            self.registry.policy(name, POLICIES)?;
+    /// Makes these numbers last before a packet can meet them, and count from zero.
+    pub(super) fn number(&mut self, lacking: &Lacking) -> Result<(), ApplyError> {
+        for (_, number) in &lacking.backends {
+            self.counters.reset_backend(*number)?;
         }
-        for key in wanted.backends.keys() {
-            let (number, new) = self.registry.backend(key)?;
-            if new {
-                self.counters.reset_backend(number)?;
-            }
+        for (_, number) in &lacking.vips {
+            let vip = abi::Vip::zeroed();
+            self.arrays.vips.write(u32::from(*number), &vip);
+            self.counters.reset_vip(*number)?;
         }
-        for name in wanted.vips.keys() {
-            let (number, new) = self.registry.vip(name, self.arrays.vips.len())?;
-            if new {
-                self.arrays
-                    .vips
-                    .write(u32::from(number), &abi::Vip::zeroed());
-                self.counters.reset_vip(number)?;
-            }
-        }
+        self.registry.take(lacking);
         self.registry.save()
     }
 
