@@ -1,15 +1,19 @@
 //! The config reader from outside: the example, files that are wrong in every way, and hostile input.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs,
-    path::{Path, PathBuf},
     net::Ipv4Addr,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
-use sluice::config::{self, Check, Config, ConfigErrors, Forward, Position};
+use sluice::{
+    config::{self, Check, Config, ConfigErrors, Forward, Position},
+    net::HostInterface,
+};
 
 fn manifest(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -162,10 +166,6 @@ fn local_vips_may_have_backends_at_any_address_of_the_host() {
     }
 }
 
-#[test]
-fn a_missing_interface_is_reported_where_it_is_named() {
-    let config = parse(MINIMAL).unwrap();
-    config::check_interfaces(&config, |_| true).unwrap();
 /// A backend has a number in the data plane for each way by which packets reach it.
 #[test]
 fn backends_are_counted_as_the_data_plane_numbers_them() {
@@ -194,11 +194,59 @@ fn backends_are_counted_as_the_data_plane_numbers_them() {
     parse(&format!("{MINIMAL}{}", backends(65_536))).expect("no VIP leads there");
 }
 
-    let errors = config::check_interfaces(&config, |name| name == "eth0").unwrap_err();
+#[test]
+fn a_missing_interface_is_reported_where_it_is_named() {
+    let config = parse(MINIMAL).unwrap();
+    let mut interfaces = host(&[("eth0", "10.0.0.1"), ("eth1", "10.0.1.1")]);
+    config::check_on(&config, &interfaces).unwrap();
+    interfaces.remove("eth1");
+    let errors = config::check_on(&config, &interfaces).unwrap_err();
     assert_eq!(
         errors.to_string(),
         "sluice.toml:6:23: this machine has no interface `eth1`; `ip link` lists those it has"
     );
+}
+
+#[test]
+fn a_vip_at_the_hosts_own_address_is_refused() {
+    let own = |vip: &str, interface: &str| {
+        let config = parse(&MINIMAL.replace("192.0.2.10", vip)).unwrap();
+        let mut interfaces = host(&[("eth0", "10.0.0.1"), ("eth1", "2001:db8::1")]);
+        let taken = host(&[(interface, "192.0.2.1")]);
+        interfaces.extend(taken);
+        config::check_on(&config, &interfaces)
+    };
+    let errors = own("192.0.2.1", "eth2").unwrap_err();
+    let text = errors.to_string();
+    assert!(
+        text.starts_with(
+            "sluice.toml:12:11: VIP `web` takes `192.0.2.1`, which is this machine's own at eth2"
+        ),
+        "{text}"
+    );
+    assert!(text.contains("forward = \"local\""), "{text}");
+    own("192.0.2.0/30", "eth2").unwrap_err();
+    own("2001:db8::/64", "eth2").unwrap_err();
+    own("192.0.2.2", "eth2").unwrap();
+    own("192.0.2.1", "lo").expect("where nobody finds this host");
+
+    let local = MINIMAL
+        .replace("\"ipip\"", "\"local\"")
+        .replace("192.0.2.10", "10.0.0.1");
+    let interfaces = host(&[("eth0", "10.0.0.1"), ("eth1", "10.0.1.1")]);
+    config::check_on(&parse(&local).unwrap(), &interfaces).expect("they share it");
+}
+
+/// A machine with these interfaces, each with an address.
+fn host(interfaces: &[(&str, &str)]) -> BTreeMap<String, HostInterface> {
+    let interface = |&(name, address): &(&str, &str)| {
+        let interface = HostInterface {
+            addresses: vec![address.parse().unwrap()],
+            answers: name != "lo",
+        };
+        (name.to_owned(), interface)
+    };
+    interfaces.iter().map(interface).collect()
 }
 
 #[test]

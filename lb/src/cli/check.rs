@@ -8,7 +8,6 @@ use super::{Failed, output::Output};
 use crate::{
     api::FileError,
     config::{self, ConfigErrors},
-    net,
 };
 
 #[derive(Serialize)]
@@ -21,7 +20,8 @@ struct Report {
 /// Says whether a config would be taken.
 pub(super) fn check(file: &Path, output: Output) -> Result<ExitCode, Failed> {
     let checked = config::load(file).and_then(|config| {
-        config::check_interfaces(&config, |name| net::if_index(name).is_ok()).map(|()| config)
+        config::check_host(&config)?;
+        Ok(config)
     });
     match checked {
         Ok(config) => {
@@ -50,12 +50,10 @@ pub(super) fn check(file: &Path, output: Output) -> Result<ExitCode, Failed> {
             output.show(&report, |_| String::new())?;
             Ok(ExitCode::FAILURE)
         }
-        Err(ConfigErrors::Unreadable { file, source }) => {
-            Err(ConfigErrors::Unreadable { file, source }.into())
-        }
-        Err(errors) => {
+        Err(errors @ ConfigErrors::Invalid { .. }) => {
             eprintln!("{errors}");
             Ok(ExitCode::FAILURE)
         }
+        Err(unseen) => Err(unseen.into()),
     }
 }

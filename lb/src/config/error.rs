@@ -18,15 +18,31 @@ pub enum ConfigErrors {
         /// How many were found beyond those listed.
         more: usize,
     },
+    #[error("cannot list the interfaces of this machine")]
+    Host(#[source] io::Error),
 }
 
 impl ConfigErrors {
-    /// The errors with their places; none if the file could not be read.
+    /// The errors with their places; none if the file or the machine could not be looked at.
     pub fn errors(&self) -> &[ConfigError] {
         match self {
-            Self::Unreadable { .. } => &[],
+            Self::Unreadable { .. } | Self::Host(_) => &[],
             Self::Invalid { errors, .. } => errors,
         }
+    }
+
+    /// Good if nothing was found.
+    pub(super) fn refuse(mut found: Vec<ConfigError>) -> Result<(), Self> {
+        if found.is_empty() {
+            return Ok(());
+        }
+        found.sort_by_key(|error| error.position);
+        let more = found.len().saturating_sub(LISTED);
+        found.truncate(LISTED);
+        Err(Self::Invalid {
+            errors: found,
+            more,
+        })
     }
 }
 

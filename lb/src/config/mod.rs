@@ -24,6 +24,7 @@ mod read_syn;
 mod read_vip;
 mod secret;
 mod section;
+mod this_host;
 
 use std::{
     fs::File,
@@ -46,6 +47,7 @@ pub use model::{
 };
 pub(crate) use read_policy::class_words;
 pub use secret::{SecretError, read_secret};
+pub use this_host::{check_host, check_on};
 
 use error::{Errors, Lines};
 use outside::Outside;
@@ -72,40 +74,6 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
 /// Checks a config that is already in memory. Nothing outside of `text` is looked at, so the files that it names need not exist.
 pub fn parse(text: &str, file_name: &str) -> Result<Config, ConfigErrors> {
     read(text.as_bytes(), file_name, Outside::Ignored)
-}
-
-/// Refuses a config that names interfaces which this machine does not have.
-pub fn check_interfaces(
-    config: &Config,
-    exists: impl Fn(&str) -> bool,
-) -> Result<(), ConfigErrors> {
-    let mut errors = Vec::new();
-    for (index, name) in config
-        .dataplane
-        .interfaces
-        .iter()
-        .enumerate()
-        .filter(|(_, name)| !exists(name))
-    {
-        let position = config
-            .origin
-            .interfaces
-            .get(index)
-            .copied()
-            .unwrap_or_default();
-        let message =
-            format!("this machine has no interface `{name}`; `ip link` lists those it has");
-        errors.push(ConfigError {
-            file: config.origin.file.clone(),
-            position,
-            message,
-        });
-    }
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(ConfigErrors::Invalid { errors, more: 0 })
-    }
 }
 
 /// A number that is equal for configs that say the same, on every machine and in every version that has the same keys.
@@ -217,10 +185,12 @@ fn tables(
     if let Some(remote) = &api.remote {
         host.ports.push((Protocol::Tcp, remote.listen.port()));
     }
-    let interfaces = interfaces_at
-        .into_iter()
-        .map(|at| lines.position(at))
-        .collect();
+    let positions = |at: Vec<usize>| at.into_iter().map(|at| lines.position(at)).collect();
+    let origin = Origin {
+        file: file_name.to_owned(),
+        interfaces: positions(interfaces_at),
+        vips: positions(vips.iter().map(|placed| placed.address_at).collect()),
+    };
     Some(Config {
         pop: pop?,
         dataplane,
@@ -232,10 +202,7 @@ fn tables(
         rules,
         sources,
         host,
-        origin: Origin {
-            file: file_name.to_owned(),
-            interfaces,
-        },
+        origin,
     })
 }
 

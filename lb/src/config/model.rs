@@ -48,6 +48,8 @@ pub struct Origin {
     pub file: String,
     /// Of each interface, in their order.
     pub interfaces: Vec<Position>,
+    /// Of each VIP's address, in their order.
+    pub vips: Vec<Position>,
 }
 
 /// Always equal, so that a config which only moved in its file is no change.

@@ -70,7 +70,7 @@ pub enum DaemonError {
 /// `socket` overrides the config's.
 pub async fn run(config_file: &Path, socket: Option<PathBuf>) -> Result<(), DaemonError> {
     let config = config::load(config_file)?;
-    config::check_interfaces(&config, |name| crate::net::if_index(name).is_ok())?;
+    config::check_host(&config)?;
     let state_dir = &config.dataplane.state_dir;
     let _lock = lock(state_dir)?;
     let socket = socket.unwrap_or_else(|| config.api.socket.clone());

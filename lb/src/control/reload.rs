@@ -61,7 +61,7 @@ impl<P: Dataplane> Control<P> {
 
     /// Whether a reload would take it.
     pub(super) fn check_config(&self, new: &Config) -> Result<(), Refused> {
-        config::check_interfaces(new, |name| crate::net::if_index(name).is_ok())?;
+        config::check_host(new)?;
         if let Some(message) = needs_restart(&self.config, new) {
             return Err(Refused::Invalid {
                 field: None,

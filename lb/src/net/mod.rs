@@ -3,6 +3,7 @@
 //! All sockets belong to the network namespace of the thread that opens them. [`Resolver::start`] opens its sockets
 //! before it returns; only after a netlink failure are they opened again, by a thread of the runtime. A process that
 //! moves single threads between namespaces must therefore run the resolver on a current-thread runtime.
+mod host;
 mod kernel;
 mod link;
 mod resolver;
@@ -11,6 +12,7 @@ mod xdp_features;
 
 use std::net::IpAddr;
 
+pub use host::{HostInterface, host_interfaces};
 pub use link::{Interface, InterfacesError, VlanTag, if_index, interfaces};
 pub use resolver::{Resolutions, Resolver, Wanted};
 pub use xdp_features::{XdpFeatures, xdp_features};

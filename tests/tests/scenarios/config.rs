@@ -8,12 +8,15 @@ fn a_bad_config_is_refused_with_its_line_and_the_running_one_stays() {
     let mut conn = lab.client(0).connect(WEB_V4).unwrap();
     let good = lab.node().config_text(&lab.config());
     let before = lab.node().items("vips").len();
+    let vip = format!("address = \"{}\"", WEB_V4.ip());
+    let own = format!("address = \"{}\"", lab.node().v4());
 
     for (from, to, said) in [
         ("protocol = \"tcp\"", "protocoll = \"tcp\"", "protocol"),
         ("pool = \"v6\"", "pool = \"nobody\"", "nobody"),
         ("[[vip]]", "[[vip", "sluice.toml"),
         ("\"eth0\"", "\"eth7\"", "no interface `eth7`"),
+        (&vip, &own, "this machine's own at eth0"),
     ] {
         lab.node().write_config(&good.replacen(from, to, 1));
         let checked = lab.sluice("check");

@@ -20,7 +20,7 @@ use crate::{
     api::model::Status,
     config::{self, Config, ConfigErrors},
     control::chain,
-    dataplane, net,
+    dataplane,
 };
 
 /// Looks at everything. Exit code 1 if anything is found that keeps the data plane from its work.
@@ -203,8 +203,7 @@ fn check_config(file: &Path, report: &mut Report) -> Option<Config> {
     let name = file.display();
     match config::load(file) {
         Ok(config) => {
-            let exists = |interface: &str| net::if_index(interface).is_ok();
-            match config::check_interfaces(&config, exists) {
+            match config::check_host(&config) {
                 Ok(()) => report.ok("config", None, format!("{name} is good")),
                 Err(errors) => report.fail(
                     "config",
