@@ -11,12 +11,11 @@ use aya::{
     programs::{ProgramError, Xdp, XdpMode as Attachment},
 };
 use ipnet::{IpNet, Ipv6Net};
-use nix::ifaddrs::getifaddrs;
 use sluice_ebpf::decap::{MAX_ADDRESSES, Prefix, Stats};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
-use crate::{config::XdpMode, objects::DECAP};
+use crate::{config::XdpMode, net, objects::DECAP};
 
 /// Which packets to take apart, and where.
 #[derive(Clone, Debug)]
@@ -32,18 +31,14 @@ pub struct Options {
 /// Attaches, has that announced with the addresses, and stays until SIGINT or SIGTERM; then detaches. Packets that are no tunnel's for us pass untouched.
 ///
 /// # Errors
-/// If it cannot attach. Nothing stays attached then.
+/// If there is no such interface, or it cannot attach. Nothing stays attached then.
 pub async fn run(
     options: Options,
     announce: impl FnOnce(&Options, &[IpAddr]),
 ) -> Result<(), DecapError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DecapError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(DecapError::Signals)?;
-    let addresses = if options.addresses.is_empty() {
-        interface_addresses(&options.interface)?
-    } else {
-        options.addresses.clone()
-    };
+    let addresses = addresses(&options)?;
     if options.from.is_empty() {
         warn!(
             "without --from anybody who can reach this host can send it packets in a tunnel, from any inner source: name the load balancers' tunnel sources"
@@ -167,13 +162,12 @@ pub enum DecapError {
     Map(#[source] MapError),
     #[error("{number} {what}; at most {MAX_ADDRESSES} are possible")]
     TooMany { what: &'static str, number: usize },
+    #[error("there is no interface {interface}; `ip link` lists those there are")]
+    NoInterface { interface: String },
     #[error("{interface} has no address; name the tunnels' destinations with --address")]
     NoAddress { interface: String },
-    #[error("cannot list the addresses of {interface}")]
-    Addresses {
-        interface: String,
-        source: io::Error,
-    },
+    #[error("cannot list the interfaces of this machine")]
+    Interfaces(#[source] io::Error),
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
 }
@@ -212,23 +206,19 @@ pub(crate) fn prefix(of: IpNet) -> Prefix {
     }
 }
 
-fn interface_addresses(interface: &str) -> Result<Vec<IpAddr>, DecapError> {
-    let all = getifaddrs().map_err(|error| DecapError::Addresses {
-        interface: interface.to_owned(),
-        source: error.into(),
-    })?;
-    let addresses: Vec<IpAddr> = all
-        .filter(|entry| entry.interface_name == interface)
-        .filter_map(|entry| {
-            let address = entry.address?;
-            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-        })
-        .collect();
+/// Those that were asked for, or all that the interface has.
+fn addresses(options: &Options) -> Result<Vec<IpAddr>, DecapError> {
+    let name = || options.interface.clone();
+    let mut interfaces = net::host_interfaces().map_err(DecapError::Interfaces)?;
+    let Some(interface) = interfaces.remove(&options.interface) else {
+        return Err(DecapError::NoInterface { interface: name() });
+    };
+    let addresses = match &options.addresses[..] {
+        [] => interface.addresses,
+        asked => asked.to_vec(),
+    };
     if addresses.is_empty() {
-        return Err(DecapError::NoAddress {
-            interface: interface.to_owned(),
-        });
+        return Err(DecapError::NoAddress { interface: name() });
     }
     Ok(addresses)
 }
@@ -273,6 +263,19 @@ mod tests {
         ] {
             assert_eq!(holds(of, address), expected, "{address} in {of}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_interface_that_is_not_there_is_told() {
+        let options = Options {
+            interface: "nope".to_owned(),
+            addresses: Vec::new(),
+            from: Vec::new(),
+            mode: XdpMode::Auto,
+        };
+        let error = run(options, |_, _| panic!("attached")).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("there is no interface nope"), "{text}");
     }
 
     #[test]

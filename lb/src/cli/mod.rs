@@ -27,7 +27,7 @@ mod tests;
 
 use std::{net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use serde_json::json;
 
@@ -347,6 +347,7 @@ enum OriginArg {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("rate").multiple(true).required(true))]
 struct LimitArgs {
     /// Source addresses
     #[arg(long)]
@@ -357,11 +358,11 @@ struct LimitArgs {
     /// Which packets
     #[arg(long, value_enum, default_value_t = ClassArg::All)]
     class: ClassArg,
-    /// Packets a second; this or --bps
-    #[arg(long, required_unless_present = "bps")]
+    /// Packets a second
+    #[arg(long, group = "rate")]
     pps: Option<u64>,
     /// Bits a second
-    #[arg(long)]
+    #[arg(long, group = "rate")]
     bps: Option<u64>,
     /// Packets that may come at once [default: a tenth of a second's worth]
     #[arg(long, value_name = "PACKETS")]

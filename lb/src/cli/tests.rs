@@ -88,6 +88,14 @@ fn a_limit_needs_a_prefix_and_a_rate() {
             .unwrap_err();
         assert_eq!(error.exit_code(), 2, "{wrong:?}");
     }
+    let error = parse(["limit", "set", "--prefix", "198.51.100.0/24"]).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("--pps") && text.contains("--bps"), "{text}");
+    parse(["limit", "set", "--prefix", "::/0", "--bps", "1"]).unwrap();
+    parse([
+        "limit", "set", "--prefix", "::/0", "--pps", "1", "--bps", "1",
+    ])
+    .unwrap();
 }
 
 #[test]
