@@ -12,7 +12,7 @@ use crate::{
     dataplane::{BackendKey, BackendState, Desired, Ordered, Table, TableKey, Vip},
     drains::{BackendName, Drain, Drains},
     health::{self, Carrier, State, Target, Via},
-    net::{NextHop, Resolution, Resolutions},
+    net::{NextHop, Reason, Resolution, Resolutions, Station},
 };
 
 use shares::Member;
@@ -228,6 +228,29 @@ pub fn way(backend: &Backend, of_vip: Forward) -> Forward {
     backend.forward.unwrap_or(of_vip)
 }
 
+/// All ways by which packets reach a backend of a pool.
+pub fn ways(config: &Config, pool: &str, backend: &Backend) -> BTreeSet<Forward> {
+    let vips = config.vips.iter().filter(|vip| vip.pool == pool);
+    vips.map(|vip| way(backend, vip.forward)).collect()
+}
+
+/// The next hop to a backend, if it is good for packets that go there in each of these ways.
+pub fn next_hop<'a>(
+    ways: impl IntoIterator<Item = &'a Forward>,
+    resolution: &Resolution,
+) -> Result<NextHop, Reason> {
+    match resolution {
+        Resolution::Unresolved(reason) => Err(*reason),
+        Resolution::Resolved(next_hop) => {
+            let as_it_is = ways.into_iter().any(|way| *way == Forward::L2);
+            if as_it_is && next_hop.station == Station::Router {
+                return Err(Reason::BehindRouter);
+            }
+            Ok(*next_hop)
+        }
+    }
+}
+
 fn add_pool(
     backends: &mut BTreeMap<BackendKey, BackendState>,
     pool: &Pool,
@@ -242,8 +265,12 @@ fn add_pool(
             address: backend.address,
             forward: way(backend, of_vip),
         };
-        let next_hop = next_hop(&key, inputs.resolutions);
-        let reachable = next_hop.is_some() || key.forward == Forward::Local;
+        let is_local = key.forward == Forward::Local;
+        let resolution = inputs.resolutions.get(&key.address);
+        let next_hop = resolution
+            .filter(|_| !is_local)
+            .and_then(|resolution| next_hop([&key.forward], resolution).ok());
+        let reachable = next_hop.is_some() || is_local;
         let draining = backend_drains(inputs.drains, &pool.name, backend.address);
         members.push(Member {
             status: inputs.health.get(&(pool.name.clone(), backend.address)),
@@ -274,18 +301,11 @@ fn add_pool(
     }
 }
 
-fn next_hop(key: &BackendKey, resolutions: &Resolutions) -> Option<NextHop> {
-    match resolutions.get(&key.address) {
-        Some(Resolution::Resolved(next_hop)) if key.forward != Forward::Local => Some(*next_hop),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{sync::Arc, time::SystemTime};
 
-    use crate::{health::Status, net::Reason};
+    use crate::health::Status;
 
     use super::*;
 
@@ -415,6 +435,7 @@ forward = "ipip"
             vlan: None,
             source_mac: [2; 6],
             destination_mac: [4; 6],
+            station: Station::Backend,
             mtu_bytes: 1500,
             source: IpAddr::from([10, 0, 0, 254]),
         }
@@ -512,6 +533,26 @@ forward = "ipip"
         world.config.pools[0].all_down = config::AllDown::LastKnown;
         (1..=4).for_each(|n| world.health(n, State::Down));
         assert_eq!(lead(&world), [0, 0]);
+    }
+
+    #[test]
+    fn a_router_takes_tunnels_to_its_backends_and_nothing_else() {
+        let mut world = World::new();
+        let through = NextHop {
+            station: Station::Router,
+            ..hop()
+        };
+        world.resolution(1, Resolution::Resolved(through));
+        assert_eq!(world.weights(), [(1, 1), (2, 5), (4, 1)]);
+        for vip in &mut world.config.vips {
+            vip.forward = Forward::L2;
+        }
+        assert_eq!(world.weights(), [(2, 5), (4, 1)]);
+        assert_eq!(world.state(1).next_hop, None);
+
+        let ways = ways(&world.config, "web", &world.config.pools[0].backends[0]);
+        let reached = next_hop(&ways, &Resolution::Resolved(through));
+        assert_eq!(reached, Err(Reason::BehindRouter));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use sluice::{
         Action, ApplyError, BackendKey, BackendState, Desired, Explainer, LoadError, Mode, Need,
         Opened, Ordered, Plane, Step, Table, TableKey, Vip, inspect, unload,
     },
-    net::{NextHop, if_index},
+    net::{NextHop, Station, if_index},
 };
 use sluice_ebpf::{
     abi::{self, SLOT_MOVED, VIP_MOVED},
@@ -624,6 +624,7 @@ fn desired(backends: &[u8]) -> Desired {
             vlan: None,
             source_mac: OUR_MAC,
             destination_mac: [2, 0, 0, 0, 1, last],
+            station: Station::Backend,
             mtu_bytes: 1500,
             source: IpAddr::from([10, 0, 0, 254]),
         }),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns};
-use sluice::net::{NextHop, Reason, Resolution, Resolver, if_index, interfaces};
+use sluice::net::{NextHop, Reason, Resolution, Resolver, Station, if_index, interfaces};
 use tokio::{sync::watch, time::timeout};
 
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -38,11 +38,11 @@ fn next_hops_are_resolved_and_follow_the_kernel() {
             OWN,
         ]);
         let mut resolutions = resolver.resolutions();
-        for (address, source, mtu_bytes) in [
-            (NEIGHBOUR_V4, "10.9.0.1", 1500),
-            (NEIGHBOUR_V6, "fd09::1", 1500),
-            (BEHIND_GATEWAY_V4, "10.9.0.1", 1400),
-            (BEHIND_GATEWAY_V6, "fd09::1", 1500),
+        for (address, station, source, mtu_bytes) in [
+            (NEIGHBOUR_V4, Station::Backend, "10.9.0.1", 1500),
+            (NEIGHBOUR_V6, Station::Backend, "fd09::1", 1500),
+            (BEHIND_GATEWAY_V4, Station::Router, "10.9.0.1", 1400),
+            (BEHIND_GATEWAY_V6, Station::Router, "fd09::1", 1500),
         ] {
             let next_hop = resolved(&mut resolutions, address, PEER_MAC).await;
             let expected = NextHop {
@@ -50,6 +50,7 @@ fn next_hops_are_resolved_and_follow_the_kernel() {
                 vlan: None,
                 source_mac: HOST_MAC,
                 destination_mac: PEER_MAC,
+                station,
                 mtu_bytes,
                 source: source.parse().unwrap(),
             };

@@ -1,7 +1,6 @@
 //! Makes answers from the control loop's view and the maps' figures.
 
 use std::{
-    collections::BTreeSet,
     net::IpAddr,
     path::Path,
     process,
@@ -28,7 +27,7 @@ use crate::{
     },
     dataplane::BackendKey,
     dataplane::SourceCounts,
-    desired::{backend_drains, pop_drains, vip_drains, way},
+    desired::{backend_drains, next_hop, pop_drains, vip_drains, ways},
     detect::{
         detector::{AttackSeen, Decision},
         minute::Replay,
@@ -36,7 +35,7 @@ use crate::{
     },
     health::State,
     limits::LimitRecord,
-    net::{NextHop, Resolution},
+    net::if_name,
     rules::RuleSpec,
     service::capabilities,
     sources::FIRST_CONFIG_ID,
@@ -426,13 +425,7 @@ fn date(ms: u64) -> String {
 }
 
 fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) -> BackendItem {
-    let ways: BTreeSet<Forward> = view
-        .config
-        .vips
-        .iter()
-        .filter(|vip| vip.pool == pool.name)
-        .map(|vip| way(backend, vip.forward))
-        .collect();
+    let ways = ways(&view.config, &pool.name, backend);
     let keys = ways.iter().map(|forward| BackendKey {
         pool: pool.name.clone(),
         address: backend.address,
@@ -453,8 +446,10 @@ fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) 
     let needs_next_hop = ways.iter().any(|forward| *forward != Forward::Local);
     let (next_hop, unresolved_reason) = match view.resolutions.get(&backend.address) {
         _ if !needs_next_hop => (None, None),
-        Some(Resolution::Resolved(next_hop)) => (Some(next_hop), None),
-        Some(Resolution::Unresolved(reason)) => (None, Some(reason.to_string())),
+        Some(resolution) => match next_hop(&ways, resolution) {
+            Ok(next_hop) => (Some(next_hop), None),
+            Err(reason) => (None, Some(reason.to_string())),
+        },
         None => (None, Some("not looked up yet".into())),
     };
     let health = view.health.get(&(pool.name.clone(), backend.address));
@@ -475,7 +470,7 @@ fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) 
         resolved: unresolved_reason.is_none(),
         unresolved_reason,
         mac: next_hop.map(|next_hop| mac(next_hop.destination_mac)),
-        interface: next_hop.map(interface),
+        interface: next_hop.map(|next_hop| if_name(next_hop.ifindex)),
         error: health.and_then(|status| status.error.clone()),
     }
 }
@@ -519,13 +514,6 @@ fn word(value: impl Serialize) -> String {
 
 fn mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-fn interface(next_hop: &NextHop) -> String {
-    nix::net::if_::if_indextoname(next_hop.ifindex).map_or_else(
-        |_gone| next_hop.ifindex.to_string(),
-        |name| name.to_string_lossy().into_owned(),
-    )
 }
 
 pub(super) fn rfc3339(time: SystemTime) -> String {

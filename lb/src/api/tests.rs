@@ -36,7 +36,7 @@ use crate::{
         fake::{self, Fake},
     },
     health::{Snapshot, State, Status},
-    net::{NextHop, Reason, Resolution, Resolutions},
+    net::{NextHop, Reason, Resolution, Resolutions, Station, Wanted},
     store::{Contents, Directory, Store, Writer},
 };
 
@@ -108,6 +108,7 @@ impl World {
             vlan: None,
             source_mac: [2; 6],
             destination_mac: [4; 6],
+            station: Station::Backend,
             mtu_bytes: 1500,
             source: IpAddr::from([10, 0, 0, 254]),
         });

@@ -14,7 +14,7 @@ use crate::{
     desired::{self, Inputs, way},
     drains::{BackendName, Drains},
     health::{self, State, Status},
-    net::{NextHop, Resolution, Resolutions},
+    net::{NextHop, Resolution, Resolutions, Station},
 };
 
 /// What a reload would do.
@@ -114,6 +114,7 @@ fn assume_up(
             vlan: None,
             source_mac: [0; 6],
             destination_mac: [0; 6],
+            station: Station::Backend,
             mtu_bytes: u16::MAX,
             source: *address,
         };

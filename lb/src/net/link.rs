@@ -52,6 +52,14 @@ pub fn if_index(name: &str) -> io::Result<u32> {
     Ok(nix::net::if_::if_nametoindex(name)?)
 }
 
+/// The name of the interface with this index, or the index where it is gone.
+pub fn if_name(index: u32) -> String {
+    nix::net::if_::if_indextoname(index).map_or_else(
+        |_gone| index.to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
 impl Interface {
     pub(super) fn from_message(message: &LinkMessage) -> Self {
         let mut interface = Self {

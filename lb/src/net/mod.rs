@@ -13,7 +13,7 @@ mod xdp_features;
 use std::net::IpAddr;
 
 pub use host::{HostInterface, host_interfaces};
-pub use link::{Interface, InterfacesError, VlanTag, if_index, interfaces};
+pub use link::{Interface, InterfacesError, VlanTag, if_index, if_name, interfaces};
 pub use resolver::{Resolutions, Resolver, Wanted};
 pub use xdp_features::{XdpFeatures, xdp_features};
 
@@ -26,10 +26,20 @@ pub struct NextHop {
     pub vlan: Option<u16>,
     pub source_mac: [u8; 6],
     pub destination_mac: [u8; 6],
+    pub station: Station,
     /// Of the interface or of the route, whichever is less. At most 65,535.
     pub mtu_bytes: u16,
     /// The source address that this host would choose. Unspecified if it has none of that family.
     pub source: IpAddr,
+}
+
+/// Who gets a frame that is sent to a next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Station {
+    /// Of whoever's destination address the packet in it is.
+    Backend,
+    /// It looks at that address, and sends the packet there.
+    Router,
 }
 
 /// Whether a backend can be reached.
@@ -66,4 +76,7 @@ pub enum Reason {
         "it is an address of this host; use `forward = \"local\"`, or correct the backend's address"
     )]
     Local,
+    /// A packet for the VIP would come back from there.
+    #[error("it is behind a router, which `l2` cannot pass; use `ipip` or `gue`")]
+    BehindRouter,
 }

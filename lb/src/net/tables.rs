@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{NextHop, Reason, Resolution, kernel::Event, link::Interface};
+use super::{NextHop, Reason, Resolution, Station, kernel::Event, link::Interface};
 
 #[derive(Debug, Default)]
 pub(super) struct Tables {
@@ -256,6 +256,11 @@ impl Tables {
             vlan,
             source_mac,
             destination_mac,
+            station: if neighbour.1 == address {
+                Station::Backend
+            } else {
+                Station::Router
+            },
             mtu_bytes: u16::try_from(mtu_bytes).unwrap_or(u16::MAX),
             source,
         })
@@ -394,6 +399,7 @@ mod tests {
             vlan: None,
             source_mac: [2, 0, 0, 0, 1, 2],
             destination_mac: ROUTER_MAC,
+            station: Station::Router,
             mtu_bytes: 1500,
             source: IpAddr::from([10, 0, 0, 9]),
         };

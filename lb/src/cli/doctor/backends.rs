@@ -46,7 +46,7 @@ pub(super) async fn check(
         }
     };
     for (pool, backend) in backends(config) {
-        check_neighbour(&pool.name, backend.address, &resolutions, report);
+        check_neighbour(config, pool, backend, &resolutions, report);
     }
     check_mtu(config, &resolutions, report).await;
     check_tunnels(config, client, status, report).await;
@@ -103,17 +103,22 @@ async fn resolve(config: &Config) -> Result<Resolutions, String> {
     Ok(resolutions)
 }
 
-fn check_neighbour(pool: &str, address: IpAddr, resolutions: &Resolutions, report: &mut Report) {
-    let name = format!("{pool}/{address}");
-    match resolutions.get(&address) {
-        Some(Resolution::Resolved(_)) => {
-            report.ok("neighbours", Some(&name), "its next hop is known");
-        }
-        Some(Resolution::Unresolved(reason)) => {
-            report.fail_for("neighbours", Some(&name), &reason.to_string());
-        }
-        // By `local` there is none to resolve, and a pool without VIPs needs none.
-        None => {}
+fn check_neighbour(
+    config: &Config,
+    pool: &Pool,
+    backend: &Backend,
+    resolutions: &Resolutions,
+    report: &mut Report,
+) {
+    // By `local` there is none to resolve, and a pool without VIPs needs none.
+    let Some(resolution) = resolutions.get(&backend.address) else {
+        return;
+    };
+    let name = format!("{}/{}", pool.name, backend.address);
+    let ways = desired::ways(config, &pool.name, backend);
+    match desired::next_hop(&ways, resolution) {
+        Ok(_) => report.ok("neighbours", Some(&name), "its next hop is known"),
+        Err(reason) => report.fail_for("neighbours", Some(&name), &reason.to_string()),
     }
 }
 
