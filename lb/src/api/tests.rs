@@ -36,7 +36,7 @@ use crate::{
         fake::{self, Fake},
     },
     health::{Snapshot, State, Status},
-    net::{NextHop, Reason, Resolution, Resolutions, Station, Wanted},
+    net::{NextHop, Reason, Resolution, Resolutions, Station},
     store::{Contents, Directory, Store, Writer},
 };
 

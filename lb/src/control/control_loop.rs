@@ -420,6 +420,7 @@ impl<P: Dataplane> Control<P> {
         let start = self.start_warnings.iter().cloned();
         start
             .chain(self.apply_error.clone())
+            .chain(self.plane.warnings())
             .chain(self.rules.held.error())
             .chain(self.sets.held.error())
             .chain(refused)

@@ -51,6 +51,11 @@ pub trait Dataplane {
     /// Where it is attached now.
     fn attachments(&self) -> Vec<Attachment>;
 
+    /// What an operator should know of how it works now, a sentence each.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Attaches to exactly these interfaces; those that stay are not touched.
     fn set_interfaces(&mut self, names: &[String]) -> Result<(), Failure>;
 

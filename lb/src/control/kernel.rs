@@ -17,7 +17,7 @@ use crate::{
     dataplane::{
         Attached, BackendKey, Cells, Census, Desired, ExactCounters, ExactLimit, ExactLimits,
         ExactTables, LoadError, Need, Opened, Plane, Preview, RuleInForce, RuleMaps, RunStats,
-        SetNames, SettingsWords, SourceCounts, SourceMaps, SourceSet, TableKey,
+        SetNames, SettingsWords, SourceCounts, SourceMaps, SourceSet, TableKey, lost_redirects,
     },
     limits::LimitSpec,
     net,
@@ -32,6 +32,8 @@ pub(super) struct Kernel {
     attached: Vec<Attached>,
     /// Interfaces of the config that are not there.
     gone: Vec<String>,
+    /// What does not get to its backends.
+    lost_redirects: Vec<String>,
     program_id: Option<u32>,
     rules: RuleMaps,
     /// `None` until sets of sources are taken over.
@@ -95,6 +97,7 @@ impl Kernel {
             config: config.dataplane.clone(),
             attached: opened.interfaces.clone(),
             gone: Vec::new(),
+            lost_redirects: Vec::new(),
             program_id,
             exact: None,
             tables: BTreeMap::new(),
@@ -122,6 +125,19 @@ impl Kernel {
             unproven: counted.census.unproven,
             capacity: counted.census.capacity,
         }
+    }
+
+    /// What drivers can do changes, as when the other end of a veth gets a program.
+    fn look_for_lost_redirects(&mut self, desired: &Desired) {
+        let next_hops = desired.backends.values().filter_map(|state| state.next_hop);
+        let egresses = next_hops.map(|next_hop| next_hop.ifindex).collect();
+        let lost = lost_redirects(&self.attached, &egresses);
+        for warning in &lost {
+            if !self.lost_redirects.contains(warning) {
+                tracing::warn!("{warning}");
+            }
+        }
+        self.lost_redirects = lost;
     }
 
     fn exact_limit(&self, spec: &LimitSpec) -> Result<ExactLimit, Failure> {
@@ -225,6 +241,7 @@ impl Dataplane for Kernel {
             self.census.take();
             self.tables = tables;
         }
+        self.look_for_lost_redirects(desired);
         Ok(steps.iter().map(ToString::to_string).collect())
     }
 
@@ -298,6 +315,10 @@ impl Dataplane for Kernel {
             mode: attached.mode.word(),
         };
         self.attached.iter().map(attachment).collect()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.lost_redirects.clone()
     }
 
     fn set_interfaces(&mut self, names: &[String]) -> Result<(), Failure> {

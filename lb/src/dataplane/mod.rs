@@ -1,6 +1,7 @@
 //! The data plane as the daemon sees it: loaded, attached, and made to hold what is desired.
 mod audit;
 mod desired;
+mod egress;
 mod encode;
 mod error;
 mod exact;
@@ -28,6 +29,7 @@ mod sweep;
 mod watch;
 
 pub use desired::{BackendKey, BackendState, Desired, Ordered, Table, TableKey, Vip};
+pub use egress::lost_redirects;
 pub use error::{ApplyError, LoadError, MapKind, ReadError, Shape};
 pub(crate) use exact::SettingsWords;
 pub use exact::{Adoption, Cells, ExactCounters, ExactError, ExactLimit, ExactLimits, ExactTables};

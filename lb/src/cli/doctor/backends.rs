@@ -16,11 +16,12 @@ use super::{Report, State as Gravity};
 use crate::{
     api::model::{BackendItem, Page, Status},
     cli::client::Client,
-    config::{Backend, Check, Config, Forward, Pool, Vip},
+    config::{Backend, Check, Config, Forward, Pool, Vip, XdpMode},
     control::chain,
+    dataplane::{self, Attached, Mode},
     desired,
     health::{Checker, Snapshot, State, Target},
-    net::{self, Resolution, Resolutions, Resolver},
+    net::{self, Resolution, Resolutions, Resolver, XdpFeatures},
 };
 
 /// What a tunnel adds, by the family of its outer addresses: the IP header, and UDP's.
@@ -47,6 +48,9 @@ pub(super) async fn check(
     };
     for (pool, backend) in backends(config) {
         check_neighbour(config, pool, backend, &resolutions, report);
+    }
+    if status.is_none() {
+        check_egress(config, &resolutions, report);
     }
     check_mtu(config, &resolutions, report).await;
     check_tunnels(config, client, status, report).await;
@@ -119,6 +123,37 @@ fn check_neighbour(
     match desired::next_hop(&ways, resolution) {
         Ok(_) => report.ok("neighbours", Some(&name), "its next hop is known"),
         Err(reason) => report.fail_for("neighbours", Some(&name), &reason.to_string()),
+    }
+}
+
+/// Before a start: interfaces that are named get their program by then, and what their drivers can do is known after that,
+/// when the daemon tells.
+fn check_egress(config: &Config, resolutions: &Resolutions, report: &mut Report) {
+    let mode = config.dataplane.mode;
+    let attached = config.dataplane.interfaces.iter().filter_map(|name| {
+        let index = net::if_index(name).ok()?;
+        let features = net::xdp_features(index).ok()?;
+        let is_native = mode != XdpMode::Generic && features.contains(XdpFeatures::NATIVE);
+        Some(Attached {
+            name: name.clone(),
+            index,
+            mode: if is_native {
+                Mode::Native
+            } else {
+                Mode::Generic
+            },
+        })
+    });
+    let attached: Vec<Attached> = attached.collect();
+    let is_named = |index| attached.iter().any(|attached| attached.index == index);
+    let egresses = resolutions
+        .values()
+        .filter_map(|resolution| match resolution {
+            Resolution::Resolved(next_hop) if !is_named(next_hop.ifindex) => Some(next_hop.ifindex),
+            _ => None,
+        });
+    for lost in dataplane::lost_redirects(&attached, &egresses.collect()) {
+        report.fail_for("egress", None, &lost);
     }
 }
 
