@@ -34,6 +34,6 @@ async fn a_refused_mitigation_tells_why_and_is_not_in_force() {
     ];
     assert_eq!(told.collect::<Vec<_>>(), expected, "{answer}");
     let metrics = world.get("/metrics").await;
-    let line = "sluice_mitigation_active{rule=\"1\",vip=\"site\"} 0\n";
+    let line = "sluice_mitigation_active{vip=\"site\",rule=\"1\"} 0\n";
     assert!(metrics.text().contains(line), "{}", metrics.text());
 }
