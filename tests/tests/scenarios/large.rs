@@ -11,6 +11,8 @@ use std::{
 
 use sluice_tests::{DNS_V4, DNS_V6, Good, Lab, WEB_V4, WEB_V6, eventually};
 
+use crate::scale::DEBUG_SLOWER;
+
 /// A debug build takes twenty times as long for the same steps, so it gets a tenth.
 const PREFIXES_V4: u32 = if cfg!(debug_assertions) {
     100_000
@@ -192,7 +194,8 @@ fn a_flow_table_of_2_26_flows_is_told_quickly_and_adopted() {
         let capacity = lab.node().metric("sluice_flow_table_capacity");
         took.push(begun.elapsed());
         assert_eq!(capacity, u64::from(FLOWS));
-        assert!(took.iter().all(|took| *took < QUICK), "{took:?}");
+        let slowest = took.iter().max().expect("three answers");
+        assert!(*slowest < QUICK * DEBUG_SLOWER, "{took:?}");
         (status, flows, took)
     };
     let (status, ..) = all_tell();
@@ -214,6 +217,6 @@ fn a_flow_table_of_2_26_flows_is_told_quickly_and_adopted() {
     assert_eq!(known.iter().sum::<u64>(), 1, "{flows}");
     assert_eq!(conn.ask_who(), conn.backend());
     println!(
-        "figure: a flow table of {FLOWS} flows: start {started:?}, restart {restarted:?}; counted anew by status, then flows and metrics {took:?}"
+        "figure: a flow table of {FLOWS} flows: start {started:?}, restart {restarted:?}; status, flows and metrics after a reload {took:?}"
     );
 }

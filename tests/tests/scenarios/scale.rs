@@ -8,7 +8,7 @@ use std::{
 use sluice_tests::{Lab, Node};
 
 /// Tests run in a debug build on a shared machine; the release build's figures are in the performance page.
-const DEBUG_SLOWER: u32 = if cfg!(debug_assertions) { 6 } else { 1 };
+pub(crate) const DEBUG_SLOWER: u32 = if cfg!(debug_assertions) { 6 } else { 1 };
 
 /// No checks, as an inline table.
 const UNCHECKED: &str = r#"{ kind = "none" }"#;
