@@ -56,7 +56,7 @@ pub const MAX_CHAIN: usize = 16;
 pub const MAX_REPLIES: usize = 16;
 /// Prefixes of sources that the host takes whatever the filter says.
 pub const MAX_PROTECTED: u32 = 16;
-/// Values of `HANDSHAKES`, each of `SLOTS_PER_WORD` cells.
+/// Values of `HANDSHAKES`, each of four SYNs.
 pub const HANDSHAKE_WORDS: u32 = 1 << 17;
 /// Values of `AMPLIFIED`: each preset's, enforced and monitored.
 pub const AMPLIFIED_COUNTS: u32 = 128;
@@ -101,7 +101,7 @@ pub struct Settings {
     pub sources: u32,
     /// Keys the marks of SYN challenges, which strangers see.
     pub challenge_key: [u64; 2],
-    /// How many resets are looked at as answers to challenges, at most: each is a guess at a mark.
+    /// How many resets to a VIP are looked at as answers to challenges, at most: each is a guess at a mark.
     pub challenge_answers: Limiter,
     /// What sets of sources are for, a bit for each set. Those that are allowed meet no deny, rule, challenge or limit.
     pub sets_allow: u64,
@@ -883,6 +883,7 @@ pub mod maps {
     pub const TRACE: &str = "TRACE";
     pub const CHALLENGES: &str = "CHALLENGES";
     pub const CHALLENGE_STATS: &str = "CHALLENGE_STATS";
+    pub const CHALLENGE_GATE: &str = "CHALLENGE_GATE";
     pub const CHALLENGED: &str = "CHALLENGED";
     pub const PROOFS: &str = "PROOFS";
 }

@@ -20,6 +20,7 @@ pub mod encap;
 pub mod exact;
 pub mod flow;
 pub mod gcra;
+pub mod handshake;
 pub mod hash;
 pub mod packet;
 pub mod reset;

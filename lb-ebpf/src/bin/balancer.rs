@@ -16,7 +16,7 @@ mod kernel;
 #[cfg(target_arch = "bpf")]
 use sluice_ebpf::{
     abi, amplification, challenge, checksum, context, cookie, decap, encap, exact, flow, gcra,
-    hash, hide, packet, reset, rules, sanity, sketch, sources, vip,
+    handshake, hash, hide, packet, reset, rules, sanity, sketch, sources, vip,
 };
 
 /// This program forwards; its twin in `explain.rs` tells what it would do.

@@ -591,9 +591,11 @@ fn segment_sum(context: *mut xdp_md, at: &Where) -> u64 {
 #[inline(never)]
 pub extern "C" fn sluice_challenge_answer(context: *mut xdp_md, what: u64, jiffies: u64) -> bool {
     let at = Where::unpack(what);
-    let (Some(settings), Some(stats), Some(gate)) =
-        (settings(), stats(&at), CHALLENGE_GATE.get_ptr_mut(0))
-    else {
+    let (Some(settings), Some(stats), Some(gate)) = (
+        settings(),
+        stats(&at),
+        CHALLENGE_GATE.get_ptr_mut(u32::from(at.vip)),
+    ) else {
         return false;
     };
     if !explaining() {

@@ -151,9 +151,10 @@ pub static SOURCE_STATS: PerCpuArray<Count, { sources::CLASSES as usize * 2 }> =
 #[btf_map]
 pub static BUDGETS: PerCpuArray<u64, 2048> = PerCpuArray::new();
 
-/// When a SYN was let in, by the flow's hash: ticks, and a bit that says so. Cells are shared; the newest SYN counts.
+/// SYNs that were let in lately, by the flow's hash; see [`crate::handshake`]. Of four the oldest makes room: what follows
+/// it is charged to a budget, as if it had not been.
 #[btf_map]
-pub static HANDSHAKES: Array<[u16; SLOTS_PER_WORD], { HANDSHAKE_WORDS as usize }> = Array::new();
+pub static HANDSHAKES: Array<u64, { HANDSHAKE_WORDS as usize }> = Array::new();
 
 /// Sources that the host takes whatever the filter says. Unused ones hold no address.
 #[btf_map]
@@ -188,9 +189,9 @@ pub static CHALLENGES: Array<Challenge, 2048, MMAPABLE> = Array::new();
 #[btf_map]
 pub static CHALLENGE_STATS: PerCpuArray<ChallengeStats, 2048> = PerCpuArray::new();
 
-/// The arrival time of resets that are looked at as answers to challenges.
+/// The arrival time of resets that are looked at as answers to challenges, by VIP; each CPU has its share.
 #[btf_map]
-pub static CHALLENGE_GATE: PerCpuArray<u64, 1> = PerCpuArray::new();
+pub static CHALLENGE_GATE: PerCpuArray<u64, 2048> = PerCpuArray::new();
 
 /// SYNs that were challenged in the last seconds, so that one that comes again is known. The oldest makes room: a client
 /// whose SYN went waits for the next one it sends.

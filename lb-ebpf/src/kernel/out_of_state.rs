@@ -6,39 +6,37 @@
 use super::{
     Verdict,
     cookie::Shown,
-    count, element,
+    count,
     flows::ticks,
     limits::disturb,
     maps::{BUDGETS, CHALLENGES, HANDSHAKES, POLICIES, VIPS, explaining, settings},
     pipeline::Packet,
 };
 use crate::{
-    abi::{
-        DropReason, FILTER_OUT_OF_STATE, HANDSHAKE_MEMORY_TICKS, HANDSHAKE_WORDS, Limiter,
-        SLOTS_PER_WORD, Step, Vip,
-    },
-    flow::AGE_BITS,
-    gcra, hide,
+    abi::{DropReason, FILTER_OUT_OF_STATE, Limiter, Step, Vip},
+    gcra, handshake,
 };
-
-/// In a cell of `HANDSHAKES`, beside the ticks: that there was a SYN at all.
-const SEEN: u16 = 1 << 15;
-const TICKS: u16 = (1 << AGE_BITS) - 1;
 
 /// Remembers a SYN that was let in.
 #[inline(always)]
 pub fn note_syn(vip: &Vip, flow: u64, jiffies: u64) {
-    if vip.filter & FILTER_OUT_OF_STATE == 0 || explaining() {
-        return;
+    if vip.filter & FILTER_OUT_OF_STATE != 0 && !explaining() {
+        sluice_note_syn(flow, jiffies);
     }
-    let cell = cell(flow);
-    if let Some(word) = HANDSHAKES.get_ptr_mut(cell / SLOTS_PER_WORD as u32) {
-        let at = hide(cell as usize) & (SLOTS_PER_WORD - 1);
-        // SAFETY: `at` is below the number of cells of a value.
-        let cell = unsafe { word.cast::<u16>().add(at) };
-        // SAFETY: a cell of the map's value.
-        unsafe { cell.write_volatile(ticks(jiffies) | SEEN) };
+}
+
+/// A global function: the verifier follows it once, not once for each way to reach it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sluice_note_syn(flow: u64, jiffies: u64) -> u32 {
+    if let Some(word) = HANDSHAKES.get_ptr_mut(handshake::index(flow)) {
+        // SAFETY: a map value.
+        let old = unsafe { word.read_volatile() };
+        let new = handshake::with(old, flow, ticks(jiffies));
+        // SAFETY: as above. What another CPU wrote meanwhile is forgotten.
+        unsafe { word.write_volatile(new) };
     }
+    0
 }
 
 /// Charges a packet out of state to the VIP's budget.
@@ -127,18 +125,7 @@ pub extern "C" fn sluice_out_of_state(flow: u64, what: u64, jiffies: u64) -> u32
 
 #[inline(always)]
 fn follows_syn(flow: u64, jiffies: u64) -> bool {
-    let cell = cell(flow);
-    let Some(word) = HANDSHAKES.get(cell / SLOTS_PER_WORD as u32) else {
-        return false;
-    };
-    let seen = element(word, cell);
-    let age = ticks(jiffies).wrapping_sub(seen) & TICKS;
-    // The clock of another CPU may be a tick ahead.
-    seen & SEEN != 0 && (age <= HANDSHAKE_MEMORY_TICKS || age == TICKS)
-}
-
-/// Other bits of the hash than those that name a bucket of the flow table.
-#[inline(always)]
-fn cell(flow: u64) -> u32 {
-    (flow >> 40) as u32 & (HANDSHAKE_WORDS * SLOTS_PER_WORD as u32 - 1)
+    HANDSHAKES
+        .get(handshake::index(flow))
+        .is_some_and(|&word| handshake::is_in(word, flow, ticks(jiffies)))
 }

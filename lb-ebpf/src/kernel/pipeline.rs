@@ -50,8 +50,7 @@ pub struct Packet<'a> {
     pub jiffies: u64,
     /// Whether its protocol was known when this was compiled.
     plain: bool,
-    /// Whether its VIP is the one that later fragments to its address count as, whatever their ports were.
-    takes_fragments: bool,
+    address: &'static AddressEntry,
 }
 
 /// What the XDP program does.
@@ -183,7 +182,7 @@ fn try_to_serve(
             )
         }
         Transport::NoPorts => {
-            let vip = fragment_vip(address, l4);
+            let vip = fragment_vip(address.entry, l4.protocol);
             (tuple(ip, 0, l4.protocol), (vip != NO_VIP).then_some(vip))
         }
         Transport::Icmp { kind } => {
@@ -246,7 +245,7 @@ fn try_to_serve(
         vip,
         jiffies,
         plain: plain.is_some(),
-        takes_fragments: plain.is_none() && index == fragment_vip(address, l4),
+        address: address.entry,
     };
     let flow = hash::flow(&settings.flow_key, &packet.tuple);
     let backend = pick(&packet, flow)?;
@@ -255,11 +254,11 @@ fn try_to_serve(
 
 /// The VIP of this address and protocol that packets without ports count as, or `NO_VIP`.
 #[inline(always)]
-fn fragment_vip(address: &Found, l4: &L4) -> u16 {
-    if l4.protocol == TCP {
-        address.entry.tcp_fragment_vip
+fn fragment_vip(address: &AddressEntry, protocol: u8) -> u16 {
+    if protocol == TCP {
+        address.tcp_fragment_vip
     } else {
-        address.entry.udp_fragment_vip
+        address.udp_fragment_vip
     }
 }
 
@@ -441,15 +440,15 @@ fn pick(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
             flows::find(flow, true, packet.jiffies)
         }
         Transport::Tcp { flags, .. } => {
-            // One that acknowledges answers no challenge (RFC 9293, 3.10.7.3).
-            if flags & (TCP_RST | TCP_ACK) == TCP_RST {
-                challenge::meet_reset(packet)?;
-            }
             let known = flows::find(flow, true, packet.jiffies);
             if known.is_proven() {
                 filter(packet, Class::Established, flow)?;
             } else {
                 filter(packet, Class::Other, flow)?;
+            }
+            // One that acknowledges answers no challenge (RFC 9293, 3.10.7.3).
+            if flags & (TCP_RST | TCP_ACK) == TCP_RST {
+                challenge::meet_reset(packet)?;
             }
             known.seen(true, packet.vip, packet.jiffies);
             known
@@ -583,7 +582,8 @@ fn pick_for_fragment(packet: &Packet<'_>, flow: u64, known: Known) -> Result<Pic
     let datagram = fragments::hash(&packet.settings.local_key, &packet.tuple, id);
     // A forged fragment never leads a TCP flow astray, and none leads a packet to another VIP's backend.
     let bound = known.picked().is_some() && packet.tuple.protocol == TCP
-        || by == Decided::First && !packet.takes_fragments;
+        || by == Decided::First
+            && fragment_vip(packet.address, packet.tuple.protocol) != packet.vip_index;
     if !bound {
         let found = fragments::find(datagram, packet.jiffies, by);
         if amplification::Dropped::is(found) {

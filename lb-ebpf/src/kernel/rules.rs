@@ -402,8 +402,10 @@ fn ask(frame: &Frame, what: u64, l4: u64, asked: &mut Asked) -> Option<()> {
     if transport == ICMP {
         [_, code] = frame.read::<u16>(l4_offset as usize)?.to_ne_bytes();
     } else if transport == TCP {
-        let [length, _] = frame.read::<u16>(l4_offset as usize + 12)?.to_ne_bytes();
-        header = u32::from(length >> 4) * 4;
+        // A first fragment may end before its length: no rule may be passed by for that.
+        header = frame
+            .read::<u16>(l4_offset as usize + 12)
+            .map_or(20, |word| u32::from(word.to_ne_bytes()[0] >> 4) * 4);
     }
     let has_payload = u32::from(transport != PLAIN);
     *asked = Asked {

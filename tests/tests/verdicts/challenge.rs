@@ -426,6 +426,58 @@ fn a_rule_goes_before_what_the_policy_says() {
     }
 }
 
+/// Guesses are few, and a VIP whose resets come in floods takes nothing from another.
+#[test]
+fn too_many_resets_are_not_looked_at_and_each_vip_has_its_own_share() {
+    const LOOKED_AT: u16 = 3;
+    let mut rig = Rig::new();
+    let cost = 1 << (JIFFY_BITS + 24);
+    rig.set_settings(|settings| {
+        settings.challenge_answers = Limiter {
+            cost,
+            allowance: cost * u64::from(LOOKED_AT) * u64::from(settings.cpus),
+        };
+    });
+    for family in Family::BOTH {
+        let syn = syn(family, 120, 45_300);
+        let answer = challenged(&mut rig, &syn);
+        for n in 0..10 {
+            let forged = packet(family, 121).tcp((46_000 + n, 80), RST, b"");
+            goes_to(&mut rig, &with_sequence(forged, u32::from(n)));
+        }
+        let seen = stats(&rig, &syn);
+        let looked_at = seen.proved + seen.failed;
+        assert_eq!(
+            (looked_at, seen.capped),
+            (LOOKED_AT.into(), 10 - u64::from(LOOKED_AT))
+        );
+        goes_to(&mut rig, &answer);
+        assert_eq!(
+            stats(&rig, &syn).capped,
+            seen.capped + 1,
+            "it came too late"
+        );
+    }
+}
+
+/// What a rule says of resets holds for those that may be answers.
+#[test]
+fn a_reset_that_a_rule_drops_is_not_looked_at() {
+    let mut rig = Rig::new();
+    let spec: RuleSpec = "proto tcp; tcp flags rst -> drop".parse().unwrap();
+    for family in Family::BOTH {
+        let answer = challenged(&mut rig, &syn(family, 130, 45_310));
+        rig.set_rules(&[RuleInForce {
+            id: 1,
+            spec: &spec,
+            vip: None,
+        }]);
+        is_dropped(&mut rig, &answer, DropReason::Rule);
+        rig.set_rules(&[]);
+        is_dropped(&mut rig, &answer, DropReason::ChallengeAnswer);
+    }
+}
+
 /// Nobody sends SYNs in fragments: its sum cannot be told from the first.
 #[test]
 fn a_syn_in_fragments_is_dropped() {

@@ -1,6 +1,8 @@
 //! TCP out of state: the VIP's budget, and what is not charged to it.
 
-use sluice_ebpf::abi::{DropReason, FILTER_OUT_OF_STATE, JIFFY_BITS, Limiter, Policy, maps};
+use sluice_ebpf::abi::{
+    DropReason, FILTER_OUT_OF_STATE, HANDSHAKE_WORDS, JIFFY_BITS, Limiter, Policy, maps,
+};
 
 use crate::{
     packet::{ACK, FIN, Family, Packet, RST, SYN, client, vip},
@@ -72,6 +74,28 @@ fn a_budget_is_spent_and_then_all_is_dropped_but_what_is_known_or_follows_a_syn(
         sent(52_000, ACK);
         sent(52_000, FIN | ACK);
     }
+}
+
+/// Each SYN of a flood is let in here, and is remembered as any other.
+#[test]
+fn a_flood_of_syns_opens_nothing_for_what_follows_none() {
+    let host = world::IPIP4;
+    let mut rig = Rig::new();
+    budget(&mut rig, host, 0);
+    assert_eq!(spend(&mut rig, Family::V4, host), BURST);
+    assert_eq!(
+        rig.run(&packet(Family::V4, host, 52_900, SYN)).action,
+        Action::Tx
+    );
+    let mut words = (0..HANDSHAKE_WORDS).map(|word| rig.get_raw::<u64>(maps::HANDSHAKES, word));
+    let noted = words.find(|word| *word != 0).expect("the SYN's");
+    let noted = noted >> (noted.trailing_zeros() & !15);
+    for word in 0..HANDSHAKE_WORDS {
+        rig.put_raw(maps::HANDSHAKES, word, noted * 0x0001_0001_0001_0001);
+    }
+    let stray = |n| packet(Family::V4, host, 53_000 + n, ACK);
+    let dropped = (0..200u16).filter(|&n| rig.run(&stray(n)).action == Action::Drop);
+    assert!(dropped.count() > 190);
 }
 
 #[test]

@@ -97,6 +97,8 @@ fn each_component_is_looked_at() {
         let syn = packet(family).tcp((45_000, 80), SYN, b"");
         let ping = packet(family).echo_request(7, b"ping");
         let [first, later] = packet(family).udp((53, 53), &[7; 600]).in_two(9, 256);
+        // Its flags would stand behind its end.
+        let [tiny, _] = packet(family).tcp((45_001, 80), SYN, b"").in_two(10, 8);
         let v4 = family == Family::V4;
         let (here, elsewhere, echo) = if v4 {
             (
@@ -156,6 +158,8 @@ fn each_component_is_looked_at() {
             ("icmp code 1".into(), &ping, false),
             ("icmp type 0..255".into(), &udp, false),
             ("fragment first_fragment".into(), &first, true),
+            ("proto tcp; dport 80".into(), &tiny, true),
+            ("tcp flags syn".into(), &tiny, false),
             ("fragment is_fragment".into(), &first, false),
             ("fragment is_fragment && last_fragment".into(), &later, true),
             ("proto udp; fragment is_fragment".into(), &later, true),

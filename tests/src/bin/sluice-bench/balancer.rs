@@ -370,6 +370,22 @@ impl Balancer {
         Ok(passed)
     }
 
+    /// Limits proven flows as well, which no policy does by itself, so high that none is over.
+    pub(crate) fn limit_established(&mut self) -> Result<()> {
+        let mut policy = standard()?;
+        let high = limiter(1_000_000_000, 1_000_000_000)?;
+        policy.limiters[Class::Established as usize] =
+            [high, Limiter::default(), high, Limiter::default()];
+        let policy = policy.with_gates();
+        write::<_, POLICY_WORDS>(&mut self.ebpf, "POLICIES", STANDARD.into(), policy)?;
+        let number = Target::Tcp.number();
+        let mut vips = array::<VIP_WORDS>(&mut self.ebpf, "VIPS")?;
+        let mut vip: Vip = bytemuck::cast(vips.get(&number.into(), 0)?);
+        vip.flags |= 1 << (VIP_CLASSES_SHIFT + Class::Established as u32);
+        vips.set(number.into(), bytemuck::cast::<_, [u64; VIP_WORDS]>(vip), 0)?;
+        Ok(())
+    }
+
     /// Puts every cell of the sketch so far ahead that each source is over a strict limit for the next half hour.
     pub(crate) fn exhaust_sketch(&mut self, jiffies: u64) -> Result<()> {
         let ahead = strict()?.limiters[Class::Syn as usize][0].allowance / 2 * 3;
@@ -484,6 +500,7 @@ impl Balancer {
 
 const POLICY_WORDS: usize = size_of::<Policy>() / 8;
 const SETTINGS_WORDS: usize = size_of::<Settings>() / 8;
+const VIP_WORDS: usize = size_of::<Vip>() / 8;
 const LIMIT_WORDS: usize = size_of::<Limit>() / 8;
 const WATCHING_WORDS: usize = size_of::<Watching>() / 8;
 const EXACT_LIMITS: u32 = 100_000;

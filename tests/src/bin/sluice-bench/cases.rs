@@ -425,7 +425,7 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         0,
         State::Filtered,
         ns(70.0),
-        "1 flow; 100,000 prefixes are denied and 100 rules drop, others than it",
+        "1 flow; 100,000 prefixes are denied and 100 rules drop, others than it; limits also for proven flows",
     )?;
     let filtered = Case {
         denied: Denied::Others(100_000),

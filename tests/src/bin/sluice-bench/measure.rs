@@ -47,6 +47,7 @@ impl Balancers {
         this.ordinary.insert_exact(0)?;
         this.named.insert_exact(1 << 16)?;
         this.filtered.insert_exact(0)?;
+        this.filtered.limit_established()?;
         this.exhausted.exhaust_sketch(now)?;
         Ok(this)
     }
