@@ -1,11 +1,13 @@
 //! What is set at run time and is few, by id, in memory: what a change would lead to is tried on a copy.
 
 mod condition;
+pub(crate) mod json;
 mod spec;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use condition::{Etag, IF_MATCH, IF_NONE_MATCH, NoEtags, Precondition, Unmet};
+pub use json::BodyError;
 pub use spec::SpecError;
 pub(crate) use spec::take;
 

@@ -13,7 +13,7 @@ use super::{
     model::{LimitItem, RuleItem, SourceDone, SourceItem},
 };
 use crate::{
-    book::{IF_MATCH, IF_NONE_MATCH, NoEtags, Precondition},
+    book::{BodyError, IF_MATCH, IF_NONE_MATCH, NoEtags, Precondition},
     control::{Novelty, Refused},
 };
 
@@ -38,8 +38,15 @@ pub(super) fn set(novelty: Novelty, entry: impl Entry) -> Response {
 }
 
 /// What is wrong with a body: with one of its fields, or it cannot be read at all.
-pub(super) fn wrong(error: impl Into<Refused>) -> Problem {
-    match error.into() {
+pub(super) fn wrong(error: BodyError) -> Problem {
+    let wrong = match error {
+        BodyError::Malformed { field, message } => {
+            let problem = Problem::new(StatusCode::BAD_REQUEST, message);
+            return Problem { field, ..problem };
+        }
+        BodyError::Wrong(wrong) => wrong,
+    };
+    match Refused::from(wrong) {
         Refused::Invalid {
             message,
             field: None,

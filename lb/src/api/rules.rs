@@ -86,9 +86,7 @@ pub(super) async fn set(
     let (body, _) = read(request, MAX_BODY_BYTES).await?;
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     if first != Some(&b'[') {
-        let spec = RuleSpec::from_json(&body)
-            .and_then(operators)
-            .map_err(entry::wrong)?;
+        let spec = operators(&body)?;
         let (rule, novelty) = api.control.set_rule(spec, precondition).await?;
         return Ok(entry::set(novelty, render::rule(rule)));
     }
@@ -96,9 +94,9 @@ pub(super) async fn set(
     let specs = RuleSpec::list_from_json(&body).map_err(entry::wrong)?;
     let specs = specs.into_iter().enumerate();
     let specs = specs
-        .map(|(at, spec)| operators(spec).map_err(|error| error.at(at)))
+        .map(|(at, spec)| of_operator(spec).map_err(|error| error.at(at)))
         .collect::<Result<_, _>>()
-        .map_err(entry::wrong)?;
+        .map_err(|error| entry::wrong(error.into()))?;
     let done = api.control.set_rules(specs).await?;
     let created = done.iter().filter(|(_, novelty)| *novelty == Novelty::New);
     let created = created.count();
@@ -154,9 +152,7 @@ pub(super) async fn replace(
 ) -> Result<Response, Problem> {
     let precondition = precondition(&headers)?;
     let (body, _) = read(request, MAX_BODY_BYTES).await?;
-    let spec = RuleSpec::from_json(&body)
-        .and_then(operators)
-        .map_err(entry::wrong)?;
+    let spec = operators(&body)?;
     let id = id_of("rule", &id)?;
     let rule = api.control.replace_rule(id, spec, precondition).await?;
     Ok(entry::tagged(render::rule(rule)))
@@ -217,8 +213,14 @@ enum RulesAnswer {
     Many(RulesDone),
 }
 
+fn operators(body: &[u8]) -> Result<RuleSpec, Problem> {
+    RuleSpec::from_json(body)
+        .and_then(|spec| Ok(of_operator(spec)?))
+        .map_err(entry::wrong)
+}
+
 /// What a client asks for is the operator's, whatever it says of itself.
-fn operators(spec: RuleSpec) -> Result<RuleSpec, SpecError> {
+fn of_operator(spec: RuleSpec) -> Result<RuleSpec, SpecError> {
     if spec.origin == Origin::Operator {
         return Ok(spec);
     }

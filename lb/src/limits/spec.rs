@@ -1,18 +1,15 @@
 //! What an operator may ask of one limit.
 
-use std::{fmt, net::IpAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{SeqAccess, Visitor},
-};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use sluice_ebpf::{abi::Class, gcra};
 use utoipa::ToSchema;
 
 use crate::{
-    book::{SpecError, take},
+    book::{BodyError, SpecError, json, take},
     config::Mode,
     dataplane::ExactLimit,
 };
@@ -63,29 +60,19 @@ pub enum ClassWord {
 
 impl LimitSpec {
     /// Reads one from JSON, and checks it.
-    pub fn from_json(json: &[u8]) -> Result<Self, SpecError> {
-        let fields: Map<String, Value> = serde_json::from_slice(json)
-            .map_err(|wrong| SpecError::whole(format!("this is no JSON object: {wrong}")))?;
-        Self::from_fields(fields)
+    pub fn from_json(json: &[u8]) -> Result<Self, BodyError> {
+        json::one(json, Self::from_value)
     }
 
     /// Reads an array of them, and checks each.
-    pub fn list_from_json(json: &[u8]) -> Result<Vec<Self>, SpecError> {
-        let mut wrong = None;
-        let mut reader = serde_json::Deserializer::from_slice(json);
-        let list = reader
-            .deserialize_seq(List { wrong: &mut wrong })
-            .and_then(|list| reader.end().map(|()| list));
-        match (list, wrong) {
-            (_, Some(wrong)) => Err(wrong),
-            (Ok(list), None) => Ok(list),
-            (Err(error), None) => Err(SpecError::whole(format!(
-                "this is no JSON array of limits: {error}"
-            ))),
-        }
+    pub fn list_from_json(json: &[u8]) -> Result<Vec<Self>, BodyError> {
+        json::list(json, Self::from_value)
     }
 
-    fn from_fields(mut fields: Map<String, Value>) -> Result<Self, SpecError> {
+    fn from_value(value: Value) -> Result<Self, SpecError> {
+        let Value::Object(mut fields) = value else {
+            return Err(SpecError::whole("a limit is a JSON object"));
+        };
         let given = fields.remove("prefix").unwrap_or_default();
         let spec = Self {
             prefix: prefix(given).map_err(|wrong| SpecError::of("prefix", wrong.to_string()))?,
@@ -155,34 +142,6 @@ impl LimitSpec {
             packets: limiter(self.pps, burst),
             bytes: limiter(self.bps.map(|bits| bits / 8), burst * PACKET_BYTES),
         }
-    }
-}
-
-/// Reads limits one by one: as JSON values, all of them would need ten times the memory.
-struct List<'a> {
-    /// What is wrong with one of them; no error of JSON could hold it.
-    wrong: &'a mut Option<SpecError>,
-}
-
-impl<'de> Visitor<'de> for List<'_> {
-    type Value = Vec<LimitSpec>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(fields) = items.next_element()? {
-            match LimitSpec::from_fields(fields) {
-                Ok(spec) => list.push(spec),
-                Err(wrong) => {
-                    *self.wrong = Some(wrong.at(list.len()));
-                    return Err(serde::de::Error::custom("a limit is wrong"));
-                }
-            }
-        }
-        Ok(list)
     }
 }
 
@@ -337,8 +296,8 @@ mod tests {
         ];
         for (json, field) in cases {
             let wrong = LimitSpec::from_json(json.as_bytes()).unwrap_err();
-            assert_eq!(wrong.field, field, "{json}: {wrong}");
-            assert!(!wrong.message.is_empty());
+            assert!(!wrong.to_string().is_empty());
+            assert_eq!(wrong.field(), field, "{json}");
         }
     }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{Action, Components, Origin, Payload, RuleSpec};
-use crate::book::{SpecError, take};
+use crate::book::{BodyError, SpecError, json, take};
 
 const FIELDS: &str = "`rule`, `match`, `vip`, `action`, `mode`, `priority`, `established`, `ttl_seconds`, `comment` and `origin`";
 const COMPONENTS: &str = "`destination`, `source`, `protocol`, `port`, `destination_port`, `source_port`, `icmp_type`, `icmp_code`, \
@@ -12,25 +12,17 @@ const COMPONENTS: &str = "`destination`, `source`, `protocol`, `port`, `destinat
 impl RuleSpec {
     /// Reads one from JSON, and checks it: with `match` and `action`, or with `rule`, its text; other fields count for
     /// more than what the text says.
-    pub fn from_json(json: &[u8]) -> Result<Self, SpecError> {
-        let value: Value = serde_json::from_slice(json)
-            .map_err(|wrong| SpecError::whole(format!("this is no JSON: {wrong}")))?;
-        Self::from_value(value)
+    pub fn from_json(json: &[u8]) -> Result<Self, BodyError> {
+        json::one(json, Self::from_value)
     }
 
     /// Reads an array of them, and checks each.
-    pub fn list_from_json(json: &[u8]) -> Result<Vec<Self>, SpecError> {
-        let values: Vec<Value> = serde_json::from_slice(json).map_err(|wrong| {
-            SpecError::whole(format!("this is no JSON array of rules: {wrong}"))
-        })?;
-        let rules = values.into_iter().enumerate();
-        rules
-            .map(|(at, value)| Self::from_value(value).map_err(|error| error.at(at)))
-            .collect()
+    pub fn list_from_json(json: &[u8]) -> Result<Vec<Self>, BodyError> {
+        json::list(json, Self::from_value)
     }
 
     /// From an object, or from the text of a rule alone.
-    pub fn from_value(value: Value) -> Result<Self, SpecError> {
+    fn from_value(value: Value) -> Result<Self, SpecError> {
         let mut fields = match value {
             Value::Object(fields) => fields,
             Value::String(text) => return of_text(&text),

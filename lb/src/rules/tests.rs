@@ -202,11 +202,11 @@ fn an_error_of_json_names_its_field() {
     ];
     for (json, field) in cases {
         let error = RuleSpec::from_json(json.as_bytes()).unwrap_err();
-        assert_eq!(error.field, field, "{json}: {error}");
+        assert_eq!(error.field(), field, "{json}");
     }
     let list = r#"["ttl 1 -> drop", {"match": {"ttl": 300}, "action": "drop"}]"#;
     let error = RuleSpec::list_from_json(list.as_bytes()).unwrap_err();
-    assert_eq!(error.field, "[1].match.ttl");
+    assert_eq!(error.field(), "[1].match.ttl");
 }
 
 #[test]

@@ -4,12 +4,12 @@ use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{Lines, Members, OnBad, import};
 use crate::{
-    book::{SpecError, take},
+    book::{BodyError, SpecError, json, take},
     config::Mode,
 };
 
@@ -81,9 +81,14 @@ impl SourceSpec {
     }
 
     /// Reads one from JSON, and checks it. If a list stands there, the second value tells what was read of it.
-    pub fn from_json(kind: Kind, json: &[u8]) -> Result<(Self, Option<Lines>), SpecError> {
-        let mut fields: Map<String, Value> = serde_json::from_slice(json)
-            .map_err(|wrong| SpecError::whole(format!("this is no JSON object: {wrong}")))?;
+    pub fn from_json(kind: Kind, json: &[u8]) -> Result<(Self, Option<Lines>), BodyError> {
+        json::one(json, |value| Self::from_value(kind, value))
+    }
+
+    fn from_value(kind: Kind, value: Value) -> Result<(Self, Option<Lines>), SpecError> {
+        let Value::Object(mut fields) = value else {
+            return Err(SpecError::whole("an entry is a JSON object"));
+        };
         let name: Option<String> = take(&mut fields, "name")?;
         let prefix: Option<String> = take(&mut fields, "prefix")?;
         let prefixes: Option<Vec<String>> = take(&mut fields, "prefixes")?;
@@ -274,7 +279,7 @@ mod tests {
         let (spec, _) = SourceSpec::from_json(Kind::Allow, json).unwrap();
         assert_eq!(spec.members.v4().len() + spec.members.v6().len(), 2);
         for (json, part) in [
-            ("[]", "no JSON object"),
+            ("[]", "is a JSON object"),
             ("{}", "give `prefix`, or both"),
             (r#"{"prefix": "192.0.2.1/24"}"#, "bits beyond"),
             (r#"{"prefix": "::ffff:192.0.2.0/120"}"#, "192.0.2.0/24"),

@@ -74,6 +74,37 @@ async fn rest(mut stream: impl AsyncRead + Unpin) -> String {
 }
 
 #[tokio::test]
+async fn a_field_that_is_given_twice_is_refused_and_named() {
+    let world = World::ready().await;
+    let limit = r#"{ "prefix": "192.0.2.0/24", "pps": 1 }"#;
+    let twice = r#"{ "prefix": "192.0.2.0/24", "pps": 1, "pps": 1000 }"#;
+    let list = format!("[{limit}, {twice}]");
+    let rule = r#"{ "match": { "ttl": 1, "ttl": 2 }, "action": "drop" }"#;
+    let rules = format!("[{rule}]");
+    let set = r#"{ "name": "a", "name": "b", "prefixes": [] }"#;
+    for (method, path, body, field) in [
+        (Method::POST, "/v1/limits", twice, "pps"),
+        (Method::POST, "/v1/limits", &list, "[1].pps"),
+        (Method::PUT, "/v1/limits/1", twice, "pps"),
+        (Method::POST, "/v1/rules", rule, "match.ttl"),
+        (Method::POST, "/v1/rules", &rules, "[0].match.ttl"),
+        (Method::POST, "/v1/rules/preview", rule, "match.ttl"),
+        (Method::PUT, "/v1/rules/1", rule, "match.ttl"),
+        (Method::POST, "/v1/deny", set, "name"),
+        (Method::PUT, "/v1/deny/1", set, "name"),
+        (Method::POST, "/v1/allow", set, "name"),
+        (Method::PUT, "/v1/allow/1", set, "name"),
+    ] {
+        let answer = world.send(method.clone(), path, body.to_owned()).await;
+        assert_problem(&answer, 400, "is given twice");
+        assert_eq!(answer.json()["field"], field, "{method} {path}");
+    }
+    for list in ["/v1/limits", "/v1/rules", "/v1/deny", "/v1/allow"] {
+        assert_eq!(world.get(list).await.json()["items"], json!([]), "{list}");
+    }
+}
+
+#[tokio::test]
 async fn who_is_slow_with_a_request_or_silent_is_closed() {
     let remote = start().await;
     // Neither a handshake, nor a request, nor its end.
