@@ -3,11 +3,12 @@
 use axum::{
     Json,
     extract::{Path, State},
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
 };
 
 use super::{
     Answer, Problem, Shared,
+    entry::refuse_condition,
     model::{MitigationItem, Page, TalkerRow, Talkers},
     problem::id_of,
     query::{self, Params, page},
@@ -31,7 +32,8 @@ pub(super) async fn mitigations(
     State(api): Shared,
     mut params: Params,
 ) -> Answer<Page<MitigationItem>> {
-    let (vip, state) = (params.text("vip"), params.text("state"));
+    let vip = params.text("vip");
+    let state: Option<PhaseWord> = params.word("state")?;
     let window = params.window()?;
     let items: Vec<MitigationItem> = {
         let known = api.control.detection().lock();
@@ -42,7 +44,8 @@ pub(super) async fn mitigations(
             item
         })
         .filter(|item| {
-            vip.is(item.vip.as_deref().unwrap_or_default()) && state.is(item.state.word())
+            vip.is(item.vip.as_deref().unwrap_or_default())
+                && state.is_none_or(|state| item.state == state)
         })
         .collect()
     };
@@ -56,6 +59,7 @@ pub(super) async fn mitigations(
     ("id" = u64, Path, description = "As it was listed or told"),
 ), responses(
     (status = 204, description = "It is on the disk"),
+    (status = 400, description = "There is a condition"),
     (status = 404, description = "There is no such mitigation"),
     (status = 503, description = "The daemon is about to end"),
     (status = 507, description = "It acts no more, but the disk refused: it may be raised again after a restart"),
@@ -63,7 +67,9 @@ pub(super) async fn mitigations(
 pub(super) async fn revert(
     State(api): Shared,
     Path(id): Path<String>,
+    headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
+    refuse_condition(&headers, "a reversal takes no condition")?;
     api.control.revert(id_of("mitigation", &id)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -73,6 +79,7 @@ pub(super) async fn revert(
     ("id" = u64, Path, description = "Of one that was reverted"),
 ), responses(
     (status = 204, description = "One like it may be raised again"),
+    (status = 400, description = "There is a condition"),
     (status = 404, description = "There is no such mitigation"),
     (status = 409, description = "It is not reverted"),
     (status = 503, description = "The daemon is about to end"),
@@ -81,7 +88,9 @@ pub(super) async fn revert(
 pub(super) async fn allow(
     State(api): Shared,
     Path(id): Path<String>,
+    headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
+    refuse_condition(&headers, "a mitigation is allowed without a condition")?;
     api.control.allow(id_of("mitigation", &id)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -89,7 +98,7 @@ pub(super) async fn allow(
 /// Who sends most: networks, ports and lengths, from samples of the last seconds
 #[utoipa::path(get, path = "/v1/talkers", tag = "detection", params(
     ("vip" = Option<String>, Query, description = "To this VIP only"),
-    ("by" = Option<String>, Query, description = "What makes the first: `packets` (default), `bytes` or `dropped`"),
+    ("by" = Option<Order>, Query, description = "What makes the first; `packets` if nothing is said"),
     ("seconds" = Option<u64>, Query, description = "How far back, 1 to 60; default 10"),
     ("limit" = Option<usize>, Query, description = "Rows of each list, 1 to 100; default 10"),
 ), responses(
@@ -101,12 +110,7 @@ pub(super) async fn talkers(State(api): Shared, mut params: Params) -> Answer<Ta
     let wrong =
         |field: &str, message: &str| Problem::new(StatusCode::BAD_REQUEST, message).of_field(field);
     let vip = params.text("vip").0;
-    let order = match params.text("by").0.as_deref() {
-        None | Some("packets") => Order::Packets,
-        Some("bytes") => Order::Bytes,
-        Some("dropped") => Order::Dropped,
-        Some(_) => return Err(wrong("by", "it is `packets`, `bytes` or `dropped`")),
-    };
+    let order = params.word("by")?.unwrap_or_default();
     let seconds: u64 = params
         .value("seconds", "a number of seconds")?
         .unwrap_or(10);

@@ -18,7 +18,7 @@ use super::{
     guard,
     model::{LimitItem, LimitsDone, Page},
     problem::id_of,
-    query::{self, Params, word},
+    query::{self, Params},
     render,
 };
 use crate::{
@@ -47,8 +47,8 @@ pub(super) async fn limits(State(api): Shared, mut params: Params) -> Answer<Pag
     let covers = params.value("covers", PREFIX)?.map(|Prefix(prefix)| prefix);
     let mut query = LimitQuery {
         vip: params.text("vip").0,
-        class: word(&mut params, "class")?,
-        mode: word(&mut params, "mode")?,
+        class: params.word("class")?,
+        mode: params.word("mode")?,
         comment: params.text("comment").0,
         within,
         covers,

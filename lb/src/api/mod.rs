@@ -236,11 +236,13 @@ async fn set_drain(
 /// Read the config file again, and the tokens and certificates that it names
 #[utoipa::path(post, path = "/v1/reload", tag = "daemon", responses(
     (status = 204, description = "The data plane has it"),
+    (status = 400, description = "There is a condition"),
     (status = 422, description = "Something in it is wrong, and nothing changed"),
     (status = 500, description = "The kernel refused, and the config before is in force"),
     (status = 503, description = "The daemon is about to end"),
 ))]
-async fn reload(State(api): Shared) -> Result<StatusCode, Problem> {
+async fn reload(State(api): Shared, headers: HeaderMap) -> Result<StatusCode, Problem> {
+    entry::refuse_condition(&headers, "a reload takes no condition")?;
     // It is done to its end, also when who asked is gone by then.
     let reload = tokio::spawn(async move { api.reload().await });
     reload.await.map_err(Refused::from)??;

@@ -164,8 +164,7 @@ pub struct Counted {
 pub struct BackendItem {
     pub pool: String,
     pub address: String,
-    /// `unknown`, `up`, `down`, `draining`, or `drained` when it has no live flows left.
-    pub state: String,
+    pub state: StateWord,
     pub weight: u16,
     /// With commas between them if VIPs differ; absent if no VIP uses the pool.
     pub forward: Option<String>,
@@ -178,6 +177,31 @@ pub struct BackendItem {
     pub interface: Option<String>,
     /// Of the last health check.
     pub error: Option<String>,
+}
+
+/// How a backend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StateWord {
+    /// Not checked yet.
+    Unknown,
+    Up,
+    Down,
+    Draining,
+    /// It drains, and has no live flows left.
+    Drained,
+}
+
+impl StateWord {
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -1,19 +1,17 @@
 //! What stands behind the `?` of a path: filters, and which part of a list.
 
-use std::{collections::BTreeMap, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use axum::{
     Json,
     extract::{FromRequestParts, Query},
     http::{StatusCode, request::Parts},
 };
-use serde::de::{
-    DeserializeOwned,
-    value::{Error, StrDeserializer},
-};
+use serde::de::{DeserializeOwned, value::StrDeserializer};
 use utoipa::IntoParams;
 
 use super::{Answer, Problem, model::Page};
+use crate::config::suggestion;
 
 /// Parameters that nobody took yet. All must be taken before [`Params::window`].
 #[derive(Debug)]
@@ -57,6 +55,32 @@ impl Params {
         };
         let wrong = |_| bad(name, format!("`{text}` is not {expected}"));
         text.parse().map(Some).map_err(wrong)
+    }
+
+    /// One of the words that a type has in JSON.
+    pub(super) fn word<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, Problem> {
+        let Some(text) = self.0.remove(name) else {
+            return Ok(None);
+        };
+        let word = T::deserialize(StrDeserializer::new(&text));
+        word.map(Some)
+            .map_err(|NoWord(words)| no_word(name, &text, words.iter().copied()))
+    }
+
+    /// One of these, by its word.
+    pub(super) fn one_of<T: Copy>(
+        &mut self,
+        name: &str,
+        all: &[T],
+        word: fn(T) -> &'static str,
+    ) -> Result<Option<T>, Problem> {
+        let Some(text) = self.0.remove(name) else {
+            return Ok(None);
+        };
+        match all.iter().find(|one| word(**one) == text) {
+            Some(one) => Ok(Some(*one)),
+            None => Err(no_word(name, &text, all.iter().map(|one| word(*one)))),
+        }
     }
 
     /// The part of the list that is asked for. What nobody took is refused here.
@@ -117,16 +141,24 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     }
 }
 
-/// One of a few words.
-pub(super) fn word<T: DeserializeOwned>(
-    params: &mut Params,
-    name: &str,
-) -> Result<Option<T>, Problem> {
-    let Some(text) = params.text(name).0 else {
-        return Ok(None);
-    };
-    let word = T::deserialize(StrDeserializer::<Error>::new(&text));
-    word.map(Some).map_err(|wrong| bad(name, wrong.to_string()))
+/// A text that is none of these words.
+#[derive(Debug, thiserror::Error)]
+#[error("no word")]
+struct NoWord(&'static [&'static str]);
+
+impl serde::de::Error for NoWord {
+    fn custom<T: fmt::Display>(_: T) -> Self {
+        Self(&[])
+    }
+
+    fn unknown_variant(_: &str, words: &'static [&'static str]) -> Self {
+        Self(words)
+    }
+}
+
+fn no_word<'w>(name: &str, text: &str, words: impl IntoIterator<Item = &'w str>) -> Problem {
+    let near = suggestion(text, words);
+    bad(name, format!("`{name}` cannot be `{text}`{near}"))
 }
 
 fn bad(name: &str, why: String) -> Problem {

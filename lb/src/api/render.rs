@@ -15,7 +15,7 @@ use super::{
     model::{
         AttackItem, BackendItem, Counted, DropItem, EventItem, FlowItem, Flows, InterfaceItem,
         LastReload, LimitItem, LimitSummary, MitigationItem, Page, RuleItem, RulePreview,
-        SourceItem, Status, TaskItem, Told, Verdicts, VipItem,
+        SourceItem, StateWord, Status, TaskItem, Told, Verdicts, VipItem,
     },
 };
 use crate::{
@@ -456,7 +456,7 @@ fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) 
     BackendItem {
         pool: pool.name.clone(),
         address: backend.address.to_string(),
-        state: up_and_state(view, pool, backend, flows).1.into(),
+        state: up_and_state(view, pool, backend, flows).1,
         weight: backend.weight,
         forward: (!ways.is_empty()).then(|| {
             ways.iter()
@@ -481,15 +481,15 @@ pub(crate) fn up_and_state(
     pool: &Pool,
     backend: &Backend,
     flows: u64,
-) -> (bool, &'static str) {
+) -> (bool, StateWord) {
     let drains = || backend_drains(&view.drains, &pool.name, backend.address);
     let health = health(view, &pool.name, backend.address);
     let word = match health {
-        State::Down => "down",
-        _ if drains() && flows == 0 => "drained",
-        _ if drains() => "draining",
-        State::Up => "up",
-        State::Unknown => "unknown",
+        State::Down => StateWord::Down,
+        _ if drains() && flows == 0 => StateWord::Drained,
+        _ if drains() => StateWord::Draining,
+        State::Up => StateWord::Up,
+        State::Unknown => StateWord::Unknown,
     };
     (health == State::Up, word)
 }

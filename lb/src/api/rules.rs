@@ -14,7 +14,7 @@ use super::{
     entry::{self, precondition, refuse_condition},
     model::{Page, RuleItem, RulePreview, RulesDone},
     problem::id_of,
-    query::{self, Params, word},
+    query::{self, Params},
     render,
 };
 use crate::{
@@ -39,7 +39,7 @@ use crate::{
 pub(super) async fn rules(State(api): Shared, mut params: Params) -> Answer<Page<RuleItem>> {
     let mut query = RuleQuery {
         vip: params.text("vip").0,
-        origin: word(&mut params, "origin")?,
+        origin: params.word("origin")?,
         comment: params.text("comment").0,
         ..RuleQuery::default()
     };
@@ -115,7 +115,12 @@ pub(super) async fn set(
     (status = 200, body = RulePreview, description = "By the samples of the last minute"),
     (status = 422, description = "A value is wrong; `field` says which"),
 ))]
-pub(super) async fn preview(State(api): Shared, request: Request) -> Answer<RulePreview> {
+pub(super) async fn preview(
+    State(api): Shared,
+    headers: HeaderMap,
+    request: Request,
+) -> Answer<RulePreview> {
+    refuse_condition(&headers, "a preview takes no condition")?;
     let (body, _) = read(request, MAX_BODY_BYTES).await?;
     let spec = RuleSpec::from_json(&body).map_err(entry::wrong)?;
     let known = api.control.detection().lock();

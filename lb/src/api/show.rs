@@ -6,14 +6,15 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+use sluice_ebpf::abi::DropReason;
 
 use super::{
     Answer, Problem, Shared,
-    model::{BackendItem, DropItem, Flows, Page, PeerItem, Status, VipItem},
+    model::{BackendItem, DropItem, Flows, Page, PeerItem, StateWord, Status, VipItem},
     query::{self, Params, page},
     render,
 };
-use crate::metrics;
+use crate::{config::Mode, metrics};
 
 /// The daemon and its data plane
 #[utoipa::path(get, path = "/v1/status", tag = "state", responses(
@@ -56,7 +57,7 @@ pub(super) async fn vips(State(api): Shared, mut params: Params) -> Answer<Page<
 /// Backends, their health and their share
 #[utoipa::path(get, path = "/v1/backends", tag = "state", params(
     ("pool" = Option<String>, Query, description = "Only of this pool"),
-    ("state" = Option<String>, Query, description = "Only of this state"),
+    ("state" = Option<StateWord>, Query, description = "Only of this state"),
     query::WindowParams,
 ), responses(
     (status = 200, body = Page<BackendItem>, description = "All of them, as the config orders them"),
@@ -65,11 +66,14 @@ pub(super) async fn vips(State(api): Shared, mut params: Params) -> Answer<Page<
     (status = 503, description = "The daemon is about to end"),
 ))]
 pub(super) async fn backends(State(api): Shared, mut params: Params) -> Answer<Page<BackendItem>> {
-    let (pool, state) = (params.text("pool"), params.text("state"));
+    let pool = params.text("pool");
+    let state: Option<StateWord> = params.word("state")?;
     let window = params.window()?;
     let figures = api.control.figures().await?;
     let mut items = render::backends(&api.control.view(), &figures);
-    items.retain(|backend| pool.is(&backend.pool) && state.is(&backend.state));
+    items.retain(|backend| {
+        pool.is(&backend.pool) && state.is_none_or(|state| backend.state == state)
+    });
     page(items, window)
 }
 
@@ -97,7 +101,7 @@ pub(super) async fn flows(State(api): Shared, mut params: Params) -> Answer<Flow
 #[utoipa::path(get, path = "/v1/drops", tag = "state", params(
     ("vip" = Option<String>, Query, description = "Only of this vip"),
     ("reason" = Option<String>, Query, description = "Only of this reason"),
-    ("mode" = Option<String>, Query, description = "Only of this mode"),
+    ("mode" = Option<Mode>, Query, description = "Only of this mode"),
     query::WindowParams,
 ), responses(
     (status = 200, body = Page<DropItem>, description = "Only reasons that were met"),
@@ -106,15 +110,17 @@ pub(super) async fn flows(State(api): Shared, mut params: Params) -> Answer<Flow
     (status = 503, description = "The daemon is about to end"),
 ))]
 pub(super) async fn drops(State(api): Shared, mut params: Params) -> Answer<Page<DropItem>> {
-    let (vip, reason) = (params.text("vip"), params.text("reason"));
-    let mode = params.text("mode");
+    let vip = params.text("vip");
+    let reason = params.one_of("reason", DropReason::ALL, DropReason::word)?;
+    let mode: Option<Mode> = params.word("mode")?;
     let window = params.window()?;
-    let mut items = render::drops(&api.control.figures().await?);
-    items.retain(|drop| {
-        let for_vip = vip.is(drop.vip.as_deref().unwrap_or_default());
-        for_vip && reason.is(&drop.reason) && mode.is(&drop.mode)
+    let mut figures = api.control.figures().await?;
+    figures.drops.retain(|drop| {
+        vip.is(drop.vip.as_deref().unwrap_or_default())
+            && reason.is_none_or(|reason| drop.reason == reason)
+            && mode.is_none_or(|mode| drop.mode == mode)
     });
-    page(items, window)
+    page(render::drops(&figures), window)
 }
 
 /// Routers that VIPs are announced to by BGP

@@ -232,7 +232,7 @@ fn backends(ink: Ink, items: &[BackendItem]) -> String {
             [
                 item.pool.clone(),
                 item.address.clone(),
-                item.state.clone(),
+                item.state.word().to_owned(),
                 item.weight.to_string(),
                 or_dash(item.forward.as_ref()),
                 item.flows.to_string(),

@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{
     api::model::{
-        BackendItem, Counted, DropItem, MitigationItem, Page, Status, TalkerRow, Talkers, VipItem,
+        BackendItem, Counted, DropItem, MitigationItem, Page, StateWord, Status, TalkerRow,
+        Talkers, VipItem,
     },
     detect::{mitigation::PhaseWord, trigger::Rates},
 };
@@ -96,7 +97,7 @@ struct VipRates {
 struct BackendRates {
     pool: String,
     address: String,
-    state: String,
+    state: StateWord,
     flows: u64,
     #[serde(flatten)]
     rates: Rates,
@@ -208,7 +209,7 @@ fn backend_rates(before: &[BackendItem], now: &[BackendItem], ms: u64) -> Vec<Ba
         BackendRates {
             pool: backend.pool.clone(),
             address: backend.address.clone(),
-            state: backend.state.clone(),
+            state: backend.state,
             flows: backend.flows,
             rates: rates(old, count(backend), ms),
         }
@@ -366,7 +367,7 @@ fn backends_table(ink: Ink, backends: &[BackendRates]) -> String {
     let row = |backend: &BackendRates| {
         [
             format!("{}/{}", backend.pool, backend.address),
-            backend.state.clone(),
+            backend.state.word().to_owned(),
             backend.flows.to_string(),
             backend.rates.pps.to_string(),
             backend.rates.bps.to_string(),

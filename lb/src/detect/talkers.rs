@@ -6,7 +6,9 @@ use std::{
 };
 
 use ipnet::IpNet;
+use serde::Deserialize;
 use sluice_ebpf::packet::{TCP, UDP};
+use utoipa::ToSchema;
 
 use super::{
     header::{Fragment, Header},
@@ -40,8 +42,11 @@ pub struct Ask {
     pub most: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What makes the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Order {
+    #[default]
     Packets,
     Bytes,
     Dropped,

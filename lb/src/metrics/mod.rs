@@ -19,7 +19,7 @@ use sluice_ebpf::abi::Count;
 use names::{Kind, Metric};
 
 use crate::{
-    api::up_and_state,
+    api::{model::StateWord, up_and_state},
     config::{self, Mode},
     control::{Figures, LimitCounts, LimitLabel, Scrape, View},
     desired::pop_drains,
@@ -246,7 +246,7 @@ fn backends(page: &mut Page, view: &View, figures: &Figures) -> Result<(), prome
     page.table(metrics, rows)?;
     let words = all().zip(&states).map(|((pool, backend), seen)| {
         let (pool, address) = (pool.name.clone(), backend.address.to_string());
-        ([pool, address, seen.state.into()], [1.0])
+        ([pool, address, seen.state.word().into()], [1.0])
     });
     page.table([names::BACKEND_STATE], words)
 }
@@ -257,7 +257,7 @@ struct Seen {
     flows: u64,
     up: bool,
     unchecked: bool,
-    state: &'static str,
+    state: StateWord,
 }
 
 /// What was sent to each backend in whatever way, and its flows.

@@ -415,6 +415,16 @@ async fn every_described_answer_is_given_through_tls() {
             note(&mut seen, method, described, &answer);
         }
     }
+    for (described, path) in [
+        ("/v1/reload", "/v1/reload"),
+        (REVERT, "/v1/mitigations/1/revert"),
+        (ALLOW, "/v1/mitigations/1/allow"),
+    ] {
+        let request = request(&remote.operate, Method::POST, path);
+        let request = request.header(header::IF_MATCH, "*");
+        let answer = exchange(remote.connect().await, request, "").await;
+        note(&mut seen, &Method::POST, described, &answer);
+    }
     let answer = remote.send(&remote.operate, put.clone(), BACKEND, "").await;
     assert_eq!(answer.status, 204);
     remote.disk.break_down(true);
@@ -567,6 +577,111 @@ async fn every_described_answer_is_given_through_tls() {
     });
     let missing: Vec<_> = described.filter(|answer| !seen.contains(answer)).collect();
     assert!(missing.is_empty(), "described, but not seen: {missing:#?}");
+}
+
+#[tokio::test]
+async fn a_condition_that_nobody_looks_at_is_refused() {
+    let world = World::ready().await;
+    let mut refusing = Vec::new();
+    for (path, method, operation) in operations(document()) {
+        let mut parameters = operation["parameters"].as_array().into_iter().flatten();
+        if method == "get" || parameters.any(|parameter| parameter["name"] == "If-Match") {
+            continue;
+        }
+        let called = path
+            .replace("{id}", "1")
+            .replace("{kind}", "backend")
+            .replace("{name}", "web/10.0.0.1");
+        for (header, value) in [(header::IF_MATCH, "\"1-1\""), (header::IF_NONE_MATCH, "*")] {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            let answer = world
+                .send_if(method, &called, "", header.clone(), value)
+                .await;
+            assert_problem(&answer, 400, "condition");
+            let field = answer.json()["field"].as_str().unwrap().to_lowercase();
+            assert_eq!(field, header.as_str(), "{path}");
+        }
+        refusing.push(format!("{method} {path}"));
+    }
+    let expected = [
+        format!("delete {DRAIN}"),
+        format!("post {ALLOW}"),
+        format!("post {REVERT}"),
+        "post /v1/reload".to_owned(),
+        format!("post {PREVIEW}"),
+        format!("put {DRAIN}"),
+    ];
+    refusing.sort();
+    assert_eq!(refusing, expected);
+}
+
+/// A list, one of its filters, and if that takes words: one that is none, and the word that was meant.
+type Filter = (
+    &'static str,
+    &'static str,
+    Option<(&'static str, &'static str)>,
+);
+
+/// All filters, but for `limit` and `after`.
+const FILTERS: [Filter; 25] = [
+    ("/v1/vips", "name", None),
+    ("/v1/vips", "pool", None),
+    ("/v1/backends", "pool", None),
+    ("/v1/backends", "state", Some(("dwon", "down"))),
+    ("/v1/flows", "pool", None),
+    ("/v1/drops", "vip", None),
+    ("/v1/drops", "reason", Some(("dney", "deny"))),
+    ("/v1/drops", "mode", Some(("monitr", "monitor"))),
+    ("/v1/limits", "vip", None),
+    ("/v1/limits", "class", Some(("upd", "udp"))),
+    ("/v1/limits", "mode", Some(("enforced", "enforce"))),
+    ("/v1/limits", "comment", None),
+    ("/v1/limits", "within", Some(("x", "prefix"))),
+    ("/v1/limits", "covers", Some(("x", "prefix"))),
+    ("/v1/rules", "vip", None),
+    ("/v1/rules", "origin", Some(("opertor", "operator"))),
+    ("/v1/rules", "comment", None),
+    ("/v1/deny", "key", None),
+    ("/v1/deny", "covers", Some(("x", "address"))),
+    ("/v1/allow", "key", None),
+    ("/v1/allow", "covers", Some(("x", "address"))),
+    ("/v1/mitigations", "vip", None),
+    ("/v1/mitigations", "state", Some(("activ", "active"))),
+    ("/v1/talkers", "by", Some(("packet", "packets"))),
+    ("/v1/talkers", "seconds", Some(("x", "number"))),
+];
+
+#[tokio::test]
+async fn a_filter_that_cannot_match_is_refused_and_the_nearest_word_told() {
+    let world = World::ready().await;
+    // It names a VIP, and one that is not there is not found.
+    let mut known = BTreeSet::from([("/v1/talkers".to_owned(), "vip".to_owned())]);
+    for (path, name, typo) in FILTERS {
+        let (given, meant) = typo.unwrap_or(("nosuch", ""));
+        let answer = world.get(&format!("{path}?{name}={given}")).await;
+        match typo {
+            None => assert_eq!(answer.json()["items"], json!([]), "{path}?{name}"),
+            Some(_) => {
+                assert_problem(&answer, 400, meant);
+                assert_eq!(answer.json()["field"], name, "{path}");
+            }
+        }
+        known.insert((path.to_owned(), name.to_owned()));
+    }
+    let described = operations(document()).flat_map(|(path, _, operation)| {
+        let parameters = operation["parameters"].as_array().into_iter().flatten();
+        let named = parameters.filter(|parameter| parameter["in"] == "query");
+        named.map(|parameter| {
+            (
+                path.to_owned(),
+                parameter["name"].as_str().unwrap().to_owned(),
+            )
+        })
+    });
+    let described: BTreeSet<_> = described
+        .filter(|(_, name)| !["limit", "after"].contains(&name.as_str()))
+        .collect();
+    assert_eq!(known, described);
 }
 
 #[tokio::test]

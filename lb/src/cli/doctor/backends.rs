@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{Report, State as Gravity};
 use crate::{
-    api::model::{BackendItem, Page, Status},
+    api::model::{BackendItem, Page, StateWord, Status},
     cli::client::Client,
     config::{Backend, Check, Config, Forward, Pool, Vip, XdpMode},
     control::chain,
@@ -287,7 +287,7 @@ async fn ask_daemon(config: &Config, client: &Client, targets: &[Target], report
             .iter()
             .find(|row| row.pool == target.pool && row.address == address);
         match row {
-            Some(row) if row.state == "down" => report.add(
+            Some(row) if row.state == StateWord::Down => report.add(
                 "tunnel",
                 Some(&name),
                 Gravity::Fail,
@@ -297,7 +297,7 @@ async fn ask_daemon(config: &Config, client: &Client, targets: &[Target], report
                 ),
                 Some("there: is its server up, `sluice decap` running, the VIP on lo, rp_filter off?".into()),
             ),
-            Some(row) if row.state == "unknown" => report.warn(
+            Some(row) if row.state == StateWord::Unknown => report.warn(
                 "tunnel",
                 Some(&name),
                 "the daemon has not checked it yet",
