@@ -25,9 +25,9 @@ mod unload;
 #[cfg(test)]
 mod tests;
 
-use std::{net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use serde_json::json;
 
@@ -48,6 +48,25 @@ pub struct Cli {
     global: Global,
     #[command(subcommand)]
     command: Command,
+}
+
+impl Cli {
+    /// All commands as they are typed, like `limit set`: whoever looks at each of them forgets none.
+    pub fn commands() -> BTreeSet<String> {
+        fn add(command: &clap::Command, outer: &str, all: &mut BTreeSet<String>) {
+            for inner in command.get_subcommands() {
+                let name = format!("{outer}{}", inner.get_name());
+                if inner.has_subcommands() {
+                    add(inner, &format!("{name} "), all);
+                } else {
+                    all.insert(name);
+                }
+            }
+        }
+        let mut all = BTreeSet::new();
+        add(&Self::command(), "", &mut all);
+        all
+    }
 }
 
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Failed, Watch,
-    client::{Client, encoded},
+    client::{Client, ClientError, encoded},
     output::{Ink, Output},
     table::{or_dash, table},
 };
@@ -152,8 +152,10 @@ pub(super) async fn change(
             fields.insert("list".to_owned(), list.into());
             fields.insert("skip_bad".to_owned(), skip_bad.into());
             let sent = client.send_json(Method::POST, &path(kind), &fields).await;
-            let done: SourceDone =
-                sent.map_err(|error| Failed::from(format!("{from}: {error}; nothing changed")))?;
+            let done: SourceDone = sent.map_err(|error| match error {
+                ClientError::Refused(_) => format!("{from}: {error}; nothing changed").into(),
+                _ => Failed::from(error),
+            })?;
             for line in done.bad.iter().flatten() {
                 eprintln!("skipped: {from}: {line}");
             }

@@ -137,6 +137,7 @@ fn an_import_is_of_a_list_or_of_networks_that_a_database_tells() {
 fn without_a_daemon_every_command_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s.sock");
+    let mut others = Cli::commands();
     for command in [
         &["status"][..],
         &["plan"],
@@ -154,6 +155,23 @@ fn without_a_daemon_every_command_says_so() {
         &["limit", "set", "--prefix", "198.51.100.0/24", "--pps", "10"],
         &["limit", "import", "/dev/null"],
         &["limit", "remove", "1"],
+        &["rules"],
+        &["rule", "add", "ttl 1 -> drop"],
+        &["rule", "preview", "ttl 1 -> drop"],
+        &["rule", "import", "/dev/null"],
+        &["rule", "remove", "1"],
+        &["deny", "list"],
+        &["deny", "add", "198.51.100.0/24"],
+        &["deny", "import", "list", "/dev/null"],
+        &["deny", "remove", "list"],
+        &["allow", "list"],
+        &["allow", "add", "198.51.100.0/24"],
+        &["allow", "import", "list", "/dev/null"],
+        &["allow", "remove", "list"],
+        &["mitigations"],
+        &["mitigation", "revert", "1"],
+        &["mitigation", "allow", "1"],
+        &["talkers"],
         &["drain", "backend", "web/10.0.0.1"],
         &["undrain", "backend", "web/10.0.0.1"],
         &["drain", "vip", "web"],
@@ -168,7 +186,23 @@ fn without_a_daemon_every_command_says_so() {
             "{command:?}: {error}"
         );
         assert!(!error.contains('\n'));
+        let line = command.join(" ");
+        others.retain(|other| !format!("{line} ").starts_with(&format!("{other} ")));
     }
+    let none_needed = [
+        "backend",
+        "capture",
+        "check",
+        "completions",
+        "decap",
+        "doctor",
+        "explain",
+        "man",
+        "run",
+        "token new",
+        "unload",
+    ];
+    assert!(others.iter().eq(&none_needed), "{others:?}");
 }
 
 #[test]

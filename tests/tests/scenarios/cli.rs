@@ -1,10 +1,11 @@
 //! The command line on a real load balancer: with its daemon, without it, and on a host where things are amiss.
 
-use std::{fs, path::Path, process::Command, thread, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, process::Command, thread, time::Duration};
 
 use nix::sys::signal::Signal;
 use pcap_file::pcapng::{Block, PcapNgReader, blocks::enhanced_packet::EnhancedPacketOption};
 use serde_json::Value;
+use sluice::cli::Cli;
 use sluice_tests::{Lab, Node, WEB_V4, eventually, sluice_binary, within};
 
 const QUIET: &str =
@@ -23,6 +24,15 @@ fn states(report: &Value, check: &str) -> Vec<String> {
     found.iter().map(state).collect()
 }
 
+/// Commands that none of these lines is.
+fn others<'l>(lines: impl IntoIterator<Item = &'l str>) -> BTreeSet<String> {
+    let mut others = Cli::commands();
+    for line in lines {
+        others.retain(|command| !format!("{line} ").starts_with(&format!("{command} ")));
+    }
+    others
+}
+
 #[test]
 fn every_command_shows_or_changes_and_has_json() {
     let lab = Lab::new().start();
@@ -31,7 +41,18 @@ fn every_command_shows_or_changes_and_has_json() {
     let man = format!("man {}", lab.dir().join("man").display());
     let frames = lab.dir().join("out.pcap");
     let frames = frames.display();
-    for line in [
+    let file = |name: &str, text: &str| {
+        let file = lab.dir().join(name);
+        fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let limits = file("limits", r#"[{"prefix": "203.0.113.0/25", "pps": 10}]"#);
+    let rules = file("rules", "ttl 7 -> drop\n");
+    let sources = file("sources", "203.0.113.0/26\n");
+    let capture = lab.dir().join("x.pcapng");
+    let capture = format!("capture {} --duration 100ms", capture.display());
+    let token = format!("token new --role read --file {}", file("tokens", ""));
+    let lines = [
         "check",
         "status",
         "plan",
@@ -50,6 +71,21 @@ fn every_command_shows_or_changes_and_has_json() {
         "limits",
         "limits --vip web4",
         "limit remove 1",
+        &format!("limit import {limits}"),
+        "rules",
+        "rules --origin operator",
+        "rule add ttl=1->drop",
+        "rule preview ttl=1->drop",
+        &format!("rule import {rules}"),
+        "rule remove 1",
+        "deny add 203.0.113.9",
+        "deny list",
+        &format!("deny import list {sources}"),
+        "deny remove list",
+        "allow add 203.0.113.9",
+        "allow list",
+        &format!("allow import list {sources}"),
+        "allow remove list",
         &format!("drain backend {name}"),
         &format!("undrain backend {name}"),
         "drain vip web4",
@@ -62,21 +98,38 @@ fn every_command_shows_or_changes_and_has_json() {
         &format!("explain --pcap {frames}"),
         "completions bash",
         &man,
-    ] {
+        "doctor",
+        &capture,
+        &token,
+    ];
+    for line in lines {
+        // What is gone cannot be removed again.
+        if line.contains(" remove ") {
+            lab.sluice(&format!("{line} --json")).succeeds().json();
+            continue;
+        }
         let text = lab.sluice(line).succeeds();
         assert!(
             !text.stdout.contains('\u{1b}'),
             "no colours into a pipe: {line}"
         );
-        // What is gone cannot be removed again.
-        if line.starts_with("limit remove") {
-            continue;
-        }
         if let Some(what) = line.strip_prefix("undrain") {
             lab.sluice(&format!("drain{what}")).succeeds();
         }
         lab.sluice(&format!("{line} --json")).succeeds().json();
     }
+    // These need an attack, run until they are interrupted, or end it all.
+    let elsewhere = [
+        "backend",
+        "decap",
+        "mitigation allow",
+        "mitigation revert",
+        "run",
+        "unload",
+    ];
+    let others = others(lines);
+    assert!(others.iter().eq(&elsewhere), "{others:?}");
+
     let explained = lab.sluice(&format!("{from} --json")).succeeds().json();
     assert_eq!(
         (&explained["verdict"], &explained["vip"]),
@@ -91,7 +144,7 @@ fn without_a_daemon_every_command_says_so_on_one_line() {
     let lab = Lab::new().build();
     let name = format!("v4/{}", lab.backend("b1").v4());
     let capture = format!("capture {}", lab.dir().join("x.pcapng").display());
-    for (line, says) in [
+    let lines = [
         ("status", "the daemon is not running"),
         ("plan", "the daemon is not running"),
         ("vips", "the daemon is not running"),
@@ -110,7 +163,21 @@ fn without_a_daemon_every_command_says_so_on_one_line() {
             "limit set --prefix 203.0.113.0/24 --pps 10",
             "the daemon is not running",
         ),
+        ("limit import /dev/null", "the daemon is not running"),
         ("limit remove 1", "the daemon is not running"),
+        ("rules", "the daemon is not running"),
+        ("rule add ttl=1->drop", "the daemon is not running"),
+        ("rule preview ttl=1->drop", "the daemon is not running"),
+        ("rule import /dev/null", "the daemon is not running"),
+        ("rule remove 1", "the daemon is not running"),
+        ("deny list", "the daemon is not running"),
+        ("deny add 203.0.113.9", "the daemon is not running"),
+        ("deny import list /dev/null", "the daemon is not running"),
+        ("deny remove list", "the daemon is not running"),
+        ("allow list", "the daemon is not running"),
+        ("allow add 203.0.113.9", "the daemon is not running"),
+        ("allow import list /dev/null", "the daemon is not running"),
+        ("allow remove list", "the daemon is not running"),
         (
             &format!("drain backend {name}"),
             "the daemon is not running",
@@ -127,7 +194,8 @@ fn without_a_daemon_every_command_says_so_on_one_line() {
             "nothing is loaded under",
         ),
         (&capture, "nothing is loaded under"),
-    ] {
+    ];
+    for (line, says) in lines {
         for json in ["", " --json"] {
             let output = lab.sluice(&format!("{line}{json}"));
             assert_eq!(output.status, 1, "{line}: {}", output.stdout);
@@ -141,7 +209,19 @@ fn without_a_daemon_every_command_says_so_on_one_line() {
             );
         }
     }
-    // These need none.
+    let others = others(lines.map(|(line, _)| line));
+    let none_needed = [
+        "backend",
+        "check",
+        "completions",
+        "decap",
+        "doctor",
+        "man",
+        "run",
+        "token new",
+        "unload",
+    ];
+    assert!(others.iter().eq(&none_needed), "{others:?}");
     lab.sluice("check").succeeds();
     lab.sluice("unload").succeeds();
     lab.sluice("completions fish").succeeds();
