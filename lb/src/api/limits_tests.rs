@@ -318,6 +318,30 @@ async fn limits_expire_on_time_also_over_a_restart() {
 }
 
 #[tokio::test]
+async fn many_limits_that_expire_together_are_few_events() {
+    const MANY: u32 = 5_000;
+    let world = World::ready().await;
+    let all = limits(0..MANY, r#", "ttl_seconds": 2"#);
+    assert_eq!(post(&world, all).await.status, 200);
+    let last = world.get(&format!("/v1/limits/{MANY}")).await.json();
+    let mut events = world.handle.events();
+    let late_by = late(&world, &last["expires"]).await;
+    println!("figure: {MANY} limits that expire together: the last {late_by:?} late");
+    assert!(late_by < Duration::from_millis(500), "{late_by:?}");
+    let (mut told, mut expired) = (0, Vec::new());
+    while expired.len() < MANY as usize {
+        match events.recv().await.unwrap() {
+            Event::LimitExpired(id) => expired.push(id),
+            Event::LimitsExpired(ids) => expired.extend(ids.iter()),
+            other => panic!("{other:?}"),
+        }
+        told += 1;
+    }
+    assert!(expired.into_iter().eq(1..=u64::from(MANY)));
+    assert!(told < 50, "{told}");
+}
+
+#[tokio::test]
 async fn every_change_is_told() {
     let world = World::ready().await;
     let mut events = world.handle.events();

@@ -491,6 +491,11 @@ pub enum EventItem {
     LimitExpired {
         id: u64,
     },
+    /// The time of many was over; the ids of the first 1,000.
+    LimitsExpired {
+        count: usize,
+        ids: Vec<u64>,
+    },
     RuleSet {
         id: u64,
         /// The whole rule as text.
@@ -602,6 +607,7 @@ impl EventItem {
             Self::LimitsSet { .. } => "limits_set",
             Self::LimitRemoved { .. } => "limit_removed",
             Self::LimitExpired { .. } => "limit_expired",
+            Self::LimitsExpired { .. } => "limits_expired",
             Self::RuleSet { .. } => "rule_set",
             Self::RulesSet { .. } => "rules_set",
             Self::RuleRemoved { .. } => "rule_removed",

@@ -288,20 +288,24 @@ impl From<Event> for EventItem {
             Event::LimitSet(record) => Self::LimitSet {
                 limit: summary(&record),
             },
-            Event::LimitsSet(ids) => Self::LimitsSet {
-                count: ids.len(),
-                ids: ids.iter().take(EVENT_IDS).copied().collect(),
-            },
+            Event::LimitsSet(ids) => {
+                let (count, ids) = first_ids(&ids);
+                Self::LimitsSet { count, ids }
+            }
             Event::LimitRemoved(id) => Self::LimitRemoved { id },
             Event::LimitExpired(id) => Self::LimitExpired { id },
+            Event::LimitsExpired(ids) => {
+                let (count, ids) = first_ids(&ids);
+                Self::LimitsExpired { count, ids }
+            }
             Event::RuleSet(record) => Self::RuleSet {
                 id: record.id,
                 rule: record.spec.to_string(),
             },
-            Event::RulesSet(ids) => Self::RulesSet {
-                count: ids.len(),
-                ids: ids.iter().take(EVENT_IDS).copied().collect(),
-            },
+            Event::RulesSet(ids) => {
+                let (count, ids) = first_ids(&ids);
+                Self::RulesSet { count, ids }
+            }
             Event::RuleRemoved(id) => Self::RuleRemoved { id },
             Event::RuleExpired(id) => Self::RuleExpired { id },
             Event::SourceSet(record) => Self::SourceSet {
@@ -401,6 +405,11 @@ pub(crate) fn told(event: Event) -> String {
     serde_json::to_string(&told).unwrap_or_default()
 }
 
+/// How many they are, and the first of them.
+fn first_ids(ids: &[u64]) -> (usize, Vec<u64>) {
+    (ids.len(), ids[..ids.len().min(EVENT_IDS)].to_vec())
+}
+
 /// Events are kept, so none may be of any size.
 const EVENT_IDS: usize = 1_000;
 
@@ -475,7 +484,7 @@ fn backend_item(view: &View, figures: &Figures, pool: &Pool, backend: &Backend) 
     }
 }
 
-/// Whether checks say that a backend is up, and its state in a word. `flows` are its live ones.
+/// Whether checks say that a backend is up, and its state. `flows` are its live ones.
 pub(crate) fn up_and_state(
     view: &View,
     pool: &Pool,

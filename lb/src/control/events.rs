@@ -19,6 +19,8 @@ pub enum Event {
     LimitRemoved(u64),
     /// A limit's time was over.
     LimitExpired(u64),
+    /// The time of many limits was over: their ids. One event for each of a hundred thousand would reach nobody.
+    LimitsExpired(Arc<[u64]>),
     RuleSet(Arc<RuleRecord>),
     /// Many rules were set in one request: their ids.
     RulesSet(Arc<[u64]>),
@@ -74,6 +76,7 @@ impl Event {
             Self::LimitsSet(_) => "limits_set",
             Self::LimitRemoved(_) => "limit_removed",
             Self::LimitExpired(_) => "limit_expired",
+            Self::LimitsExpired(_) => "limits_expired",
             Self::RuleSet(_) => "rule_set",
             Self::RulesSet(_) => "rules_set",
             Self::RuleRemoved(_) => "rule_removed",

@@ -235,23 +235,25 @@ impl Limits {
 
     /// Takes out what does not hold any more; true if there is more of that. The disk follows.
     pub(super) fn expire(&mut self, plane: &mut impl Dataplane) -> bool {
-        let mut expired = self.book.expired(now_ms());
-        let more = expired.len() > EXPIRIES;
-        expired.truncate(EXPIRIES);
+        let now_ms = now_ms();
+        let expired = self.book.expire(now_ms, EXPIRIES);
         for id in &expired {
-            self.book.remove(*id);
             self.take_out(*id, plane);
-            self.differing.insert(*id);
-            self.events.tell(Event::LimitExpired(*id));
         }
+        self.differing.extend(&expired);
         match expired.as_slice() {
             [] => {}
-            [id] => tracing::info!(limit = id, "expired"),
+            [id] => {
+                tracing::info!(limit = id, "expired");
+                self.events.tell(Event::LimitExpired(*id));
+            }
             [first, .., last] => {
                 tracing::info!(limits = expired.len(), first, last, "expired");
+                self.events.tell(Event::LimitsExpired(expired.into()));
             }
         }
-        more
+        let next = self.book.next_expiry_ms();
+        next.is_some_and(|time| time <= now_ms)
     }
 
     fn put_in(

@@ -111,12 +111,14 @@ impl LimitBook {
         self.expiries.first().map(|(time, _)| *time)
     }
 
-    /// Limits that do not hold any more, the longest expired first. They stay until they are removed.
-    pub fn expired(&self, now_ms: u64) -> Vec<u64> {
-        self.expiries
-            .range(..=(now_ms, u64::MAX))
-            .map(|(_, id)| *id)
-            .collect()
+    /// Takes out limits that do not hold any more, the longest expired first, and no more than so many.
+    pub fn expire(&mut self, now_ms: u64, most: usize) -> Vec<u64> {
+        let due = self.expiries.range(..=(now_ms, u64::MAX));
+        let expired: Vec<u64> = due.take(most).map(|(_, id)| *id).collect();
+        for id in &expired {
+            self.remove(*id);
+        }
+        expired
     }
 }
 

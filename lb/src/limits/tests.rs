@@ -180,10 +180,10 @@ fn limits_expire_in_order() {
         set(&mut book, spec(n, 1, ttl), 100);
     }
     assert_eq!(book.next_expiry_ms(), Some(10_100));
-    assert!(book.expired(10_099).is_empty());
-    assert_eq!(book.expired(30_100), [3, 1]);
-    book.remove(3);
-    set(&mut book, spec(1, 1, None), 120);
+    assert!(book.expire(10_099, 9).is_empty());
+    assert_eq!(book.expire(30_100, 1), [3]);
+    assert_eq!(book.next_expiry_ms(), Some(30_100));
+    assert_eq!(book.expire(30_100, 9), [1]);
     assert_eq!(book.next_expiry_ms(), None);
 }
 
