@@ -129,13 +129,17 @@ impl Accept {
                 Ok((stream, peer)) => match self.connections.open(Instant::now()) {
                     Some(open) => begin(stream, peer, open),
                     None => {
-                        complaint.say(self.name, "every connection is busy; one more was closed");
+                        complaint.say(
+                            self.name,
+                            "every connection is busy; one more was closed",
+                            "`ss -xtp` shows which clients keep theirs",
+                        );
                     }
                 },
                 // The client may be gone already, which is nobody's fault.
                 Err(error) if is_of_client(&error) => {}
                 Err(error) => {
-                    complaint.say(self.name, &error.to_string());
+                    complaint.say(self.name, &error.to_string(), "raise LimitNOFILE of the service if it has too few descriptors, or see what takes this machine's memory");
                     sleep(NO_ROOM).await;
                 }
             }
@@ -168,10 +172,14 @@ fn is_of_client(error: &io::Error) -> bool {
 struct Complaint(Option<Instant>);
 
 impl Complaint {
-    fn say(&mut self, listener: &str, error: &str) {
+    fn say(&mut self, listener: &str, error: &str, advice: &str) {
         if self.0.is_none_or(|last| last.elapsed() >= COMPLAIN) {
             self.0 = Some(Instant::now());
-            tracing::warn!(listener, error, "the API cannot take a connection");
+            tracing::warn!(
+                listener,
+                error,
+                "the API cannot take a connection; {advice}"
+            );
         }
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Kernel {
     gone: Vec<String>,
     /// What does not get to its backends.
     lost_redirects: Vec<String>,
+    /// Why the program could not be attached again; said once.
+    unattached: Option<String>,
     program_id: Option<u32>,
     rules: RuleMaps,
     /// `None` until sets of sources are taken over.
@@ -98,6 +100,7 @@ impl Kernel {
             attached: opened.interfaces.clone(),
             gone: Vec::new(),
             lost_redirects: Vec::new(),
+            unattached: None,
             program_id,
             exact: None,
             tables: BTreeMap::new(),
@@ -202,6 +205,7 @@ impl Kernel {
         };
         match self.plane.attach(&config) {
             Ok((attached, warnings)) => {
+                self.unattached = None;
                 self.attached = attached;
                 for warning in warnings {
                     tracing::warn!("{warning}");
@@ -209,7 +213,14 @@ impl Kernel {
                 found.extend(off);
             }
             Err(error) => {
-                tracing::error!(error = super::chain(&error), "cannot attach again");
+                let error = super::chain(&error);
+                if self.unattached.as_ref() != Some(&error) {
+                    tracing::error!(
+                        error,
+                        "cannot attach again, and packets there are not balanced; take away what is in the way: it is tried again every few seconds"
+                    );
+                }
+                self.unattached = Some(error);
             }
         }
     }

@@ -4,13 +4,15 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::PathBuf,
+    process::{Command, Stdio},
+    thread,
     time::Duration,
 };
 
 use aya::maps::{Array, Map, MapData};
 use serde_json::Value;
 use sluice_ebpf::abi::{ABI_VERSION, Settings};
-use sluice_tests::{Lab, WEB_V4, within};
+use sluice_tests::{Lab, WEB_V4, sluice_binary, within};
 
 /// What the daemon said that it mended, in its log.
 fn healed(lab: &Lab) -> Vec<String> {
@@ -69,6 +71,16 @@ fn wipe(lab: &Lab, name: &str) {
     }
 }
 
+/// Removes the last handle of the link: the kernel takes the program off.
+fn take_off(lab: &Lab) {
+    let links = std::fs::read_dir(pin(lab, "")).unwrap();
+    let link = links
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.to_string_lossy().contains("link_"))
+        .unwrap();
+    std::fs::remove_file(link).unwrap();
+}
+
 #[test]
 fn what_somebody_else_changed_is_mended_and_told() {
     let lab = Lab::new().start();
@@ -106,16 +118,9 @@ fn what_somebody_else_changed_is_mended_and_told() {
     });
     assert_ne!(limits.get(&1, 0).unwrap(), [0; 16]);
 
-    let pins = lab.node().pin_dir().join(format!("v{ABI_VERSION}"));
-    std::fs::remove_file(pins.join("FLOWS")).unwrap();
+    std::fs::remove_file(pin(&lab, "FLOWS")).unwrap();
     heals(&lab, "FLOWS");
-    let links = std::fs::read_dir(&pins).unwrap();
-    let link = links
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.to_string_lossy().contains("link_"))
-        .unwrap();
-    // Its last handle: the kernel takes the program off.
-    std::fs::remove_file(link).unwrap();
+    take_off(&lab);
     heals(&lab, "XDP on ");
     let in_log = healed(&lab);
     let told = told(&lab, in_log.len());
@@ -166,4 +171,31 @@ fn every_setting_that_somebody_else_changed_is_mended_and_told() {
         ..before
     };
     assert_eq!(words(after), words(expected));
+}
+
+#[test]
+fn a_program_of_somebody_else_in_the_way_is_said_once() {
+    let lab = Lab::new().start();
+    let interface = lab.sluice("status --json").succeeds().json()["interfaces"][0]["name"].clone();
+    let interface = interface.as_str().unwrap();
+    let mut command = Command::new(sluice_binary());
+    command.args(["decap", "--interface", interface]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    // It may come too late: the daemon is as quick to attach again.
+    let other = (0..5).find_map(|_| {
+        take_off(&lab);
+        let mut other = lab.node().netns().run(|| command.spawn()).unwrap();
+        thread::sleep(Duration::from_secs(2));
+        other.try_wait().unwrap().is_none().then_some(other)
+    });
+    let mut other = other.expect("one of them comes in time");
+    let said = || lab.node().log().matches("cannot attach again").count();
+    within(Duration::from_secs(10), "it is said", || said() > 0);
+    // It is tried again twice.
+    thread::sleep(Duration::from_secs(11));
+    assert_eq!(said(), 1, "{}", lab.node().log());
+
+    other.kill().unwrap();
+    other.wait().unwrap();
+    heals(&lab, "XDP on ");
 }
