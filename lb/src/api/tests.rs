@@ -35,6 +35,7 @@ use crate::{
         Control, Handle, Heart, Start, Supervisor,
         fake::{self, Fake},
     },
+    desired,
     health::{Snapshot, State, Status},
     net::{NextHop, Reason, Resolution, Resolutions, Station},
     store::{Contents, Directory, Store, Writer},
@@ -274,6 +275,28 @@ pub(super) fn assert_problem(answer: &Answer, status: u16, part: &str) {
     assert_eq!(problem["status"], status);
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains(part), "{detail}");
+}
+
+#[tokio::test]
+async fn a_reload_reads_the_certificates_of_checks_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ca.pem");
+    let rotate = || {
+        let made = rcgen::generate_simple_self_signed(["ca.example".to_owned()]).unwrap();
+        std::fs::write(&file, made.cert.pem()).unwrap();
+    };
+    rotate();
+    let check = format!("kind = \"https\", port = 443, ca_file = {file:?}");
+    let config = CONFIG.replace("kind = \"tcp\", port = 80", &check);
+    let world = World::start(&config);
+    world.become_ready().await;
+    let checks = || desired::targets(&world.handle.view().config);
+    let before = checks();
+    assert_eq!(world.send(Method::POST, "/v1/reload", "").await.status, 204);
+    assert_eq!(checks(), before, "checks go on undisturbed");
+    rotate();
+    assert_eq!(world.send(Method::POST, "/v1/reload", "").await.status, 204);
+    assert_ne!(checks(), before, "checks begin with what is there now");
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! What a config says of health checks.
 
-use std::{fmt, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use serde::Serialize;
+
+use super::Ca;
 
 /// `[pool.health]`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -60,10 +62,8 @@ pub enum Tls {
     Off,
     /// Whatever certificate the backend has.
     Unverified,
-    /// The certificate must be signed by one of this file, and for the host.
-    Verified {
-        ca_file: PathBuf,
-    },
+    /// The certificate must be signed by one of these, and for the host.
+    Verified(Ca),
 }
 
 /// HTTP statuses that count as good: single ones and ranges. Never empty.

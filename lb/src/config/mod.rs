@@ -36,7 +36,7 @@ use toml::{Spanned, de::DeTable};
 
 use crate::sources::Kind;
 
-pub use ca::{CaError, read_ca};
+pub use ca::{Ca, CaError};
 pub(crate) use error::suggestion;
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use health::{Check, Health, HttpCheck, Statuses, Tls};

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{model::ApiTls, read_ca, read_secret, read_sources};
+use super::{Ca, model::ApiTls, read_secret, read_sources};
 use crate::{
     api::{ServerTls, TlsError, Tokens},
     sources::{Members, OnBad, Places, networks},
@@ -34,10 +34,10 @@ impl Outside {
         }
     }
 
-    pub(super) fn ca(self, path: &Path) -> Result<(), String> {
+    pub(super) fn ca(self, path: &Path) -> Result<Ca, String> {
         match self {
-            Self::Checked => read_ca(path).map(drop).map_err(|wrong| wrong.to_string()),
-            Self::Ignored => Ok(()),
+            Self::Checked => Ca::read(path).map_err(|wrong| wrong.to_string()),
+            Self::Ignored => Ok(Ca::unread(path)),
         }
     }
 

@@ -182,11 +182,13 @@ fn unused(section: &Section<'_>, keys: &[&'static str], kinds: &str) {
 }
 
 fn ca_file(field: &Field<'_>, outside: Outside) -> Option<Tls> {
-    let ca_file = field.absolute_path()?;
-    if let Err(wrong) = outside.ca(&ca_file) {
-        field.error(|| wrong);
+    match outside.ca(&field.absolute_path()?) {
+        Ok(ca) => Some(Tls::Verified(ca)),
+        Err(wrong) => {
+            field.error(|| wrong);
+            None
+        }
     }
-    Some(Tls::Verified { ca_file })
 }
 
 fn path(field: &Field<'_>) -> Option<String> {

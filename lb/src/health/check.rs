@@ -103,7 +103,7 @@ pub(super) struct Tools {
 }
 
 impl Tools {
-    /// Settings are read afresh from here on: files that they come from may have changed.
+    /// Forgets settings that only the targets before may have needed.
     pub(super) fn refresh(&mut self) {
         self.tls = tls::Settings::default();
     }
@@ -342,7 +342,7 @@ mod tests {
     use tokio_rustls::TlsAcceptor;
 
     use super::*;
-    use crate::config::{Health, Tls};
+    use crate::config::{Ca, Health, Tls};
 
     const LOCALHOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
@@ -530,8 +530,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (port, ca_file) = tls_server(dir.path()).await;
         let verified = |host| {
-            let ca_file = ca_file.clone();
-            https(port, Tls::Verified { ca_file }, host)
+            let ca = Ca::read(&ca_file).unwrap();
+            https(port, Tls::Verified(ca), host)
         };
         check(&https(port, Tls::Unverified, "other.example"))
             .await

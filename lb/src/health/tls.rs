@@ -1,6 +1,6 @@
 //! TLS for https checks. Sessions are not resumed: each check shows that the backend can begin one.
 
-use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
@@ -12,22 +12,26 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-use crate::config::{Tls, read_ca};
+use crate::config::{Ca, Tls};
 
-/// Settings that checks share, made when one needs them first.
+/// Settings that checks share, made when one needs them first. There are as many as files of certificates, which are few.
 #[derive(Default)]
-pub(super) struct Settings(HashMap<Option<PathBuf>, Result<Arc<ClientConfig>, String>>);
+pub(super) struct Settings(Vec<(Tls, Result<Arc<ClientConfig>, String>)>);
 
 impl Settings {
     /// `None` for what is no TLS.
     pub(super) fn get(&mut self, tls: &Tls) -> Option<Result<Arc<ClientConfig>, String>> {
-        let ca_file = match tls {
+        let ca = match tls {
             Tls::Off => return None,
             Tls::Unverified => None,
-            Tls::Verified { ca_file } => Some(ca_file.clone()),
+            Tls::Verified(ca) => Some(ca),
         };
-        let made = self.0.entry(ca_file.clone());
-        Some(made.or_insert_with(|| settings(ca_file)).clone())
+        if let Some((_, made)) = self.0.iter().find(|(known, _)| known == tls) {
+            return Some(made.clone());
+        }
+        let made = settings(ca);
+        self.0.push((tls.clone(), made.clone()));
+        Some(made)
     }
 }
 
@@ -47,14 +51,14 @@ pub(super) fn server_name(
         .map_err(|_invalid| format!("`{host}` is no name that a certificate can be for"))
 }
 
-fn settings(ca_file: Option<PathBuf>) -> Result<Arc<ClientConfig>, String> {
+fn settings(ca: Option<&Ca>) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    let mut config = match ca_file {
-        Some(path) => builder
-            .with_root_certificates(read_ca(&path).map_err(|error| error.to_string())?)
+    let mut config = match ca {
+        Some(ca) => builder
+            .with_root_certificates(ca.roots())
             .with_no_client_auth(),
         None => builder
             .dangerous()
