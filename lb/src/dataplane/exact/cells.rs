@@ -49,8 +49,7 @@ impl Cells<u32> for SettingsWords {
     }
 
     fn get(&self, at: usize) -> u32 {
-        let settings = self.0.read(0);
-        bytemuck::pod_read_unaligned(&bytemuck::bytes_of(&settings)[at * 4..][..4])
+        self.0.load_u32(0, at * 4)
     }
 
     fn set(&mut self, at: usize, value: u32) {
