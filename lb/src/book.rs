@@ -45,6 +45,8 @@ pub struct Book<R> {
 pub enum Step<R> {
     New(Arc<R>),
     Changed(Arc<R>),
+    /// It is that already.
+    Same(Arc<R>),
     Removed(Arc<R>),
 }
 
@@ -135,7 +137,10 @@ impl<R: Record> Book<R> {
 impl<R: Record> Step<R> {
     pub fn record(&self) -> &Arc<R> {
         match self {
-            Self::New(record) | Self::Changed(record) | Self::Removed(record) => record,
+            Self::New(record)
+            | Self::Changed(record)
+            | Self::Same(record)
+            | Self::Removed(record) => record,
         }
     }
 

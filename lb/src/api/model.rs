@@ -513,6 +513,11 @@ pub enum EventItem {
     RuleExpired {
         id: u64,
     },
+    /// The time of many was over; the ids of the first 1,000.
+    RulesExpired {
+        count: usize,
+        ids: Vec<u64>,
+    },
     /// Sources are denied or allowed.
     SourceSet {
         id: u64,
@@ -528,6 +533,11 @@ pub enum EventItem {
     /// Its time was over.
     SourceExpired {
         id: u64,
+    },
+    /// The time of many was over; the ids of the first 1,000.
+    SourcesExpired {
+        count: usize,
+        ids: Vec<u64>,
     },
     DrainBegun {
         kind: DrainKind,
@@ -612,9 +622,11 @@ impl EventItem {
             Self::RulesSet { .. } => "rules_set",
             Self::RuleRemoved { .. } => "rule_removed",
             Self::RuleExpired { .. } => "rule_expired",
+            Self::RulesExpired { .. } => "rules_expired",
             Self::SourceSet { .. } => "source_set",
             Self::SourceRemoved { .. } => "source_removed",
             Self::SourceExpired { .. } => "source_expired",
+            Self::SourcesExpired { .. } => "sources_expired",
             Self::DrainBegun { .. } => "drain_begun",
             Self::DrainEnded { .. } => "drain_ended",
             Self::Health { .. } => "health",

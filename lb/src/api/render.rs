@@ -308,6 +308,10 @@ impl From<Event> for EventItem {
             }
             Event::RuleRemoved(id) => Self::RuleRemoved { id },
             Event::RuleExpired(id) => Self::RuleExpired { id },
+            Event::RulesExpired(ids) => {
+                let (count, ids) = first_ids(&ids);
+                Self::RulesExpired { count, ids }
+            }
             Event::SourceSet(record) => Self::SourceSet {
                 id: record.id,
                 kind: record.spec.kind,
@@ -317,6 +321,10 @@ impl From<Event> for EventItem {
             },
             Event::SourceRemoved(id) => Self::SourceRemoved { id },
             Event::SourceExpired(id) => Self::SourceExpired { id },
+            Event::SourcesExpired(ids) => {
+                let (count, ids) = first_ids(&ids);
+                Self::SourcesExpired { count, ids }
+            }
             Event::DrainBegun { kind, name } => Self::DrainBegun { kind, name },
             Event::DrainEnded { kind, name } => Self::DrainEnded { kind, name },
             Event::Health(HealthChange {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::tests::{CONFIG, World, assert_problem};
 use crate::{
     book::Precondition,
-    control::now_ms,
+    control::{Event, now_ms},
     detect::{
         header::InTunnel,
         minute::{self, Seen},
@@ -156,6 +156,36 @@ async fn what_the_data_plane_refuses_changes_nothing_on_the_disk_either() {
     assert_eq!(world.plane.rules(), ["ttl 1 -> drop"]);
     let warnings = &world.get("/v1/status").await.json()["warnings"];
     assert_eq!(*warnings, json!(["slow"]));
+}
+
+#[tokio::test]
+async fn a_rule_that_is_put_again_stays_what_it_is() {
+    let world = World::ready().await;
+    let set = post(&world, json!("ttl 1 -> drop; expire 60s")).await;
+    let mut events = world.handle.events();
+    let put = async |text: &str| {
+        let body = json!({ "rule": text }).to_string();
+        world.send(Method::PUT, "/v1/rules/1", body).await
+    };
+    let same = put("ttl 1 -> drop; expire 60s").await;
+    assert_eq!((same.status, &same.etag), (200, &set.etag));
+    assert_eq!(same.json(), set.json(), "its time included");
+    let other = put("ttl 1 -> pass; expire 60s").await;
+    assert_ne!(other.etag, set.etag);
+    let told = events.recv().await.unwrap();
+    assert!(matches!(told, Event::RuleSet(record) if record.revision == 2));
+}
+
+#[tokio::test]
+async fn rules_that_end_together_are_one_event() {
+    let world = World::ready().await;
+    let mut events = world.handle.events();
+    let texts = [1, 2, 3].map(|n| format!("ttl {n} -> drop; expire 1s"));
+    post(&world, json!(texts)).await;
+    assert!(matches!(events.recv().await, Ok(Event::RulesSet(_))));
+    let expired = Event::RulesExpired([1, 2, 3].into());
+    assert_eq!(events.recv().await, Ok(expired));
+    assert_eq!(world.plane.rules(), [""; 0]);
 }
 
 #[tokio::test]

@@ -119,6 +119,24 @@ async fn what_finds_no_room_changes_nothing_on_the_disk_either() {
 }
 
 #[tokio::test]
+async fn an_entry_that_is_put_again_stays_what_it_is() {
+    let world = World::ready().await;
+    let one = json!({ "name": "one", "prefixes": ["192.0.2.0/24"], "ttl_seconds": 60 });
+    for path in ["/v1/deny", "/v1/allow"] {
+        let set = post(&world, path, one.clone()).await;
+        let put = async |body: &Value| {
+            let path = format!("{path}/one");
+            world.send(Method::PUT, &path, body.to_string()).await
+        };
+        let same = put(&one).await;
+        assert_eq!((same.status, &same.etag), (200, &set.etag));
+        assert_eq!(same.json(), set.json(), "its time included");
+        let other = json!({ "name": "one", "prefixes": ["192.0.2.0/25"], "ttl_seconds": 60 });
+        assert_ne!(put(&other).await.etag, set.etag);
+    }
+}
+
+#[tokio::test]
 async fn a_stale_entry_is_not_replaced() {
     let world = World::ready().await;
     let one = json!({ "name": "one", "prefixes": ["192.0.2.0/24"] });

@@ -26,10 +26,14 @@ pub enum Event {
     RulesSet(Arc<[u64]>),
     RuleRemoved(u64),
     RuleExpired(u64),
+    /// The time of many was over at once: their ids.
+    RulesExpired(Arc<[u64]>),
     /// Sources are denied or allowed.
     SourceSet(Arc<SourceRecord>),
     SourceRemoved(u64),
     SourceExpired(u64),
+    /// The time of many was over at once: their ids.
+    SourcesExpired(Arc<[u64]>),
     DrainBegun {
         kind: DrainKind,
         name: String,
@@ -81,9 +85,11 @@ impl Event {
             Self::RulesSet(_) => "rules_set",
             Self::RuleRemoved(_) => "rule_removed",
             Self::RuleExpired(_) => "rule_expired",
+            Self::RulesExpired(_) => "rules_expired",
             Self::SourceSet(_) => "source_set",
             Self::SourceRemoved(_) => "source_removed",
             Self::SourceExpired(_) => "source_expired",
+            Self::SourcesExpired(_) => "sources_expired",
             Self::DrainBegun { .. } => "drain_begun",
             Self::DrainEnded { .. } => "drain_ended",
             Self::Health(_) => "health",

@@ -18,6 +18,8 @@ pub(super) trait Kept: Record + PartialEq {
     fn remove(id: u64) -> Change;
 
     fn expired(id: u64) -> Event;
+
+    fn many_expired(ids: Arc<[u64]>) -> Event;
 }
 
 pub(super) struct Held<R> {
@@ -83,15 +85,17 @@ impl<R: Kept> Held<R> {
     /// Takes out what does not hold any more, and tells whether there was any. The disk follows.
     pub(super) fn expire(&mut self) -> bool {
         let expired = self.book.expire(now_ms());
-        for id in &expired {
-            // What ended before, and was held again, was told then.
-            if self.differing.insert(*id) {
-                let event = R::expired(*id);
-                tracing::info!(id, "{}", event.word());
-                self.events.tell(event);
-            }
-        }
-        !expired.is_empty()
+        // What ended before, and was held again, was told then.
+        let news = expired.iter().copied();
+        let news: Vec<u64> = news.filter(|id| self.differing.insert(*id)).collect();
+        let event = match *news.as_slice() {
+            [] => return !expired.is_empty(),
+            [id] => R::expired(id),
+            _ => R::many_expired(news.as_slice().into()),
+        };
+        tracing::info!(ids = ?news, "{}", event.word());
+        self.events.tell(event);
+        true
     }
 
     /// What makes the disk hold what is here.
@@ -115,9 +119,10 @@ impl<R: Kept> Held<R> {
 }
 
 /// What a step changes on the disk.
-pub(super) fn written<R: Kept>(step: &Step<R>) -> Change {
+pub(super) fn written<R: Kept>(step: &Step<R>) -> Option<Change> {
     match step {
-        Step::New(record) | Step::Changed(record) => R::set(record),
-        Step::Removed(record) => R::remove(record.stamp().id),
+        Step::New(record) | Step::Changed(record) => Some(R::set(record)),
+        Step::Same(_) => None,
+        Step::Removed(record) => Some(R::remove(record.stamp().id)),
     }
 }

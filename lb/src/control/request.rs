@@ -96,8 +96,8 @@ impl Planned {
             Step::Removed(id) => Some(Change::RemoveLimit(*id)),
             Step::Same(_) => None,
         }));
-        changes.extend(self.rules.iter().map(written));
-        changes.extend(self.source.iter().map(written));
+        changes.extend(self.rules.iter().filter_map(written));
+        changes.extend(self.source.iter().filter_map(written));
         changes.extend(self.kept.iter().cloned());
         changes.extend(self.drain.iter().map(|(drain, draining)| match draining {
             Draining::Begin => Change::Drain(drain.clone()),

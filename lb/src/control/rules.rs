@@ -166,6 +166,10 @@ impl Kept for RuleRecord {
     fn expired(id: u64) -> Event {
         Event::RuleExpired(id)
     }
+
+    fn many_expired(ids: Arc<[u64]>) -> Event {
+        Event::RulesExpired(ids)
+    }
 }
 
 impl RuleQuery {
@@ -215,7 +219,7 @@ impl<P: Dataplane> Control<P> {
                 events.tell(Event::RuleSet(record.clone()));
             }
             [RuleStep::Removed(record)] => events.tell(Event::RuleRemoved(record.id)),
-            [] => {}
+            [] | [RuleStep::Same(_)] => {}
             many => events.tell(Event::RulesSet(many.iter().map(RuleStep::id).collect())),
         }
     }
@@ -225,7 +229,9 @@ impl<P: Dataplane> Control<P> {
         let counts = self.plane.rule_counts();
         let changed = steps.iter().filter_map(|step| match step {
             RuleStep::New(record) => Some((in_force(record, &counts), Novelty::New)),
-            RuleStep::Changed(record) => Some((in_force(record, &counts), Novelty::Replaced)),
+            RuleStep::Changed(record) | RuleStep::Same(record) => {
+                Some((in_force(record, &counts), Novelty::Replaced))
+            }
             RuleStep::Removed(_) => None,
         });
         changed.collect()

@@ -305,6 +305,10 @@ impl Kept for SourceRecord {
     fn expired(id: u64) -> Event {
         Event::SourceExpired(id)
     }
+
+    fn many_expired(ids: Arc<[u64]>) -> Event {
+        Event::SourcesExpired(ids)
+    }
 }
 
 impl SourceQuery {
@@ -334,18 +338,21 @@ impl<P: Dataplane> Control<P> {
         let counts = self.plane.source_counts();
         match step {
             SourceStep::New(record) => Some((in_force(record, &counts), Novelty::New)),
-            SourceStep::Changed(record) => Some((in_force(record, &counts), Novelty::Replaced)),
+            SourceStep::Changed(record) | SourceStep::Same(record) => {
+                Some((in_force(record, &counts), Novelty::Replaced))
+            }
             SourceStep::Removed(_) => None,
         }
     }
 
     pub(super) fn tell_source(&self, step: &SourceStep) {
-        self.events.tell(match step {
+        match step {
             SourceStep::New(record) | SourceStep::Changed(record) => {
-                Event::SourceSet(record.clone())
+                self.events.tell(Event::SourceSet(record.clone()));
             }
-            SourceStep::Removed(record) => Event::SourceRemoved(record.id),
-        });
+            SourceStep::Same(_) => {}
+            SourceStep::Removed(record) => self.events.tell(Event::SourceRemoved(record.id)),
+        }
     }
 }
 

@@ -122,6 +122,7 @@ impl RuleBook {
         Ok(steps)
     }
 
+    /// What a rule is already it stays, its time included.
     fn replace(
         &mut self,
         id: u64,
@@ -132,6 +133,9 @@ impl RuleBook {
         spec.validate()?;
         let before = self.known(id, spec.origin)?;
         precondition.check(Some(before.etag()))?;
+        if before.spec == spec {
+            return Ok(RuleStep::Same(before));
+        }
         match self.find(&spec) {
             Some(other) if other.id != id => Err(RuleRefusal::Conflict { id: other.id }),
             _ => Ok(self.write(Some(before), spec, now_ms)),

@@ -106,6 +106,10 @@ impl SourceBook {
                 spec.validate()?;
                 let before = self.known(spec.kind, id)?;
                 precondition.check(Some(before.etag()))?;
+                // What it is already it stays, its time included.
+                if before.spec == spec {
+                    return Ok(SourceStep::Same(before));
+                }
                 match self.find(&spec) {
                     Some(other) if other.id != id => Err(SourceRefusal::Conflict { id: other.id }),
                     _ => self.write(Some(before), spec, taken, now_ms),
@@ -276,7 +280,7 @@ mod tests {
         };
         let mut number = |spec: SourceSpec| match set(&mut book, spec).unwrap() {
             SourceStep::New(record) | SourceStep::Changed(record) => (record.id, record.set),
-            SourceStep::Removed(_) => panic!("it is set"),
+            SourceStep::Same(_) | SourceStep::Removed(_) => panic!("it is set"),
         };
         assert_eq!(number(of("192.0.2.1/32", None)), (1, SET_DENY));
         assert_eq!(number(of("192.0.2.1/32", Some("web"))), (2, 4));

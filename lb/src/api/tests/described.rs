@@ -124,6 +124,8 @@ const ONE: &str = "/v1/limits/{id}";
 const ONE_RULE: &str = "/v1/rules/{id}";
 const PREVIEW: &str = "/v1/rules/preview";
 const RULE: &str = r#""ttl 7 -> drop""#;
+/// For the packets of that one.
+const PASSING_RULE: &str = r#""ttl 7 -> pass""#;
 const OTHER_RULE: &str = r#""ttl 8 -> drop""#;
 
 /// Of each kind: the list, one entry as described, two that are set, one that is not, and one of the config.
@@ -146,6 +148,7 @@ const SOURCES: [[&str; 6]; 2] = [
     ],
 ];
 const SET: &str = r#"{ "name": "one", "prefixes": ["192.0.2.0/24"] }"#;
+const LARGER_SET: &str = r#"{ "name": "one", "prefixes": ["192.0.2.0/23"] }"#;
 const OTHER_SET: &str = r#"{ "name": "two", "list": "192.0.2.0/24\n" }"#;
 const THIRD_SET: &str = r#"{ "name": "three", "prefixes": ["192.0.2.0/24", "198.51.100.0/24"] }"#;
 
@@ -395,7 +398,7 @@ async fn every_described_answer_is_given_through_tls() {
         (put.clone(), ONE, one.as_str(), slower.as_str()),
         (delete.clone(), ONE, one.as_str(), ""),
         (Method::POST, "/v1/rules", "/v1/rules", RULE),
-        (put.clone(), ONE_RULE, one_rule.as_str(), RULE),
+        (put.clone(), ONE_RULE, one_rule.as_str(), PASSING_RULE),
         (delete.clone(), ONE_RULE, one_rule.as_str(), ""),
     ];
     for [all, one, first, ..] in SOURCES {
@@ -403,7 +406,7 @@ async fn every_described_answer_is_given_through_tls() {
         assert_eq!(set.status, 201, "{}", set.text());
         changes.extend([
             (Method::POST, all, all, SET),
-            (put.clone(), one, first, SET),
+            (put.clone(), one, first, LARGER_SET),
             (delete.clone(), one, first, ""),
         ]);
     }
