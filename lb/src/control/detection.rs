@@ -87,12 +87,12 @@ const KEEP: Duration = Duration::from_secs(60);
 impl Task {
     async fn tick(&mut self) -> Result<(), String> {
         let view = self.handle.view();
-        self.follow(&view);
+        let mut decisions = self.follow(&view);
         let now_ms = now_ms();
         let fitted = self.measures.fitted(&self.handle).await;
         let reading = self.read(fitted)?;
         self.take_samples(now_ms, &reading);
-        let mut decisions = self.shared.lock().detector.tick(now_ms, reading);
+        decisions.extend(self.shared.lock().detector.tick(now_ms, reading));
         let unmade = self.measures.apply(&self.handle, &self.shared).await;
         self.shared
             .lock()
@@ -119,16 +119,17 @@ impl Task {
         Ok(())
     }
 
-    /// Takes another config, or other numbers of VIPs.
-    fn follow(&mut self, view: &Arc<View>) {
+    /// Takes another config, or other numbers of VIPs. Tells what is forgotten for that.
+    fn follow(&mut self, view: &Arc<View>) -> Vec<Decision> {
         let same = self.config.as_ref().is_some_and(|known| {
             Arc::ptr_eq(&known.config, &view.config) && known.vip_numbers == view.vip_numbers
         });
-        if !same {
-            self.shared.lock().set(&view.config, &view.vip_numbers);
-            self.sampling = view.config.detect.sampling;
-            self.config = Some(view.clone());
+        if same {
+            return Vec::new();
         }
+        self.sampling = view.config.detect.sampling;
+        self.config = Some(view.clone());
+        self.shared.lock().set(&view.config, &view.vip_numbers)
     }
 
     fn read(&mut self, fitted: BTreeMap<u64, sluice_ebpf::abi::Count>) -> Result<Reading, String> {

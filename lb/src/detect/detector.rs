@@ -85,7 +85,8 @@ impl Detector {
         }
     }
 
-    /// Takes a config. What is known of VIPs that stay is kept; a VIP is known by its name.
+    /// Takes a config, of which `vips` are in the data plane. What is known of those that stay is kept; a VIP is known by
+    /// its name.
     pub fn set(&mut self, settings: Settings, vips: &[VipSettings]) {
         self.settings = settings;
         let mut before: BTreeMap<String, (VipIndex, Watched)> = std::mem::take(&mut self.vips)
@@ -112,11 +113,6 @@ impl Detector {
         }
         self.recent.set_vips(vips.len(), |vip| same.contains(&vip));
         self.last = None;
-        let gone = |mitigation: &Mitigation| match &mitigation.vip {
-            Some(name) => !vips.iter().any(|vip| vip.name == *name),
-            None => false,
-        };
-        self.mitigations.retain(|_, mitigation| !gone(mitigation));
     }
 
     /// What was learned before, of a VIP or (`None`) of all.

@@ -87,6 +87,10 @@ impl Mitigation {
         matches!(self.phase, Phase::Active { .. })
     }
 
+    pub const fn is_reverted(&self) -> bool {
+        matches!(self.phase, Phase::Reverted { .. })
+    }
+
     /// The data plane has it: it is active, or a shadow.
     pub const fn is_held(&self) -> bool {
         matches!(self.phase, Phase::Active { .. } | Phase::Shadow { .. })

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     baseline::{Baseline, Kept},
-    detector::{ALL_CLASSES, Detector, Settings, VipSettings},
+    detector::{ALL_CLASSES, Decision, Detector, Settings, VipSettings},
     minute::Minute,
     mitigation::Mitigation,
     recent::VipIndex,
@@ -85,8 +85,9 @@ impl Shared {
 }
 
 impl State {
-    /// Takes a config, and the numbers that its VIPs have in the data plane.
-    pub fn set(&mut self, config: &Config, vips: &BTreeMap<String, VipIndex>) {
+    /// Takes a config, and the numbers that its VIPs have in the data plane. Those that have none yet are no less the
+    /// config's: after a start on fresh maps none has, until health is known. Tells what is forgotten.
+    pub fn set(&mut self, config: &Config, vips: &BTreeMap<String, VipIndex>) -> Vec<Decision> {
         let settings: Vec<VipSettings> = config
             .vips
             .iter()
@@ -112,6 +113,8 @@ impl State {
                 self.learned.insert(of, row);
             }
         }
+        let is_named = |name: &str| config.vips.iter().any(|vip| vip.name == name);
+        self.detector.forget_vips_but(is_named)
     }
 
     /// What was learned, as rows for the disk.
@@ -165,12 +168,13 @@ fn stance(config: &Config, vip: &crate::config::Vip) -> Stance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::detect::{
+        mitigation::{Measure, Phase},
+        signature::Signature,
+        trigger::Rates,
+    };
 
-    #[test]
-    fn a_policy_that_only_counts_has_detection_advise() {
-        let parse = |mode: &str, detect: &str| {
-            let text = format!(
-                r#"
+    const CONFIG: &str = r#"
 [pop]
 name = "ams"
 id = 1
@@ -180,12 +184,12 @@ interfaces = ["eth0"]
 mode = "enforce"
 [[policy]]
 name = "web"
-mode = "{mode}"
-detect = "{detect}"
+mode = "MODE"
+detect = "DETECT"
 [[pool]]
 name = "web"
-health = {{ kind = "none" }}
-backend = [{{ address = "10.0.0.1" }}]
+health = { kind = "none" }
+backend = [{ address = "10.0.0.1" }]
 [[vip]]
 name = "web"
 address = "192.0.2.10"
@@ -193,13 +197,79 @@ protocol = "tcp"
 pool = "web"
 forward = "ipip"
 policy = "web"
-"#
-            );
-            let config = crate::config::parse(&text, "sluice.toml").unwrap();
+"#;
+
+    fn config(mode: &str, detect: &str) -> Config {
+        let text = CONFIG.replace("MODE", mode).replace("DETECT", detect);
+        crate::config::parse(&text, "sluice.toml").unwrap()
+    }
+
+    #[test]
+    fn a_policy_that_only_counts_has_detection_advise() {
+        let stance_of = |mode, detect| {
+            let config = config(mode, detect);
             stance(&config, &config.vips[0])
         };
-        assert_eq!(parse("enforce", "enforce"), Stance::Enforce);
-        assert_eq!(parse("monitor", "enforce"), Stance::Advise);
-        assert_eq!(parse("monitor", "off"), Stance::Off);
+        assert_eq!(stance_of("enforce", "enforce"), Stance::Enforce);
+        assert_eq!(stance_of("monitor", "enforce"), Stance::Advise);
+        assert_eq!(stance_of("monitor", "off"), Stance::Off);
+    }
+
+    /// What an earlier run kept: a mitigation of `web` in each of these phases, by id.
+    fn kept(phases: &[Phase]) -> BTreeMap<String, Vec<u8>> {
+        let row = |(id, phase): (u64, &Phase)| {
+            let mitigation = Mitigation {
+                id,
+                vip: Some("web".into()),
+                class: Class::Udp,
+                measure: Measure::Rule(Signature(Vec::new())),
+                evidence: None,
+                rates: Rates::default(),
+                trigger: Rates::default(),
+                created_ms: 0,
+                phase: phase.clone(),
+                returns: 0,
+                matched_packets: 0,
+            };
+            let value = serde_json::to_vec(&mitigation).unwrap();
+            (mitigation_key(id), value)
+        };
+        (1..).zip(phases).map(row).collect()
+    }
+
+    fn ids(state: &State) -> Vec<u64> {
+        let ids = state.detector.mitigations().map(|mitigation| mitigation.id);
+        ids.collect()
+    }
+
+    const REVERTED: Phase = Phase::Reverted { at_ms: 1 };
+    const SHADOW: Phase = Phase::Shadow { since_ms: 1 };
+    const ACTIVE: Phase = Phase::Active {
+        since_ms: 1,
+        seen_ms: 1,
+    };
+
+    #[test]
+    fn a_vip_that_the_data_plane_does_not_have_yet_keeps_its_mitigations() {
+        let (shared, _) = Shared::new(&kept(&[REVERTED, SHADOW, ACTIVE]), 1);
+        let config = config("enforce", "enforce");
+        let mut state = shared.lock();
+        for vips in [BTreeMap::new(), BTreeMap::from([("web".to_owned(), 1)])] {
+            assert_eq!(state.set(&config, &vips), []);
+            assert_eq!(ids(&state), [1, 2, 3]);
+        }
+    }
+
+    #[test]
+    fn of_a_vip_that_is_gone_only_reversals_stay() {
+        let (shared, _) = Shared::new(&kept(&[REVERTED, SHADOW, ACTIVE]), 1);
+        let mut config = config("enforce", "enforce");
+        config.vips.clear();
+        let mut state = shared.lock();
+        let told = state.set(&config, &BTreeMap::new());
+        let told: Vec<String> = told.iter().map(Decision::to_string).collect();
+        let forgotten = |id| format!("mitigation {id} is forgotten");
+        assert_eq!(told, [2, 3].map(forgotten));
+        assert_eq!(ids(&state), [1]);
     }
 }

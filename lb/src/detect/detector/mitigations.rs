@@ -81,7 +81,7 @@ impl Detector {
     /// Ends a mitigation, and raises none like it until [`Detector::allow`] is called with its id.
     pub fn revert(&mut self, id: u64, now_ms: u64) -> Option<&Mitigation> {
         let mitigation = self.mitigations.get_mut(&id)?;
-        if !matches!(mitigation.phase, Phase::Reverted { .. }) {
+        if !mitigation.is_reverted() {
             mitigation.phase = Phase::Reverted { at_ms: now_ms };
         }
         Some(mitigation)
@@ -89,8 +89,20 @@ impl Detector {
 
     /// Takes a reversal back. The mitigation is raised anew if its attack goes on.
     pub fn allow(&mut self, id: u64) -> Option<Mitigation> {
-        let reverted = matches!(self.mitigations.get(&id)?.phase, Phase::Reverted { .. });
+        let reverted = self.mitigations.get(&id)?.is_reverted();
         reverted.then(|| self.mitigations.remove(&id)).flatten()
+    }
+
+    /// Forgets the mitigations of VIPs that the config does not name any more; but a reversal, for it holds when its VIP
+    /// comes back.
+    pub fn forget_vips_but(&mut self, config_names: impl Fn(&str) -> bool) -> Vec<Decision> {
+        let is_gone = |mitigation: &Mitigation| {
+            let vip = mitigation.vip.as_deref();
+            !mitigation.is_reverted() && vip.is_some_and(|name| !config_names(name))
+        };
+        let gone = self.mitigations.extract_if(.., |_, it| is_gone(it));
+        gone.map(|(_, mitigation)| Decision::Forgotten(mitigation))
+            .collect()
     }
 
     /// Goes on with the lives of mitigations.
@@ -206,10 +218,9 @@ impl Detector {
     }
 
     pub(super) fn is_reverted(&self, vip: Option<&str>, class: Class, measure: &Measure) -> bool {
-        self.mitigations.values().any(|mitigation| {
-            matches!(mitigation.phase, Phase::Reverted { .. })
-                && mitigation.covers(vip, class, measure)
-        })
+        self.mitigations
+            .values()
+            .any(|mitigation| mitigation.is_reverted() && mitigation.covers(vip, class, measure))
     }
 
     fn stance(&self, vip: Option<&str>) -> Stance {
