@@ -114,7 +114,9 @@ impl State {
             }
         }
         let is_named = |name: &str| config.vips.iter().any(|vip| vip.name == name);
-        self.detector.forget_vips_but(is_named)
+        let mut forgotten = self.detector.forget_vips_but(is_named);
+        forgotten.extend(self.detector.forget_excess());
+        forgotten
     }
 
     /// What was learned, as rows for the disk.
@@ -271,5 +273,16 @@ policy = "web"
         let forgotten = |id| format!("mitigation {id} is forgotten");
         assert_eq!(told, [2, 3].map(forgotten));
         assert_eq!(ids(&state), [1]);
+    }
+
+    #[test]
+    fn an_earlier_run_leaves_a_vip_no_more_than_four_rules() {
+        let phases = [ACTIVE, SHADOW, ACTIVE, SHADOW, REVERTED, SHADOW, SHADOW];
+        let (shared, _) = Shared::new(&kept(&phases), 1);
+        let config = config("enforce", "enforce");
+        let mut state = shared.lock();
+        let told = state.set(&config, &BTreeMap::new());
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert_eq!(ids(&state), [1, 3, 5, 6, 7]);
     }
 }

@@ -17,7 +17,7 @@ pub enum Decision {
     Shadowed(Mitigation),
     /// The data plane did not take it: it does nothing, and the next measure follows.
     Refused(Mitigation),
-    /// A shadow saw nothing for long, what was refused is not wanted any more, or its VIP is gone.
+    /// A shadow saw nothing for long or made room, what was refused is not wanted any more, or its VIP is gone.
     Forgotten(Mitigation),
     /// No rule: why, and the next measure follows.
     NoRule {

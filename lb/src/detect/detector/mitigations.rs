@@ -1,6 +1,6 @@
 //! The mitigations: raised, in force, shadows, refused, reverted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{AttackSeen, Decision, Detector, Reading};
 use crate::{
@@ -148,15 +148,19 @@ impl Detector {
         }
     }
 
-    /// Wants a measure; in place of one like it that was refused, which is told when the data plane takes it.
+    /// Wants a measure; in place of one like it that was refused, which is told when the data plane takes it. Of rules a VIP
+    /// has only so many.
     pub(super) fn raise(
         &mut self,
         seen: AttackSeen,
         measure: Measure,
         evidence: Option<Evidence>,
         now_ms: u64,
-    ) -> Option<Decision> {
-        self.make_room(seen.vip.as_deref());
+        decisions: &mut Vec<Decision>,
+    ) {
+        if let Measure::Rule(_) = measure {
+            decisions.extend(self.forget_rules(seen.vip.as_deref(), MOST_RULES - 1));
+        }
         let refused = self.mitigations.values().find_map(|mitigation| {
             let Phase::Refused { why, .. } = &mitigation.phase else {
                 return None;
@@ -188,31 +192,42 @@ impl Detector {
         };
         self.next_id = self.next_id.max(id + 1);
         self.mitigations.insert(id, mitigation.clone());
-        mitigation
-            .is_active()
-            .then_some(Decision::Raised(mitigation))
-    }
-
-    /// Forgets the oldest shadow where a VIP has as many rules as it may.
-    fn make_room(&mut self, vip: Option<&str>) {
-        let full = self.rules(vip).count() >= MOST_RULES;
-        let shadow = self
-            .rules(vip)
-            .find(|rule| matches!(rule.phase, Phase::Shadow { .. }))
-            .map(|rule| rule.id);
-        if let Some(id) = shadow.filter(|_| full) {
-            self.mitigations.remove(&id);
+        if mitigation.is_active() {
+            decisions.push(Decision::Raised(mitigation));
         }
     }
 
-    /// Rules of a VIP that are in force, or shadows.
+    /// Forgets rules that an earlier run left to VIPs beyond what each may have.
+    pub fn forget_excess(&mut self) -> Vec<Decision> {
+        let vips: BTreeSet<Option<String>> = self
+            .mitigations
+            .values()
+            .map(|mitigation| mitigation.vip.clone())
+            .collect();
+        let excess = vips
+            .iter()
+            .flat_map(|vip| self.forget_rules(vip.as_deref(), MOST_RULES));
+        excess.collect()
+    }
+
+    /// Forgets rules of a VIP until it has no more than `most`: shadows first, and the oldest of them.
+    fn forget_rules(&mut self, vip: Option<&str>, most: usize) -> Vec<Decision> {
+        let mut rules: Vec<&Mitigation> = self.rules(vip).collect();
+        rules.sort_by_key(|rule| !matches!(rule.phase, Phase::Shadow { .. }));
+        let excess = rules.len().saturating_sub(most);
+        let ids: Vec<u64> = rules[..excess].iter().map(|rule| rule.id).collect();
+        let forgotten = ids.iter().filter_map(|id| self.mitigations.remove(id));
+        forgotten.map(Decision::Forgotten).collect()
+    }
+
+    /// Rules of a VIP that are in force, shadows, or asked for again.
     pub(super) fn rules<'a>(
         &'a self,
         vip: Option<&'a str>,
     ) -> impl Iterator<Item = &'a Mitigation> {
         self.mitigations.values().filter(move |mitigation| {
             matches!(mitigation.measure, Measure::Rule(_))
-                && mitigation.is_held()
+                && (mitigation.is_held() || matches!(mitigation.phase, Phase::Retried { .. }))
                 && mitigation.vip.as_deref() == vip
         })
     }

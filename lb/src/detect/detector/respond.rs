@@ -75,7 +75,7 @@ impl Detector {
                     };
                     seen.vip = self.name(rules_of).map(str::to_owned);
                     let measure = Measure::Rule(rule.signature);
-                    decisions.extend(self.raise(seen, measure, Some(rule.evidence), now_ms));
+                    self.raise(seen, measure, Some(rule.evidence), now_ms, decisions);
                 }
                 now_ms + SETTLE_MS
             }
@@ -88,9 +88,12 @@ impl Detector {
                 if let Some(measure) = measure.filter(|_| above)
                     && let Some(seen) = self.seen(scope, class)
                 {
-                    let raised = self.raise(seen.clone(), measure, None, now_ms);
-                    decisions.push(Decision::NoRule { seen, why });
-                    decisions.extend(raised);
+                    let no_rule = Decision::NoRule {
+                        seen: seen.clone(),
+                        why,
+                    };
+                    decisions.push(no_rule);
+                    self.raise(seen, measure, None, now_ms, decisions);
                 }
                 now_ms + if acts { STEP_MS } else { RETRY_MS }
             }

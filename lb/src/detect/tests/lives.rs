@@ -5,8 +5,13 @@ use super::{
     world::{Random, World, peaceful},
 };
 use crate::{
-    config::Stance,
-    detect::{detector::Decision, mitigation::Measure},
+    config::{Class, Stance},
+    detect::{
+        detector::Decision,
+        mitigation::{Measure, Mitigation, Phase},
+        signature::Signature,
+        trigger::Rates,
+    },
 };
 
 fn attacked(stance: Stance, kind: Kind) -> World {
@@ -134,6 +139,41 @@ fn no_vip_has_more_than_four_rules() {
         matches!(mitigation.measure, Measure::Rule(_)) && mitigation.vip.as_deref() == Some("vip1")
     });
     assert!((1..=4).contains(&rules.count()));
+}
+
+#[test]
+fn a_shadow_that_makes_room_is_told_to_be_forgotten() {
+    let mut world = peaceful(Stance::Enforce);
+    let never = Rates {
+        pps: u64::MAX,
+        bps: u64::MAX,
+    };
+    let since_ms = world.now_ms;
+    let shadows = (1..=4).map(|id| Mitigation {
+        id,
+        vip: Some("vip1".to_owned()),
+        class: Class::Udp,
+        measure: Measure::Rule(Signature(Vec::new())),
+        evidence: None,
+        rates: never,
+        trigger: never,
+        created_ms: since_ms,
+        phase: Phase::Shadow { since_ms },
+        returns: 0,
+        matched_packets: 0,
+    });
+    world.detector.adopt(shadows);
+    let attack = Attack::new(Kind::NtpReplies, &mut Random(9));
+    world.attack(attack);
+    world.run(3_000);
+    let forgotten = |decision: &Decision| match decision {
+        Decision::Forgotten(mitigation) => Some(mitigation.id),
+        _ => None,
+    };
+    let told: Vec<u64> = world.seen.decisions.iter().filter_map(forgotten).collect();
+    assert_eq!(told, [1], "{:#?}", world.seen.decisions);
+    let ids = world.detector.mitigations().map(|mitigation| mitigation.id);
+    assert_eq!(ids.collect::<Vec<_>>(), [2, 3, 4, 5]);
 }
 
 #[test]
