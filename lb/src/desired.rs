@@ -146,13 +146,25 @@ fn tightened(
             None => policy.limits.push(*limit),
         }
     }
-    // No name in a config has a plus sign in it.
-    policy.name = format!("{}+{}", vip.policy.as_deref().unwrap_or_default(), vip.name);
+    policy.name = format!(
+        "{}{TIGHTENED}{}",
+        vip.policy.as_deref().unwrap_or_default(),
+        vip.name
+    );
     let name = policy.name.clone();
     policies.insert(name.clone(), policy);
     Some(name)
 }
 
+/// Whether a VIP has no limits of detection, though it may be meant to: there was no room for another policy.
+pub fn is_left_out(desired: &Desired, vip: &str) -> bool {
+    let is_tightened = |policy: &String| policy.contains(TIGHTENED);
+    let vip = desired.vips.get(vip);
+    vip.is_some_and(|vip| !vip.policy.as_ref().is_some_and(is_tightened))
+}
+
+/// Stands in the names of policies that are made here: no name in a config has one in it.
+const TIGHTENED: char = '+';
 /// As many as the data plane has room for.
 const MOST_POLICIES: usize = 255;
 

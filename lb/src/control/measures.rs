@@ -7,9 +7,9 @@ use sluice_ebpf::abi::Count;
 
 use super::{Handle, Refused, RuleQuery, limits::now_ms};
 use crate::{
-    book::Precondition,
+    book::{Etag, Precondition, Record},
     config::{Class, Mode, Scope, SourceLimit},
-    desired::Tightened,
+    desired::{self, Tightened},
     detect::{
         as_rule,
         mitigation::{Measure, Mitigation},
@@ -24,8 +24,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Measures {
     tightened: Tightened,
-    /// Ids of the limits of each cap.
-    caps: BTreeMap<u64, Vec<u64>>,
+    /// Limits by mitigation.
+    caps: BTreeMap<u64, Cap>,
     /// Rules by mitigation.
     rules: BTreeMap<u64, Held>,
     /// Whether all that an earlier run set is known.
@@ -37,9 +37,40 @@ pub(super) struct Measures {
 struct Held {
     ids: Vec<u64>,
     mode: Mode,
-    /// When they are to be set again: they end by themselves if nobody looks after them.
+    lease: Lease,
+}
+
+/// The limit of a mitigation.
+#[derive(Debug)]
+struct Cap {
+    id: u64,
+    /// As it was set: what an operator made of it since is not ours.
+    etag: Etag,
+    lease: Lease,
+}
+
+/// How long something holds: it ends by itself if nobody looks after it.
+#[derive(Clone, Copy, Debug)]
+struct Lease {
     renew_ms: u64,
     ends_ms: u64,
+}
+
+impl Lease {
+    fn new(now_ms: u64, ttl_ms: u64) -> Self {
+        Self {
+            renew_ms: now_ms + ttl_ms / 2,
+            ends_ms: now_ms + ttl_ms,
+        }
+    }
+
+    /// Of what an earlier run set: it is set again at once.
+    fn found(expires_ms: Option<u64>) -> Self {
+        Self {
+            renew_ms: 0,
+            ends_ms: expires_ms.unwrap_or(u64::MAX),
+        }
+    }
 }
 
 /// What is wanted of a mitigation.
@@ -51,25 +82,28 @@ type Unmade = BTreeMap<u64, String>;
 impl Measures {
     /// Returns what of it could not be done.
     pub(super) async fn apply(&mut self, handle: &Handle, shared: &Shared) -> Unmade {
-        let (wanted, hold_ms): (Vec<Wanted>, u64) = {
+        let (wanted, ttl_ms): (Vec<Wanted>, u64) = {
             let detector = &shared.lock().detector;
             let wanted = detector
                 .mitigations()
                 .filter_map(|mitigation| Some((mitigation.clone(), detector.wanted(mitigation)?)));
-            (wanted.collect(), detector.settings().times.hold_ms)
+            (
+                wanted.collect(),
+                detector.settings().times.hold_ms + GRACE_MS,
+            )
         };
         if !self.adopted {
-            self.adopted = self.adopt(handle).await.is_ok();
+            self.adopted = self.adopt(handle, shared).await.is_ok();
         }
         let mut unmade = Unmade::new();
-        self.rule(handle, &wanted, hold_ms, &mut unmade).await;
+        self.rule(handle, &wanted, ttl_ms, &mut unmade).await;
         self.tighten(handle, &wanted, &mut unmade).await;
-        self.cap(handle, &wanted, &mut unmade).await;
+        self.cap(handle, &wanted, ttl_ms, &mut unmade).await;
         unmade
     }
 
     /// Knows what was set before the daemon, or this task, began anew: what no mitigation wants any more is removed.
-    async fn adopt(&mut self, handle: &Handle) -> Result<(), Refused> {
+    async fn adopt(&mut self, handle: &Handle, shared: &Shared) -> Result<(), Refused> {
         let rules = RuleQuery {
             origin: Some(Origin::Detection),
             most: usize::MAX,
@@ -82,8 +116,7 @@ impl Measures {
             let held = self.rules.entry(mitigation).or_insert_with(|| Held {
                 ids: Vec::new(),
                 mode: rule.record.spec.mode,
-                renew_ms: 0,
-                ends_ms: rule.record.expires_ms.unwrap_or(u64::MAX),
+                lease: Lease::found(rule.record.expires_ms),
             });
             held.ids.push(rule.record.id);
         }
@@ -93,11 +126,19 @@ impl Measures {
             ..LimitQuery::default()
         };
         for limit in handle.limit_page(limits).await?.items {
-            let spec = &limit.record.spec;
-            let everybody = spec.prefix.prefix_len() == 0;
-            if let Some(mitigation) = of_comment(&spec.comment).filter(|_| everybody) {
-                let ids = self.caps.entry(mitigation).or_default();
-                ids.push(limit.record.id);
+            let record = &limit.record;
+            let Some(mitigation) = of_comment(&record.spec.comment) else {
+                continue;
+            };
+            let detector = &shared.lock().detector;
+            let is_cap = |of: &Mitigation| is_cap(of, &record.spec);
+            if detector.mitigation(mitigation).is_some_and(is_cap) {
+                let cap = Cap {
+                    id: record.id,
+                    etag: record.etag(),
+                    lease: Lease::found(record.expires_ms),
+                };
+                self.caps.insert(mitigation, cap);
             }
         }
         Ok(())
@@ -128,15 +169,8 @@ impl Measures {
     }
 
     /// Signatures are rules: of those in force they drop, of shadows and of advice they count.
-    async fn rule(
-        &mut self,
-        handle: &Handle,
-        wanted: &[Wanted],
-        hold_ms: u64,
-        unmade: &mut Unmade,
-    ) {
+    async fn rule(&mut self, handle: &Handle, wanted: &[Wanted], ttl_ms: u64, unmade: &mut Unmade) {
         let now_ms = now_ms();
-        let ttl_ms = hold_ms + GRACE_MS;
         let wanted: BTreeMap<u64, (&Mitigation, &Signature, Mode)> = wanted
             .iter()
             .filter_map(|(mitigation, mode)| match &mitigation.measure {
@@ -164,7 +198,10 @@ impl Measures {
         }
         for (id, (mitigation, signature, mode)) in wanted {
             let held = self.rules.get_mut(&id).filter(|held| held.mode == mode);
-            if held.as_ref().is_some_and(|held| now_ms < held.renew_ms) {
+            if held
+                .as_ref()
+                .is_some_and(|held| now_ms < held.lease.renew_ms)
+            {
                 continue;
             }
             let specs = rule_specs(mitigation, signature, mode, ttl_ms);
@@ -173,14 +210,13 @@ impl Measures {
                     let held = Held {
                         ids,
                         mode,
-                        renew_ms: now_ms + ttl_ms / 2,
-                        ends_ms: now_ms + ttl_ms,
+                        lease: Lease::new(now_ms, ttl_ms),
                     };
                     self.rules.insert(id, held);
                 }
                 // What was set before still holds.
-                (Err(_), Some(held)) if now_ms < held.ends_ms => {
-                    held.renew_ms = now_ms + RETRY_MS;
+                (Err(_), Some(held)) if now_ms < held.lease.ends_ms => {
+                    held.lease.renew_ms = now_ms + RETRY_MS;
                 }
                 (Err(why), _) => drop(unmade.insert(id, why)),
             }
@@ -211,34 +247,67 @@ impl Measures {
             self.tightened.clone_from(&tightened);
             if let Err(error) = handle.tighten(tightened).await {
                 unmade.extend(ids.into_iter().map(|id| (id, error.to_string())));
+                return;
+            }
+        }
+        // A reload may take the room as well.
+        let desired = &handle.view().desired;
+        for (mitigation, _) in wanted {
+            if let Measure::PrefixLimits { .. } = mitigation.measure
+                && let Some(vip) = &mitigation.vip
+                && desired::is_left_out(desired, vip)
+            {
+                let why = "no room for limits of one VIP, for there are too many policies";
+                unmade.insert(mitigation.id, why.to_owned());
             }
         }
     }
 
-    async fn cap(&mut self, handle: &Handle, wanted: &[Wanted], unmade: &mut Unmade) {
-        let caps: Vec<(&Mitigation, u64)> = wanted
-            .iter()
-            .filter_map(|(mitigation, _)| match mitigation.measure {
-                Measure::Cap { pps } => Some((mitigation, pps)),
-                _ => None,
-            })
-            .collect();
-        let over: Vec<u64> = self
-            .caps
-            .keys()
-            .copied()
-            .filter(|id| !caps.iter().any(|(mitigation, _)| mitigation.id == *id))
-            .collect();
-        for id in over {
-            remove_caps(handle, self.caps.remove(&id).unwrap_or_default()).await;
+    async fn cap(&mut self, handle: &Handle, wanted: &[Wanted], ttl_ms: u64, unmade: &mut Unmade) {
+        let now_ms = now_ms();
+        let caps: BTreeMap<u64, LimitSpec> = {
+            let config = &handle.view().config;
+            let cap = |(mitigation, _): &Wanted| {
+                let name = mitigation.vip.as_ref()?;
+                let vip = config.vips.iter().find(|vip| vip.name == *name)?;
+                let spec = cap_limit(mitigation, everybody(vip.prefix), ttl_ms)?;
+                Some((mitigation.id, spec))
+            };
+            wanted.iter().filter_map(cap).collect()
+        };
+        let over = self.caps.extract_if(.., |id, _| !caps.contains_key(id));
+        for (_, cap) in over {
+            remove_cap(handle, cap).await;
         }
-        for (mitigation, pps) in caps {
-            if self.caps.contains_key(&mitigation.id) {
+        for (id, spec) in caps {
+            let held = self.caps.get_mut(&id);
+            if held.as_ref().is_some_and(|cap| now_ms < cap.lease.renew_ms) {
                 continue;
             }
-            match set_caps(handle, mitigation, pps).await {
-                Ok(ids) => drop(self.caps.insert(mitigation.id, ids)),
-                Err(why) => drop(unmade.insert(mitigation.id, why)),
+            // What an operator set for everybody stays.
+            let unchanged = match &held {
+                Some(cap) => Precondition::Is(vec![cap.etag.clone()]),
+                None => Precondition::Absent,
+            };
+            match (handle.set_limit(spec, unchanged).await, held) {
+                (Ok((limit, _)), _) => {
+                    let cap = Cap {
+                        id: limit.record.id,
+                        etag: limit.record.etag(),
+                        lease: Lease::new(now_ms, ttl_ms),
+                    };
+                    self.caps.insert(id, cap);
+                }
+                (Err(Refused::Precondition { .. }), _) => {
+                    self.caps.remove(&id);
+                    let why = "an operator set, changed or removed the limit for everybody";
+                    unmade.insert(id, why.to_owned());
+                }
+                // What was set before still holds.
+                (Err(_), Some(cap)) if now_ms < cap.lease.ends_ms => {
+                    cap.lease.renew_ms = now_ms + RETRY_MS;
+                }
+                (Err(error), _) => drop(unmade.insert(id, error.to_string())),
             }
         }
     }
@@ -254,33 +323,11 @@ async fn set_rules(handle: &Handle, specs: Vec<RuleSpec>) -> Result<Vec<u64>, St
     Ok(set.iter().map(|(rule, _)| rule.record.id).collect())
 }
 
-/// Caps both families, or none. Where an operator set a limit for everybody, that stays.
-async fn set_caps(handle: &Handle, mitigation: &Mitigation, pps: u64) -> Result<Vec<u64>, String> {
-    let mut ids = Vec::new();
-    for everybody in [IpNet::from(Ipv4Net::default()), Ipv6Net::default().into()] {
-        let spec = cap_limit(mitigation, everybody, pps);
-        match handle.set_limit(spec, Precondition::Absent).await {
-            Ok((limit, _)) => ids.push(limit.record.id),
-            Err(Refused::Precondition { .. }) => {}
-            Err(error) => {
-                remove_caps(handle, ids).await;
-                return Err(error.to_string());
-            }
-        }
-    }
-    if ids.is_empty() {
-        return Err("limits for everybody are set already, and stay".to_owned());
-    }
-    Ok(ids)
-}
-
-async fn remove_caps(handle: &Handle, ids: Vec<u64>) {
-    for limit in ids {
-        // Its time may be over already.
-        if let Err(error @ Refused::Disk(_)) = handle.remove_limit(limit, Precondition::None).await
-        {
-            tracing::error!(%error, limit, "a cap cannot be taken away; `sluice limit remove` does");
-        }
+async fn remove_cap(handle: &Handle, cap: Cap) {
+    let unchanged = Precondition::Is(vec![cap.etag]);
+    // Its time may be over already, or it is an operator's now.
+    if let Err(error @ Refused::Disk(_)) = handle.remove_limit(cap.id, unchanged).await {
+        tracing::error!(%error, limit = cap.id, "a cap cannot be taken away; it ends within minutes");
     }
 }
 
@@ -295,9 +342,9 @@ fn of_comment(comment: &str) -> Option<u64> {
 }
 
 const COMMENT: &str = "mitigation ";
-/// Rules of mitigations end so long after `hold` unless they are set again, which they are after half of both.
+/// Rules and caps of mitigations end so long after `hold` unless they are set again, which they are after half of both.
 const GRACE_MS: u64 = 30_000;
-/// Rules that hold, but could not be set again, are tried again after this time.
+/// What holds, but could not be set again, is tried again after this time.
 const RETRY_MS: u64 = 5_000;
 /// Behind those of the operator: what these let pass stays so.
 const RULE_PRIORITY: u16 = 1_000;
@@ -332,8 +379,20 @@ fn network_limit(class: Class, pps: u64) -> SourceLimit {
     }
 }
 
-fn cap_limit(mitigation: &Mitigation, prefix: IpNet, pps: u64) -> LimitSpec {
-    LimitSpec {
+/// All sources that can send to a VIP.
+fn everybody(vip: IpNet) -> IpNet {
+    match vip {
+        IpNet::V4(_) => Ipv4Net::default().into(),
+        IpNet::V6(_) => Ipv6Net::default().into(),
+    }
+}
+
+/// The limit that a mitigation is, if it is a cap.
+fn cap_limit(mitigation: &Mitigation, prefix: IpNet, ttl_ms: u64) -> Option<LimitSpec> {
+    let Measure::Cap { pps } = mitigation.measure else {
+        return None;
+    };
+    Some(LimitSpec {
         prefix,
         vip: mitigation.vip.clone(),
         class: match mitigation.class {
@@ -347,9 +406,23 @@ fn cap_limit(mitigation: &Mitigation, prefix: IpNet, pps: u64) -> LimitSpec {
         bps: None,
         burst: Some(burst(pps)),
         mode: Mode::Enforce,
-        ttl_seconds: None,
+        ttl_seconds: Some(ttl_ms.div_ceil(1_000)),
         comment: comment(mitigation.id),
-    }
+    })
+}
+
+/// Whether a limit is what this mitigation set. Its comment alone does not tell: an operator may write the like.
+fn is_cap(mitigation: &Mitigation, spec: &LimitSpec) -> bool {
+    let cap = cap_limit(mitigation, everybody(spec.prefix), 0);
+    // What `hold` was then is not known.
+    let cap = cap.filter(|_| spec.ttl_seconds.is_some());
+    cap.is_some_and(|cap| {
+        *spec
+            == LimitSpec {
+                ttl_seconds: spec.ttl_seconds,
+                ..cap
+            }
+    })
 }
 
 /// A tenth of a second's worth.

@@ -36,6 +36,9 @@ pool = "web"
 forward = "local"
 "#;
 
+/// Where policies may stand before.
+const POOL: &str = "[[pool]]";
+
 /// A control loop above a data plane in memory, and what detection has done through it.
 struct World {
     plane: Fake,
@@ -46,9 +49,13 @@ struct World {
 
 impl World {
     async fn start() -> Self {
+        Self::start_with(CONFIG).await
+    }
+
+    async fn start_with(text: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config_file = dir.path().join("sluice.toml");
-        std::fs::write(&config_file, CONFIG).unwrap();
+        std::fs::write(&config_file, text).unwrap();
         let (store, contents, _) = Store::open(Directory::new(dir.path())).unwrap();
         let plane = Fake::default();
         let start = Start {
@@ -107,6 +114,22 @@ impl World {
         let detector = &mut shared.lock().detector;
         detector.settle(now_ms(), unmade, &mut decisions);
         decisions.iter().map(Decision::to_string).collect()
+    }
+
+    /// An operator limits everybody, with this comment.
+    async fn set_limit(&self, comment: &str) -> (u64, LimitSpec) {
+        let limit = br#"{ "prefix": "0.0.0.0/0", "vip": "site", "class": "udp", "pps": 5 }"#;
+        let limit = LimitSpec {
+            comment: comment.to_owned(),
+            ..LimitSpec::from_json(limit).unwrap()
+        };
+        let set = self.handle.set_limit(limit.clone(), Precondition::None);
+        (set.await.unwrap().0.record.id, limit)
+    }
+
+    fn revert(&self, id: u64) {
+        let mut state = self.handle.detection().lock();
+        state.detector.revert(id, now_ms()).unwrap();
     }
 
     fn enforces(&self, id: u64) -> bool {
@@ -204,16 +227,90 @@ async fn what_the_data_plane_refuses_is_not_in_force_nor_kept() {
 #[tokio::test]
 async fn a_cap_leaves_what_an_operator_set_for_everybody() {
     let mut world = World::start().await;
-    let limit = br#"{ "prefix": "0.0.0.0/0", "vip": "site", "class": "udp", "pps": 5 }"#;
-    let limit = LimitSpec::from_json(limit).unwrap();
-    let set = world.handle.set_limit(limit.clone(), Precondition::None);
-    set.await.unwrap();
+    let (id, limit) = world.set_limit("").await;
+    world.want(1, CAP, first());
+    let told = world.settle().await;
+    assert!(
+        told[0].contains("an operator set, changed or removed"),
+        "{told:?}"
+    );
+    assert!(!world.enforces(1));
+    assert_eq!(world.plane.limits(), [limit]);
+
+    let removed = world.handle.remove_limit(id, Precondition::None);
+    removed.await.unwrap();
+    world.want(1, CAP, again());
+    assert_eq!(world.settle().await.len(), 1);
+    assert!(world.enforces(1));
+    assert_eq!(world.plane.limits()[0].prefix.to_string(), "0.0.0.0/0");
+}
+
+#[tokio::test]
+async fn a_cap_ends_by_itself_unless_it_is_renewed() {
+    let mut world = World::start().await;
     world.want(1, CAP, first());
     assert_eq!(world.settle().await, [""; 0]);
+    assert_eq!(world.plane.limits()[0].ttl_seconds, Some(150));
+    let id = world.measures.caps[&1].id;
+    for (past_ms, revision) in [(0, 1), (75_000, 2), (0, 2)] {
+        let lease = &mut world.measures.caps.get_mut(&1).unwrap().lease;
+        lease.renew_ms -= past_ms;
+        assert_eq!(world.settle().await, [""; 0]);
+        let limit = world.handle.limit(id).await.unwrap();
+        assert_eq!(limit.record.revision, revision);
+    }
+}
+
+#[tokio::test]
+async fn a_cap_that_an_operator_changes_is_the_operators() {
+    let mut world = World::start().await;
+    world.want(1, CAP, first());
+    assert_eq!(world.settle().await, [""; 0]);
+    let (_, limit) = world.set_limit("").await;
+    let lease = &mut world.measures.caps.get_mut(&1).unwrap().lease;
+    lease.renew_ms = 0;
+    assert_eq!(world.settle().await.len(), 1);
+    assert!(!world.enforces(1));
+    assert_eq!(world.settle().await, [""; 0]);
+    assert_eq!(world.plane.limits(), [limit]);
+}
+
+#[tokio::test]
+async fn a_restart_knows_its_caps_and_leaves_limits_that_only_look_like_them() {
+    let mut world = World::start().await;
+    world.want(1, CAP, first());
+    assert_eq!(world.settle().await, [""; 0]);
+    let cap = world.measures.caps[&1].id;
+    world.measures = Measures::default();
+    assert_eq!(world.settle().await, [""; 0]);
     assert!(world.enforces(1));
-    let limits = world.plane.limits();
-    assert_eq!((limits.len(), &limits[0]), (2, &limit));
-    assert_eq!(limits[1].prefix.to_string(), "::/0");
+    assert_eq!(world.measures.caps[&1].id, cap);
+
+    world.revert(1);
+    assert_eq!(world.settle().await, [""; 0]);
+    assert_eq!(world.plane.limits(), []);
+    for comment in ["mitigation 1", "mitigation 4711"] {
+        let (_, limit) = world.set_limit(comment).await;
+        world.measures = Measures::default();
+        assert_eq!(world.settle().await, [""; 0]);
+        assert_eq!(world.plane.limits(), [limit]);
+    }
+}
+
+#[tokio::test]
+async fn limits_of_a_vip_need_room_for_a_policy() {
+    let policies = |count: usize| {
+        let policies = (0..count).map(|at| format!("[[policy]]\nname = \"p{at}\"\n"));
+        policies.collect::<String>() + POOL
+    };
+    for (count, refused) in [(254, 0), (255, 1)] {
+        let config = CONFIG.replace(POOL, &policies(count));
+        let mut world = World::start_with(&config).await;
+        world.want(1, LIMITS, first());
+        let told = world.settle().await;
+        assert_eq!(told.len(), refused, "{told:?}");
+        assert_eq!(world.enforces(1), refused == 0);
+    }
 }
 
 #[tokio::test]
