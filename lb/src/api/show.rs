@@ -143,7 +143,7 @@ pub(super) async fn peers(params: Params) -> Answer<Page<PeerItem>> {
 pub(super) async fn metrics_text(State(api): Shared) -> Result<Response, Problem> {
     let scrape = api.control.scrape().await?;
     let known = api.control.detection().lock();
-    let text = metrics::text(&api.control.view(), &scrape, &known.detector)
+    let text = metrics::text(&api.control.view(), &scrape, &known)
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }

@@ -10,17 +10,9 @@ use std::{
 };
 
 use sluice_ebpf::abi::DropReason;
-use tokio::{
-    sync::mpsc,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::time::{MissedTickBehavior, interval};
 
-use super::{
-    Event, Handle, Heart, View,
-    limits::now_ms,
-    measures::Measures,
-    webhook::{self, Message},
-};
+use super::{Event, Handle, Heart, View, limits::now_ms, measures::Measures, webhook::Webhook};
 use crate::{
     dataplane::{Action, Watch, Watched},
     detect::{
@@ -41,15 +33,13 @@ pub(super) async fn run(
     heart: Heart,
 ) -> Result<Infallible, String> {
     let watch = Watch::open(&pin_dir).map_err(|error| super::chain(&error))?;
-    let (webhook, messages) = mpsc::channel(MESSAGES);
-    tokio::spawn(webhook::deliver(messages));
     let mut task = Task {
         shared: handle.detection().clone(),
+        webhook: Webhook::start(handle.detection().clone()),
         handle,
         watch,
         config: None,
         measures: Measures::default(),
-        webhook,
         sampling: 1,
         packets: None,
         kept: Instant::now(),
@@ -70,7 +60,7 @@ struct Task {
     /// What the detector was last set by.
     config: Option<Arc<View>>,
     measures: Measures,
-    webhook: mpsc::Sender<Message>,
+    webhook: Webhook,
     /// Samples a second, as the config says.
     sampling: u32,
     /// All that were counted before; `None` at first: what came before this task is no tick's.
@@ -79,8 +69,6 @@ struct Task {
     kept: Instant,
 }
 
-/// Messages that may wait for the webhook's task; more are lost, and said.
-const MESSAGES: usize = 256;
 /// Baselines are written so often.
 const KEEP: Duration = Duration::from_secs(60);
 
@@ -100,7 +88,7 @@ impl Task {
             .settle(now_ms, unmade, &mut decisions);
         let mut rows = Vec::new();
         for decision in decisions {
-            rows.extend(self.tell(&view, decision));
+            rows.extend(self.tell(decision));
         }
         if self.kept.elapsed() >= KEEP {
             self.kept = Instant::now();
@@ -128,6 +116,7 @@ impl Task {
             return Vec::new();
         }
         self.sampling = view.config.detect.sampling;
+        self.webhook.set_url(view.config.detect.webhook.as_ref());
         self.config = Some(view.clone());
         self.shared.lock().set(&view.config, &view.vip_numbers)
     }
@@ -195,7 +184,7 @@ impl Task {
     }
 
     /// Says what was decided, everywhere. Returns the row that changes on the disk.
-    fn tell(&self, view: &View, decision: Decision) -> Option<(String, Option<Vec<u8>>)> {
+    fn tell(&self, decision: Decision) -> Option<(String, Option<Vec<u8>>)> {
         let row = match &decision {
             Decision::Raised(mitigation)
             | Decision::Rearmed(mitigation)
@@ -209,16 +198,7 @@ impl Task {
         };
         tracing::warn!("{decision}");
         let event = Event::Detection(Arc::new(decision));
-        if let Some(url) = &view.config.detect.webhook {
-            let told = crate::api::told(event.clone());
-            let message = Message {
-                url: url.clone(),
-                body: told,
-            };
-            if self.webhook.try_send(message).is_err() {
-                tracing::error!("so many decisions wait for the webhook that one is not sent");
-            }
-        }
+        self.webhook.tell(|| crate::api::told(event.clone()));
         self.handle.tell(event);
         row
     }

@@ -1,6 +1,6 @@
 //! Tells a URL of decisions: one POST each, again after a wait until it is taken, and in order.
 
-use std::{collections::VecDeque, io, path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -10,73 +10,118 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    sync::mpsc,
-    time::{sleep, timeout},
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_rustls::TlsConnector;
 
-use crate::api;
+use crate::{api, detect::shared::Shared};
 
-/// A message, and where it goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Message {
-    pub(super) url: String,
-    pub(super) body: String,
+/// Tells the URL of the config.
+pub(super) struct Webhook {
+    url: watch::Sender<Option<String>>,
+    messages: mpsc::Sender<Message>,
+    shared: Shared,
 }
 
-/// Sends what comes, until nobody can send any more. Each message is tried for ten minutes or so; of those that wait, the
-/// oldest makes room.
-pub(super) async fn deliver(mut messages: mpsc::Receiver<Message>) {
-    let mut waiting: VecDeque<Message> = VecDeque::new();
+#[derive(Debug)]
+struct Message {
+    body: String,
+    decided: Instant,
+}
+
+impl Webhook {
+    pub(super) fn start(shared: Shared) -> Self {
+        let (messages, waiting) = mpsc::channel(MOST_WAITING);
+        let (url, current_url) = watch::channel(None);
+        tokio::spawn(deliver(waiting, current_url, shared.clone()));
+        Self {
+            url,
+            messages,
+            shared,
+        }
+    }
+
+    /// What waits already goes there too.
+    pub(super) fn set_url(&self, url: Option<&String>) {
+        self.url.send_if_modified(|known| {
+            let differs = known.as_ref() != url;
+            *known = url.cloned();
+            differs
+        });
+    }
+
+    pub(super) fn tell(&self, body: impl FnOnce() -> String) {
+        if self.url.borrow().is_none() {
+            return;
+        }
+        let message = Message {
+            body: body(),
+            decided: Instant::now(),
+        };
+        if self.messages.try_send(message).is_err() {
+            tracing::error!("so many decisions wait for the webhook that one is not sent");
+            self.shared.lock().webhook_lost += 1;
+        }
+    }
+}
+
+/// Sends what comes, until nobody can send any more. By its age each is given up, so that those behind it are not held up by
+/// a time when nobody listened.
+async fn deliver(
+    mut messages: mpsc::Receiver<Message>,
+    mut url: watch::Receiver<Option<String>>,
+    shared: Shared,
+) {
+    while let Some(message) = messages.recv().await {
+        let taken = until_taken(&message.body, &mut url);
+        if timeout_at(message.decided + GIVE_UP, taken).await.is_err() {
+            tracing::error!(
+                decision = message.body,
+                "the webhook has not taken a decision for ten minutes; it is given up"
+            );
+            shared.lock().webhook_lost += 1;
+        }
+    }
+}
+
+/// Returns when the URL has taken it, or nobody wants that any more.
+async fn until_taken(body: &str, url: &mut watch::Receiver<Option<String>>) {
+    let mut wait = FIRST_WAIT;
     loop {
-        if waiting.is_empty() {
-            match messages.recv().await {
-                Some(message) => waiting.push_back(message),
-                None => return,
-            }
+        let Some(to) = url.borrow_and_update().clone() else {
+            return;
+        };
+        let Err(error) = post(&to, body).await else {
+            return;
+        };
+        tracing::warn!(url = to, %error, "the webhook does not take a decision");
+        tokio::select! {
+            () = sleep(wait) => {}
+            Ok(()) = url.changed() => {}
         }
-        let mut wait = FIRST_WAIT;
-        for attempt in 1..=ATTEMPTS {
-            let Some(message) = waiting.front() else {
-                break;
-            };
-            let Err(error) = post(message).await else {
-                break;
-            };
-            tracing::warn!(url = message.url, %error, attempt, "the webhook does not take a decision");
-            if attempt < ATTEMPTS {
-                sleep(wait).await;
-            }
-            wait = (wait * 2).min(LONGEST_WAIT);
-        }
-        waiting.pop_front();
-        while let Ok(message) = messages.try_recv() {
-            if waiting.len() >= MOST_WAITING {
-                waiting.pop_front();
-            }
-            waiting.push_back(message);
-        }
+        wait = (wait * 2).min(LONGEST_WAIT);
     }
 }
 
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-const ATTEMPTS: u32 = 15;
-const MOST_WAITING: usize = 256;
+const GIVE_UP: Duration = Duration::from_secs(600);
+const MOST_WAITING: usize = 512;
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 const MOST_ANSWER_BYTES: usize = 64 << 10;
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-async fn post(message: &Message) -> Result<(), String> {
-    match timeout(ANSWER_TIME, exchange(message)).await {
+async fn post(url: &str, body: &str) -> Result<(), String> {
+    match timeout(ANSWER_TIME, exchange(url, body)).await {
         Ok(answer) => answer,
         Err(_) => Err(format!("no answer within {} s", ANSWER_TIME.as_secs())),
     }
 }
 
-async fn exchange(message: &Message) -> Result<(), String> {
+async fn exchange(url: &str, body: &str) -> Result<(), String> {
     let said = |error: &dyn std::error::Error| error.to_string();
-    let url: Uri = message.url.parse().map_err(|error| said(&error))?;
+    let url: Uri = url.parse().map_err(|error| said(&error))?;
     let host = url.host().ok_or("the URL has no host")?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let tls = url.scheme_str() == Some("https");
@@ -84,12 +129,12 @@ async fn exchange(message: &Message) -> Result<(), String> {
     let stream = TcpStream::connect((host, port));
     let stream = stream.await.map_err(|error| said(&error))?;
     if !tls {
-        return send(stream, &url, message).await;
+        return send(stream, &url, body).await;
     }
     let name = ServerName::try_from(host.to_owned()).map_err(|error| said(&error))?;
     let stream = TlsConnector::from(client_config()?).connect(name, stream);
     let stream = stream.await.map_err(|error: io::Error| said(&error))?;
-    send(stream, &url, message).await
+    send(stream, &url, body).await
 }
 
 fn client_config() -> Result<Arc<ClientConfig>, String> {
@@ -105,14 +150,14 @@ fn client_config() -> Result<Arc<ClientConfig>, String> {
 async fn send(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     url: &Uri,
-    message: &Message,
+    body: &str,
 ) -> Result<(), String> {
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let authority = url.authority().map_or("", |authority| authority.as_str());
     let request = Request::post(path)
         .header(header::HOST, authority)
         .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(message.body.clone())))
+        .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
         .map_err(|error| error.to_string())?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
@@ -135,7 +180,10 @@ async fn send(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::{
+        collections::BTreeMap,
+        sync::atomic::{AtomicU32, Ordering},
+    };
 
     use axum::{Router, extract::State, http::StatusCode, routing::post};
     use tokio::net::TcpListener;
@@ -154,24 +202,59 @@ mod tests {
         StatusCode::NO_CONTENT
     }
 
-    #[tokio::test]
-    async fn what_is_refused_comes_again_and_in_order() {
-        let (taken, mut bodies) = mpsc::channel(8);
+    /// A URL that refuses the first, and what it takes after that.
+    async fn listener() -> (String, mpsc::Receiver<String>) {
+        let (taken, bodies) = mpsc::channel(8);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
         let state = (Arc::new(AtomicU32::new(0)), taken);
         let router = Router::new().route("/hook", post(take)).with_state(state);
         tokio::spawn(async move { axum::serve(listener, router).await });
-        let (send, messages) = mpsc::channel(8);
-        tokio::spawn(deliver(messages));
+        (url, bodies)
+    }
+
+    fn webhook(url: &str) -> Webhook {
+        let (shared, _) = Shared::new(&BTreeMap::new(), 1);
+        let webhook = Webhook::start(shared);
+        webhook.set_url(Some(&url.to_owned()));
+        webhook
+    }
+
+    /// Nobody listens there.
+    const NOBODY: &str = "http://127.0.0.1:1/hook";
+
+    #[tokio::test]
+    async fn what_is_refused_comes_again_and_in_order() {
+        let (url, mut bodies) = listener().await;
+        let webhook = webhook(&url);
         for body in ["first", "second"] {
-            let message = Message {
-                url: url.clone(),
-                body: body.into(),
-            };
-            send.send(message).await.unwrap();
+            webhook.tell(|| body.into());
         }
         assert_eq!(bodies.recv().await.unwrap(), "first");
         assert_eq!(bodies.recv().await.unwrap(), "second");
+    }
+
+    #[tokio::test]
+    async fn what_waits_goes_to_the_url_that_is_set_meanwhile() {
+        let (url, mut bodies) = listener().await;
+        let webhook = webhook(NOBODY);
+        webhook.tell(|| "first".into());
+        sleep(Duration::from_millis(100)).await;
+        webhook.set_url(Some(&url));
+        assert_eq!(bodies.recv().await.unwrap(), "first");
+        assert_eq!(webhook.shared.lock().webhook_lost, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_takes_is_given_up_by_its_age_and_counted() {
+        let webhook = webhook(NOBODY);
+        for _ in 0..MOST_WAITING + 2 {
+            webhook.tell(String::new);
+        }
+        assert_eq!(webhook.shared.lock().webhook_lost, 2);
+        sleep(GIVE_UP - LONGEST_WAIT).await;
+        assert_eq!(webhook.shared.lock().webhook_lost, 2);
+        sleep(LONGEST_WAIT * 2).await;
+        assert_eq!(webhook.shared.lock().webhook_lost, MOST_WAITING as u64 + 2);
     }
 }

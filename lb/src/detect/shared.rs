@@ -27,6 +27,8 @@ pub struct State {
     pub talkers: Talkers,
     pub minute: Minute,
     pub vips: BTreeMap<String, VipIndex>,
+    /// Decisions that the webhook never took.
+    pub webhook_lost: u64,
     /// What was learned of VIPs that the config did not name yet when it was read.
     learned: BTreeMap<(Option<String>, u8), Learned>,
 }
@@ -73,6 +75,7 @@ impl Shared {
             talkers: Talkers::default(),
             minute: Minute::default(),
             vips: BTreeMap::new(),
+            webhook_lost: 0,
             learned,
         };
         (Self(Arc::new(Mutex::new(state))), warnings)

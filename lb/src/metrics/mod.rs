@@ -23,24 +23,20 @@ use crate::{
     config::{self, Mode},
     control::{Figures, LimitCounts, LimitLabel, Scrape, View},
     desired::pop_drains,
-    detect::detector::Detector,
+    detect::shared::State,
 };
 
 /// Of [`text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// All metrics, as text.
-pub fn text(
-    view: &View,
-    scrape: &Scrape,
-    detector: &Detector,
-) -> Result<String, prometheus::Error> {
+pub fn text(view: &View, scrape: &Scrape, detected: &State) -> Result<String, prometheus::Error> {
     let mut page = Page::new();
     vips(&mut page, &scrape.figures)?;
     backends(&mut page, view, &scrape.figures)?;
     flows(&mut page, &scrape.figures)?;
     limits(&mut page, scrape)?;
-    detection(&mut page, detector)?;
+    detection(&mut page, detected)?;
     daemon(&mut page, view, scrape)?;
     LENGTH.store(page.text.len(), Ordering::Relaxed);
     Ok(page.text)
@@ -339,7 +335,8 @@ fn limited((label, counts): &(LimitLabel, LimitCounts)) -> (Labels<1>, [f64; 2])
     ([label], values.map(float))
 }
 
-fn detection(page: &mut Page, detector: &Detector) -> Result<(), prometheus::Error> {
+fn detection(page: &mut Page, detected: &State) -> Result<(), prometheus::Error> {
+    let detector = &detected.detector;
     let mitigations = detector.mitigations().map(|mitigation| {
         let labels = [
             mitigation.vip.clone().unwrap_or_default(),
@@ -364,7 +361,8 @@ fn detection(page: &mut Page, detector: &Detector) -> Result<(), prometheus::Err
             [float(attacked.into())],
         )
     });
-    page.table([names::ATTACK_ACTIVE], attacks)
+    page.table([names::ATTACK_ACTIVE], attacks)?;
+    page.one(names::WEBHOOK_LOST, float(detected.webhook_lost))
 }
 
 fn daemon(page: &mut Page, view: &View, scrape: &Scrape) -> Result<(), prometheus::Error> {

@@ -103,6 +103,8 @@ metrics! {
         "Packets that fit a mitigation's rule.";
     ATTACK_ACTIVE = Gauge "sluice_attack_active" ["vip", "class"]
         "1 while a class of a VIP's traffic is taken for an attack. Without a VIP: of many together.";
+    WEBHOOK_LOST = Counter "sluice_webhook_lost_total" []
+        "Decisions of detection that the webhook never took.";
     TABLE_CHECKSUM = Gauge "sluice_table_checksum" ["vip"]
         "Upper 48 bits of the checksum of a VIP's lookup table, unless it drains. Load balancers with equal ones choose the same backends.";
     CONFIG_LAST_RELOAD_SUCCESS = Gauge "sluice_config_last_reload_success" []
