@@ -568,6 +568,8 @@ pub enum EventItem {
     Healed {
         what: Vec<String>,
     },
+    /// Above the floor, which stands as its trigger, while peace is being learned.
+    Unjudged(AttackItem),
     AttackBegan(AttackItem),
     AttackEnded(AttackItem),
     /// Nothing tells the attack from innocent packets; another measure follows.
@@ -633,6 +635,7 @@ impl EventItem {
             Self::ReloadDone { .. } => "reload_done",
             Self::ReloadRefused { .. } => "reload_refused",
             Self::Healed { .. } => "healed",
+            Self::Unjudged(_) => "unjudged",
             Self::AttackBegan(_) => "attack_began",
             Self::AttackEnded(_) => "attack_ended",
             Self::NoRule { .. } => "no_rule",

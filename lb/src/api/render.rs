@@ -354,6 +354,7 @@ impl From<Event> for EventItem {
 
 fn decided(decision: &Decision) -> EventItem {
     match decision {
+        Decision::Unjudged(seen) => EventItem::Unjudged(attack(seen)),
         Decision::AttackBegan(seen) => EventItem::AttackBegan(attack(seen)),
         Decision::AttackEnded(seen) => EventItem::AttackEnded(attack(seen)),
         Decision::NoRule { seen, why } => EventItem::NoRule {

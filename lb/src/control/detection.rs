@@ -194,7 +194,10 @@ impl Task {
                 serde_json::to_vec(mitigation).ok(),
             )),
             Decision::Forgotten(mitigation) => Some((mitigation_key(mitigation.id), None)),
-            Decision::AttackBegan(_) | Decision::AttackEnded(_) | Decision::NoRule { .. } => None,
+            Decision::Unjudged(_)
+            | Decision::AttackBegan(_)
+            | Decision::AttackEnded(_)
+            | Decision::NoRule { .. } => None,
         };
         tracing::warn!("{decision}");
         let event = Event::Detection(Arc::new(decision));

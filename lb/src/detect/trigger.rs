@@ -50,6 +50,8 @@ pub struct Trigger {
     /// Whether each of the last ticks was above, the newest in bit 0.
     above: u8,
     attack: Option<Attack>,
+    /// Whether it was told that traffic above the floor could not be judged.
+    told_unjudged: bool,
 }
 
 /// An attack that goes on.
@@ -75,6 +77,8 @@ pub enum Lesson {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     Peace,
+    /// Above the floor while too little is known to tell an attack: it is learned. Only the first such tick.
+    Unjudged,
     Begins,
     GoesOn,
     Ends,
@@ -97,6 +101,11 @@ impl Trigger {
                 if lesson == Lesson::Learn {
                     self.packets.push(rates.pps);
                     self.bits.push(rates.bps);
+                }
+                let unjudged = trigger.is_none() && rates.exceeds(thresholds.floor);
+                if unjudged && !self.told_unjudged {
+                    self.told_unjudged = true;
+                    return Turn::Unjudged;
                 }
                 return Turn::Peace;
             }
@@ -267,13 +276,13 @@ mod tests {
     }
 
     #[test]
-    fn while_little_is_known_nothing_is_an_attack() {
+    fn while_little_is_known_nothing_is_an_attack_but_the_floor_is_told_of_once() {
         let mut trigger = Trigger::default();
         let mut now = 0;
-        assert_eq!(
-            turns(&mut trigger, &mut now, &[1_000_000; 100]),
-            [Turn::Peace; 100]
-        );
+        assert_eq!(turns(&mut trigger, &mut now, &[9_000; 3]), [Turn::Peace; 3]);
+        let found = turns(&mut trigger, &mut now, &[1_000_000; 100]);
+        assert_eq!(found[0], Turn::Unjudged);
+        assert_eq!(found[1..], [Turn::Peace; 99]);
     }
 
     #[test]

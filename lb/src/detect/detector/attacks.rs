@@ -61,7 +61,13 @@ impl Detector {
                         decisions.push(Decision::AttackEnded(seen(peak.unwrap_or_default())));
                     }
                 }
-                Turn::Peace | Turn::GoesOn => {}
+                Turn::Unjudged if !off => {
+                    decisions.push(Decision::Unjudged(AttackSeen {
+                        trigger: thresholds.floor,
+                        ..seen(watch.rates)
+                    }));
+                }
+                Turn::Peace | Turn::Unjudged | Turn::GoesOn => {}
             }
         }
         if begins {

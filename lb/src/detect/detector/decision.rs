@@ -10,6 +10,8 @@ use crate::{
 /// Something that somebody should hear of.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
+    /// Above the floor while peace is being learned, which this becomes part of; told once. The trigger is the floor.
+    Unjudged(AttackSeen),
     AttackBegan(AttackSeen),
     AttackEnded(AttackSeen),
     Raised(Mitigation),
@@ -40,6 +42,7 @@ impl Decision {
     /// The word for it.
     pub const fn word(&self) -> &'static str {
         match self {
+            Self::Unjudged(_) => "unjudged",
             Self::AttackBegan(_) => "attack_began",
             Self::AttackEnded(_) => "attack_ended",
             Self::Raised(_) => "mitigation_raised",
@@ -55,6 +58,11 @@ impl Decision {
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Unjudged(seen) => write!(
+                f,
+                "{seen} has {} while its peace is being learned: whether that is an attack is not known, and it becomes usual",
+                seen.rates
+            ),
             Self::AttackBegan(seen) => write!(
                 f,
                 "attack on {seen}: {}, where {} is the trigger",

@@ -49,6 +49,19 @@ fn off_says_nothing() {
 }
 
 #[test]
+fn an_attack_while_peace_is_learned_is_told() {
+    let mut world = World::new(1, Stance::Enforce);
+    world.attack(Attack::new(Kind::NtpReplies, &mut Random(9)));
+    world.run(3_000);
+    let told = world.seen.decisions.iter().map(|decision| match decision {
+        Decision::Unjudged(seen) => (seen.vip.as_deref(), seen.class),
+        decision => panic!("{decision:?}"),
+    });
+    let expected = [(Some("vip1"), Class::Udp), (None, Class::Udp)];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn a_second_pulse_meets_the_rule_of_the_first_within_two_ticks() {
     let mut world = attacked(Stance::Enforce, Kind::NtpReplies);
     world.peace();

@@ -129,7 +129,7 @@ const STEP_MS: u64 = 10;
 const SAMPLES: u64 = 50;
 
 impl World {
-    fn new(seed: u64, stance: Stance) -> Self {
+    pub(super) fn new(seed: u64, stance: Stance) -> Self {
         let (settings, vips) = settings(stance);
         let mut detector = Detector::new(settings.clone(), seed);
         detector.set(settings, &vips);
