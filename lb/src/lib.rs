@@ -10,6 +10,7 @@ pub mod dataplane;
 pub mod decap;
 pub mod desired;
 pub mod detect;
+pub mod disk;
 pub mod drains;
 pub mod health;
 pub mod limits;

@@ -1,6 +1,6 @@
 //! The data plane in a real kernel: loaded, attached, taken over, refused, unloaded. Needs root and a BPF file system.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ use etherparse::PacketBuilder;
 use nix::sched::{CloneFlags, unshare};
 use sluice::sys::Mapped;
 use sluice::{
-    config::{AllDown, Dataplane, Forward, HashInput, Host, Protocol, XdpMode},
+    config::{AllDown, Dataplane, Forward, HashInput, Host, Policy, Protocol, XdpMode},
     dataplane::{
         Action, ApplyError, BackendKey, BackendState, Desired, Explainer, LoadError, Mode, Need,
         Opened, Ordered, Plane, Step, Table, TableKey, Vip, inspect, unload,
@@ -381,6 +381,66 @@ fn lost_numbers_are_told_and_flows_forgotten() {
         plane.apply(&desired(&[1])).unwrap();
         let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
         assert_eq!(explainer.explain(&syn(443), LOOPBACK).unwrap().frame[5], 1);
+    });
+}
+
+#[test]
+fn a_disk_that_takes_nothing_holds_up_nothing_but_what_is_new() {
+    Site::run(|site| {
+        let config = site.config();
+        let (mut plane, _) = open(&config);
+        plane.apply(&desired(&[1, 2, 3])).unwrap();
+        assert!(plane.unsaved().is_none());
+        let in_the_way = config.state_dir.join("numbers.json.new");
+        fs::create_dir(&in_the_way).unwrap();
+
+        // Two tables, one after the other, and a policy that was not there.
+        plane.apply(&draining(&[1, 2, 3], 1)).unwrap();
+        assert!(plane.unsaved().is_some());
+        let mut wanted = draining(&[1, 2, 3], 2);
+        let policy = Policy::without_limits("+www");
+        wanted.policies.insert(policy.name.clone(), policy);
+        wanted.vips.get_mut("www").unwrap().policy = Some("+www".into());
+        plane.apply(&wanted).unwrap();
+        let backends = |plane: &Plane| -> Vec<u16> {
+            let slots = table(plane).into_iter();
+            slots.map(|slot| slot & !SLOT_MOVED).collect()
+        };
+        let chosen = backends(&plane);
+        assert_eq!(chosen.iter().collect::<BTreeSet<_>>(), [&0, &2].into());
+
+        let more = plane.apply(&desired(&[1, 2, 3, 4]));
+        assert!(matches!(more, Err(ApplyError::Registry(_))), "{more:?}");
+        plane.apply(&wanted).unwrap();
+
+        // Who starts after a crash finds all as it was.
+        drop(plane);
+        let (mut plane, opened) = open(&config);
+        assert_eq!((opened.adopted, opened.warnings.len()), (true, 0));
+        plane.apply(&wanted).unwrap();
+        assert_eq!(backends(&plane), chosen);
+
+        fs::remove_dir(in_the_way).unwrap();
+        plane.apply(&desired(&[1, 2, 3, 4])).unwrap();
+        assert!(plane.unsaved().is_none());
+    });
+}
+
+#[test]
+fn a_data_plane_that_is_new_forwards_though_the_disk_takes_nothing() {
+    Site::run(|site| {
+        let config = site.config();
+        fs::create_dir_all(config.state_dir.join("numbers.json.new")).unwrap();
+        let (mut plane, _) = open(&config);
+        plane.apply(&desired(&[1, 2])).unwrap();
+        plane.apply(&desired(&[2])).unwrap();
+        assert!(plane.unsaved().is_some());
+        let mut explainer = Explainer::open(&config.pin_dir, &config).unwrap();
+        assert_eq!(explainer.explain(&syn(443), LOOPBACK).unwrap().frame[5], 2);
+        // No flow may end up at a stranger after a crash.
+        drop(plane);
+        let warnings = open(&config).1.warnings;
+        assert!(warnings[0].contains("the flow table is cleared"));
     });
 }
 

@@ -328,6 +328,23 @@ async fn status_tells_how_things_are() {
 }
 
 #[tokio::test]
+async fn what_the_data_plane_warns_of_is_told_for_as_long_as_it_is_so() {
+    let world = World::ready().await;
+    world.plane.warn(Some("the disk is full"));
+    world.health([State::Down, State::Up]);
+    while world.weights() != [5] {
+        tokio::task::yield_now().await;
+    }
+    let warnings = world.get("/v1/status").await.json()["warnings"].take();
+    assert_eq!(warnings, json!(["slow", "the disk is full"]));
+    world.plane.warn(None);
+    world.health([State::Up, State::Up]);
+    while world.get("/v1/status").await.json()["warnings"] != json!(["slow"]) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn vips_backends_flows_and_drops_are_listed() {
     let world = World::ready().await;
     world.health([State::Up, State::Down]);

@@ -33,6 +33,7 @@ struct Held {
     desired: Desired,
     interfaces: Vec<String>,
     fails: Option<&'static str>,
+    warns: Option<&'static str>,
     panics: bool,
     limits: BTreeMap<u32, LimitSpec>,
     last_limit: u32,
@@ -102,6 +103,11 @@ impl Fake {
     /// From now on nothing can be applied, until this is called with `None`.
     pub(crate) fn fail(&self, with: Option<&'static str>) {
         self.0.lock().unwrap().fails = with;
+    }
+
+    /// From now on an operator is to know this.
+    pub(crate) fn warn(&self, of: Option<&'static str>) {
+        self.0.lock().unwrap().warns = of;
     }
 }
 
@@ -213,6 +219,11 @@ impl Dataplane for Fake {
             mode: "native",
         };
         held.interfaces.iter().map(attach).collect()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let held = self.0.lock().unwrap();
+        held.warns.iter().map(ToString::to_string).collect()
     }
 
     fn set_interfaces(&mut self, names: &[String]) -> Result<(), Failure> {

@@ -19,6 +19,7 @@ use crate::{
         ExactTables, LoadError, Need, Opened, Plane, Preview, RuleInForce, RuleMaps, RunStats,
         SetNames, SettingsWords, SourceCounts, SourceMaps, SourceSet, TableKey, lost_redirects,
     },
+    disk::SaveError,
     limits::LimitSpec,
     net,
     rules::RuleSpec,
@@ -40,6 +41,11 @@ pub(super) struct Kernel {
     rules: RuleMaps,
     /// `None` until sets of sources are taken over.
     sources: Option<SourceMaps>,
+    names: SetNames,
+    /// Why the disk has other names of sets.
+    names_unsaved: Option<SaveError>,
+    /// What waits for the disk.
+    unsaved: Vec<String>,
     /// `None` until limits are adopted.
     exact: Option<ExactLimits>,
     /// Lookup tables by VIP, but for those that drain.
@@ -96,6 +102,9 @@ impl Kernel {
             plane,
             rules,
             sources: None,
+            names: SetNames::default(),
+            names_unsaved: None,
+            unsaved: Vec::new(),
             config: config.dataplane.clone(),
             attached: opened.interfaces.clone(),
             gone: Vec::new(),
@@ -141,6 +150,25 @@ impl Kernel {
             }
         }
         self.lost_redirects = lost;
+    }
+
+    /// Nothing else waits for the disk. What it did not take is tried again each time.
+    fn look_for_unsaved(&mut self) {
+        if self.names_unsaved.is_some() {
+            self.save_names();
+        }
+        let errors = self.plane.unsaved().into_iter().chain(&self.names_unsaved);
+        let unsaved = errors.map(|error| {
+            let why = super::chain(error);
+            format!("a later start may not find the data plane as it is: {why}")
+        });
+        let unsaved: Vec<String> = unsaved.collect();
+        for warning in &unsaved {
+            if !self.unsaved.contains(warning) {
+                tracing::warn!("{warning}");
+            }
+        }
+        self.unsaved = unsaved;
     }
 
     fn exact_limit(&self, spec: &LimitSpec) -> Result<ExactLimit, Failure> {
@@ -225,6 +253,10 @@ impl Kernel {
         }
     }
 
+    fn save_names(&mut self) {
+        self.names_unsaved = self.names.save(&self.config.state_dir).err();
+    }
+
     fn exact_tables(&self) -> Result<ExactTables, LoadError> {
         Ok(ExactTables {
             settings: Box::new(SettingsWords::new(self.plane.map(maps::SETTINGS)?)),
@@ -253,6 +285,7 @@ impl Dataplane for Kernel {
             self.tables = tables;
         }
         self.look_for_lost_redirects(desired);
+        self.look_for_unsaved();
         Ok(steps.iter().map(ToString::to_string).collect())
     }
 
@@ -329,7 +362,8 @@ impl Dataplane for Kernel {
     }
 
     fn warnings(&self) -> Vec<String> {
-        self.lost_redirects.clone()
+        let unsaved = self.unsaved.iter();
+        self.lost_redirects.iter().chain(unsaved).cloned().collect()
     }
 
     fn set_interfaces(&mut self, names: &[String]) -> Result<(), Failure> {
@@ -413,8 +447,8 @@ impl Dataplane for Kernel {
     }
 
     fn set_sources(&mut self, sets: &[SourceSet]) -> Result<(), Failure> {
-        let names = SetNames::of(sets);
-        names.save(&self.config.state_dir)?;
+        self.names = SetNames::of(sets);
+        self.save_names();
         if let Some(sources) = &mut self.sources {
             return Ok(sources.set(sets)?);
         }

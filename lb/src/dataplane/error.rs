@@ -5,6 +5,7 @@ use std::{io, path::PathBuf};
 use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
 
 use super::Mode;
+use crate::disk::SaveError;
 
 /// Why the data plane could not be loaded or attached. What was running before still is.
 #[derive(Debug, thiserror::Error)]
@@ -134,8 +135,8 @@ pub enum ApplyError {
     Dangling { vip: String },
     #[error("no seed of the VIP index is free of collisions")]
     Index,
-    #[error("cannot write {}", path.display())]
-    Registry { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Registry(#[from] SaveError),
     #[error("cannot start counters from zero")]
     Counters(#[from] ReadError),
 }

@@ -37,7 +37,7 @@ use super::{
     steps::indexed,
     sweep::Sweep,
 };
-use crate::{config::Dataplane, cookie, sys::Mapped};
+use crate::{config::Dataplane, cookie, disk::SaveError, sys::Mapped};
 
 /// Handles to everything that is loaded. Dropping it leaves the data plane at work.
 pub struct Plane {
@@ -54,6 +54,7 @@ pub struct Plane {
     pub(super) counters: Counters,
     pub(super) sketch: Sketch,
     pub(super) registry: Registry,
+    unsaved: Option<SaveError>,
     pub(super) slots: Slots,
     pub(super) room: Room,
     pub(super) actual: Image,
@@ -182,9 +183,14 @@ impl Plane {
         for key in unused.cloned().collect::<Vec<_>>() {
             self.remove_table(&key, now);
         }
-        self.registry.save()?;
+        self.unsaved = self.registry.save().err();
         self.is_new = false;
         Ok(steps)
+    }
+
+    /// Why the disk does not tell all numbers as they are. Each [`Plane::apply`] tries again.
+    pub fn unsaved(&self) -> Option<&SaveError> {
+        self.unsaved.as_ref()
     }
 
     /// What applying `desired` would take and move, or why it would be refused. Changes nothing.
@@ -325,6 +331,7 @@ impl Plane {
             hz,
             arrays,
             registry,
+            unsaved: None,
             room: Room {
                 entries: sizes.index_entries(),
                 displacements: sizes.displacements(),

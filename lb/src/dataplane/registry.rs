@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sluice_ebpf::abi::NO_BACKEND;
 
 use super::{ApplyError, BackendKey, TableKey, load::POLICIES, plan::Image};
+use crate::disk::{self, SaveError};
 
 /// A run of slots in `SLOTS`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +35,11 @@ impl Region {
     }
 }
 
-/// Numbers in use. A number is on disk before a packet can meet it.
+/// Numbers in use, and what the disk knows of them.
+///
+/// A VIP or backend whose number the disk does not tell would be mistaken for another after a crash, so its number is on
+/// the disk before a packet can meet it. All else may be there later: a start compares lookup tables with what the maps
+/// hold, a number that is free for longer than it must be harms nobody, and policies are written anew before their VIPs.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     path: PathBuf,
@@ -46,6 +51,8 @@ pub(crate) struct Registry {
     pub tables: BTreeMap<TableKey, Region>,
     /// Backend numbers that flows may still have, and when (in jiffies) they are free again.
     retired: BTreeMap<u16, u64>,
+    /// Whether a start would believe what is on the disk. If not, it forgets all flows, and mistakes none.
+    is_believed: bool,
     changed: bool,
 }
 
@@ -97,25 +104,24 @@ impl Registry {
                 .into_iter()
                 .map(|number| (number, now))
                 .collect(),
+            is_believed: true,
             changed: false,
         })
     }
 
     /// Writes the file, if anything changed since.
-    pub(crate) fn save(&mut self) -> Result<(), ApplyError> {
+    pub(crate) fn save(&mut self) -> Result<(), SaveError> {
         if !self.changed {
             return Ok(());
         }
-        self.write().map_err(|source| ApplyError::Registry {
-            path: self.path.clone(),
-            source,
-        })?;
+        disk::replace_json(&self.path, &self.stored())?;
         self.changed = false;
+        self.is_believed = true;
         Ok(())
     }
 
-    fn write(&self) -> io::Result<()> {
-        let stored = Stored {
+    fn stored(&self) -> Stored {
+        Stored {
             maps: self.maps.clone(),
             vips: self.vips.clone(),
             policies: self.policies.clone(),
@@ -130,14 +136,7 @@ impl Registry {
                 .map(|(key, &region)| (key.clone(), region))
                 .collect(),
             retired: self.retired.keys().copied().collect(),
-        };
-        if let Some(directory) = self.path.parent() {
-            fs::create_dir_all(directory)?;
         }
-        let new = self.path.with_extension("json.new");
-        fs::write(&new, serde_json::to_vec(&stored)?)?;
-        fs::File::open(&new)?.sync_all()?;
-        fs::rename(&new, &self.path)
     }
 
     /// Numbers for all that is wanted and has none. `vips` counts number 0, which is no VIP.
@@ -162,11 +161,16 @@ impl Registry {
         })
     }
 
-    pub(crate) fn take(&mut self, lacking: &Lacking) {
+    /// Packets may meet these numbers then. After an error they are to be given back.
+    pub(crate) fn take(&mut self, lacking: &Lacking) -> Result<(), SaveError> {
         self.policies.extend(lacking.policies.iter().cloned());
         self.backends.extend(lacking.backends.iter().cloned());
         self.vips.extend(lacking.vips.iter().cloned());
         self.changed |= !lacking.is_empty();
+        if self.is_believed && !(lacking.vips.is_empty() && lacking.backends.is_empty()) {
+            self.save()?;
+        }
+        Ok(())
     }
 
     /// Undoes [`Registry::take`], for numbers that no packet has met.
@@ -281,7 +285,7 @@ mod tests {
 
     fn number(registry: &mut Registry, wanted: &Image) -> Lacking {
         let lacking = registry.lacking(wanted, 2048).unwrap();
-        registry.take(&lacking);
+        registry.take(&lacking).unwrap();
         lacking
     }
 
@@ -317,7 +321,7 @@ mod tests {
     #[test]
     fn no_more_numbers_than_there_is_room() {
         let mut registry = Registry::new(Path::new("/nonexistent"), vec![]);
-        registry.take(&registry.lacking(&wanted(&["a", "b"], []), 3).unwrap());
+        number(&mut registry, &wanted(&["a", "b"], []));
         assert!(matches!(
             registry.lacking(&wanted(&["c"], [1]), 3),
             Err(ApplyError::Full { most: 2, .. })
@@ -338,6 +342,33 @@ mod tests {
         assert_eq!(lacking.backends, [(key(3), 1)]);
     }
 
+    #[test]
+    fn a_number_waits_for_the_disk_where_a_start_would_miss_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let in_the_way = directory.path().join("numbers.json.new");
+        fs::create_dir(&in_the_way).unwrap();
+        let mut registry = Registry::new(directory.path(), vec![7]);
+        number(&mut registry, &wanted(&["www"], [1]));
+        registry.save().unwrap_err();
+        number(&mut registry, &wanted(&["www"], [1, 2]));
+        fs::remove_dir(&in_the_way).unwrap();
+        registry.save().unwrap();
+
+        fs::create_dir(&in_the_way).unwrap();
+        let mut tightened = wanted(&["www"], [1, 2]);
+        tightened.policies.insert("+www".into(), Zeroable::zeroed());
+        number(&mut registry, &tightened);
+        for more in [wanted(&["www", "tls"], [1, 2]), wanted(&["www"], [1, 2, 3])] {
+            let lacking = registry.lacking(&more, 2048).unwrap();
+            registry.take(&lacking).unwrap_err();
+            registry.give_back(&lacking);
+        }
+        fs::remove_dir(in_the_way).unwrap();
+        number(&mut registry, &wanted(&["www"], [1, 2, 3]));
+        let again = Registry::read(directory.path(), &[7], 0).unwrap();
+        assert_eq!(again.backends, registry.backends);
+    }
+
     /// It takes a second. With work that grows by the square of the keys it would take minutes, also on a machine that has
     /// nothing else to do.
     #[test]
@@ -347,7 +378,7 @@ mod tests {
         wanted.vips = (0..30_000).map(|n| (format!("{n:05}"), None)).collect();
         let start = Instant::now();
         let lacking = registry.lacking(&wanted, 65_536).unwrap();
-        registry.take(&lacking);
+        registry.take(&lacking).unwrap();
         assert_eq!(lacking.backends.last(), Some(&(key(29_999), 29_999)));
         assert_eq!(lacking.vips.last(), Some(&("29999".to_owned(), 30_000)));
         let took = start.elapsed();

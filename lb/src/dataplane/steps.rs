@@ -47,7 +47,7 @@ impl Plane {
         }
     }
 
-    /// Makes these numbers last before a packet can meet them, and count from zero.
+    /// Takes these numbers, which last where they must, and count from zero.
     pub(super) fn number(&mut self, lacking: &Lacking) -> Result<(), ApplyError> {
         for (_, number) in &lacking.backends {
             self.counters.reset_backend(*number)?;
@@ -57,8 +57,7 @@ impl Plane {
             self.arrays.vips.write(u32::from(*number), &vip);
             self.counters.reset_vip(*number)?;
         }
-        self.registry.take(lacking);
-        self.registry.save()
+        Ok(self.registry.take(lacking)?)
     }
 
     /// Builds what tables the steps put, on all CPUs, and writes those that are not there yet into free regions.

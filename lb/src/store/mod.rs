@@ -25,6 +25,7 @@ use std::{
 use redb::{Builder, Database, StorageBackend, WriteTransaction};
 
 use crate::{
+    disk::advice,
     drains::{Drain, Drains},
     limits::LimitRecord,
     rules::RuleRecord,
@@ -320,15 +321,6 @@ impl From<redb::Error> for Failure {
 }
 
 const CACHE_BYTES: usize = 4 << 20;
-
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull => "; make room on that disk",
-        io::ErrorKind::QuotaExceeded => "; raise the quota, or make room",
-        io::ErrorKind::ReadOnlyFilesystem => "; mount it writable",
-        _ => "",
-    }
-}
 
 fn said(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);

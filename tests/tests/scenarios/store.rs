@@ -15,9 +15,11 @@ use std::{
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use sluice_tests::{ApiConn, DNS_V4, Lab, WEB_V4};
+use sluice_tests::{ApiConn, DNS_V4, Lab, WEB_V4, eventually};
 
 const SOURCE: &str = "198.51.100.0/24";
+const QUICK: &str =
+    r#"{ kind = "tcp", port = 80, interval = "200ms", timeout = "200ms", rise = 2, fall = 2 }"#;
 
 #[test]
 fn what_was_answered_survives_kills_of_the_daemon() {
@@ -70,9 +72,9 @@ fn what_was_answered_survives_kills_of_the_daemon() {
         }
         // What was under way in eight writers may be there as well.
         assert!(there.len() as u64 <= expected.len() as u64 + 8 * (round + 1));
-        let warnings = lab.sluice("status --json").succeeds().json()["warnings"].take();
+        let warnings = warnings(&lab);
         assert!(
-            !warnings.to_string().contains("state.redb"),
+            !warnings.contains("state.redb"),
             "a crash tears nothing: {warnings}"
         );
     }
@@ -122,7 +124,10 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_refuses_changes_and_nothing_else() {
-    let lab = Lab::new().client(&[SOURCE]).start();
+    let lab = Lab::new()
+        .client(&[SOURCE])
+        .config(|config| config.health(QUICK))
+        .start();
     lab.daemon().stop();
     let disk = SmallDisk::over(lab.node().state_dir());
     lab.daemon().start();
@@ -150,6 +155,7 @@ fn a_full_disk_refuses_changes_and_nothing_else() {
     assert!(flow.answers_to(20).unwrap() <= 3);
     lab.client(0).who(WEB_V4).unwrap();
     lab.daemon().reload().succeeds();
+    the_rest_goes_on(&lab);
 
     // A daemon that starts now has it all.
     lab.daemon().kill9();
@@ -160,8 +166,57 @@ fn a_full_disk_refuses_changes_and_nothing_else() {
     let taken = api.send("POST", "/v1/limits", &many).unwrap();
     assert_eq!(taken.status, 200, "{:?}", taken.json());
     assert_eq!(lab.node().items("limits").len(), 9_001);
+    eventually("numbers are on the disk", || {
+        !warnings(&lab).contains("numbers.json")
+    });
     lab.daemon().stop();
     drop(disk);
+}
+
+/// Backends fail one after the other, one is drained, and sources are denied for a while.
+fn the_rest_goes_on(lab: &Lab) {
+    let is = |name: &str, state: &str| {
+        let address = lab.backend(name).v4();
+        eventually("its state is known", || {
+            lab.node().backend_row(address)["state"] == state
+        });
+    };
+    let serve = |names: &[&str]| {
+        let spread = lab.client(0).spread(WEB_V4, 40).unwrap();
+        assert_eq!(spread.keys().collect::<Vec<_>>(), names);
+    };
+    lab.backend("b1").stop();
+    is("b1", "down");
+    serve(&["b2", "b3"]);
+    lab.backend("b2").stop();
+    is("b2", "down");
+    serve(&["b3"]);
+    let said = warnings(lab);
+    assert!(
+        said.contains("numbers.json; make room on that disk"),
+        "{said}"
+    );
+    lab.backend("b1").start();
+    lab.backend("b2").start();
+    is("b1", "up");
+    is("b2", "up");
+    let drain = format!("drain backend v4/{}", lab.backend("b3").v4());
+    lab.sluice(&drain).succeeds();
+    serve(&["b1", "b2"]);
+    lab.sluice(&format!("un{drain}")).succeeds();
+
+    lab.sluice(&format!("deny add {SOURCE} --ttl 1s"))
+        .succeeds();
+    // A SYN that is dropped comes again.
+    eventually("they are denied no more", || {
+        lab.client(0).who(WEB_V4).is_ok()
+    });
+    assert!(lab.node().dropped_for("deny") > 0);
+}
+
+fn warnings(lab: &Lab) -> String {
+    let status = lab.sluice("status --json").succeeds().json();
+    status["warnings"].to_string()
 }
 
 #[test]
@@ -175,8 +230,7 @@ fn a_store_that_makes_no_sense_is_said_and_kept() {
     fs::write(&file, &torn).unwrap();
     lab.daemon().start();
     assert!(lab.node().items("limits").is_empty());
-    let status = lab.sluice("status --json").succeeds().json();
-    let warnings = status["warnings"].to_string();
+    let warnings = warnings(&lab);
     assert!(warnings.contains("state.redb.unreadable-"), "{warnings}");
     assert!(lab.node().log().contains("state.redb.unreadable-"));
     let aside = fs::read_dir(lab.node().state_dir())

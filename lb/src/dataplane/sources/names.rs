@@ -1,8 +1,9 @@
 //! What the numbers of sets stand for: in a file beside the registry, for `sluice explain`, which needs no daemon.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use super::SourceSet;
+use crate::disk::{self, SaveError};
 
 /// Names of sets by their numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,14 +21,11 @@ impl SetNames {
         Self(serde_json::from_slice(&text).unwrap_or_default())
     }
 
-    pub fn save(&self, state_dir: &Path) -> io::Result<()> {
+    pub fn save(&self, state_dir: &Path) -> Result<(), SaveError> {
         if *self == Self::read(state_dir) {
             return Ok(());
         }
-        fs::create_dir_all(state_dir)?;
-        let new = state_dir.join(format!("{FILE}.new"));
-        fs::write(&new, serde_json::to_vec(&self.0)?)?;
-        fs::rename(new, state_dir.join(FILE))
+        disk::replace_json(&state_dir.join(FILE), &self.0)
     }
 
     /// Those whose bits are set.
