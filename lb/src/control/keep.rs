@@ -158,12 +158,20 @@ mod tests {
             Path::new("/broken")
         }
 
-        fn exists(&self) -> bool {
-            false
+        fn exists(&self) -> io::Result<bool> {
+            Ok(false)
         }
 
         fn open(&self) -> io::Result<Allocated> {
+            unreachable!("nothing was written")
+        }
+
+        fn create(&self) -> io::Result<Allocated> {
             Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn publish(&self) -> io::Result<()> {
+            unreachable!("nothing was created")
         }
 
         fn set_aside(&self) -> io::Result<PathBuf> {

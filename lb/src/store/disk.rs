@@ -25,6 +25,10 @@ impl Directory {
         }
     }
 
+    fn unpublished(&self) -> PathBuf {
+        self.file.with_added_extension("new")
+    }
+
     fn unused_name(&self) -> PathBuf {
         let seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -54,19 +58,30 @@ impl Medium for Directory {
         &self.file
     }
 
-    fn exists(&self) -> bool {
-        fs::metadata(&self.file).is_ok_and(|found| found.len() > 0)
+    fn exists(&self) -> io::Result<bool> {
+        fs::exists(&self.file)
     }
 
     fn open(&self) -> io::Result<Allocated> {
+        let file = File::options().read(true).write(true).open(&self.file)?;
+        // If it was published, that may be all that failed.
+        self.sync_names()?;
+        Ok(Allocated(file))
+    }
+
+    fn create(&self) -> io::Result<Allocated> {
         let file = File::options()
             .read(true)
             .write(true)
             .create(true)
-            .truncate(false)
-            .open(&self.file)?;
-        self.sync_names()?;
+            .truncate(true)
+            .open(self.unpublished())?;
         Ok(Allocated(file))
+    }
+
+    fn publish(&self) -> io::Result<()> {
+        fs::rename(self.unpublished(), &self.file)?;
+        self.sync_names()
     }
 
     fn set_aside(&self) -> io::Result<PathBuf> {
@@ -78,9 +93,16 @@ impl Medium for Directory {
 
     fn copy_aside(&self) -> io::Result<PathBuf> {
         let aside = self.unused_name();
-        fs::copy(&self.file, &aside)?;
-        File::open(&aside)?.sync_all()?;
-        self.sync_names()?;
+        let copied = || {
+            fs::copy(&self.file, &aside)?;
+            File::open(&aside)?.sync_all()?;
+            self.sync_names()
+        };
+        if let Err(error) = copied() {
+            // Each try would leave a part.
+            _ = fs::remove_file(&aside);
+            return Err(error);
+        }
         Ok(aside)
     }
 }

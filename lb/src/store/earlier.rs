@@ -1,18 +1,30 @@
 //! Takes over what version 0.1 kept in files of its own.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::Deserialize;
 
-use super::{Change, Contents, Medium, Store, StoreError};
+use super::{Change, Contents, Medium, Store, StoreError, owed::Owed};
 use crate::{
     drains::Drains,
     limits::{LimitBook, LimitRecord, LimitSpec},
 };
 
+/// What is to be written, and the files that say so.
+#[derive(Debug)]
+pub(super) struct Earlier {
+    pub(super) changes: Vec<Change>,
+    files: Vec<PathBuf>,
+}
+
 /// Moves limits and drains of version 0.1 into the store, if there are any. Tells what an operator should know.
 ///
-/// The files are renamed, not removed. A line that cannot be read is said.
+/// The files are renamed, not removed. A line that cannot be read is said. If the disk does not take them now, they are
+/// in force all the same.
 pub fn take_over<M: Medium>(
     directory: &Path,
     store: &mut Store<M>,
@@ -22,11 +34,7 @@ pub fn take_over<M: Medium>(
     let mut changes = Vec::new();
     let limits = directory.join("limits.jsonl");
     let drains = directory.join("drains.json");
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        |source| StoreError::Io { path, source }
-    };
-    let mut found = Vec::new();
+    let mut files = Vec::new();
     if let Some(text) = read(&limits).map_err(failed(&limits))? {
         let (book, unreadable) = limits_of(&text);
         changes.extend(book.iter().cloned().map(Change::SetLimit));
@@ -39,7 +47,7 @@ pub fn take_over<M: Medium>(
                 aside(&limits).display()
             ));
         }
-        found.push(limits);
+        files.push(limits);
     }
     if let Some(text) = read(&drains).map_err(failed(&drains))? {
         match serde_json::from_slice::<Stored>(&text) {
@@ -52,17 +60,29 @@ pub fn take_over<M: Medium>(
                 aside(&drains).display()
             )),
         }
-        found.push(drains);
+        files.push(drains);
     }
-    if found.is_empty() {
-        return Ok(warnings);
-    }
-    store.commit(&changes)?;
-    for file in found {
-        fs::rename(&file, aside(&file)).map_err(failed(&file))?;
-        tracing::info!(file = %file.display(), "taken over into the store");
+    if !files.is_empty() {
+        warnings.extend(store.owe(Owed::TakeOver(Earlier { changes, files })));
     }
     Ok(warnings)
+}
+
+impl Earlier {
+    /// Nobody shall read them again.
+    pub(super) fn rename(&mut self) -> Result<(), StoreError> {
+        while let Some(file) = self.files.last() {
+            fs::rename(file, aside(file)).map_err(failed(file))?;
+            tracing::info!(file = %file.display(), "taken over into the store");
+            self.files.pop();
+        }
+        Ok(())
+    }
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    |source| StoreError::Io { path, source }
 }
 
 fn read(file: &Path) -> io::Result<Option<Vec<u8>>> {
@@ -73,10 +93,8 @@ fn read(file: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-fn aside(file: &Path) -> std::path::PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(".taken-over");
-    name.into()
+fn aside(file: &Path) -> PathBuf {
+    file.with_added_extension("taken-over")
 }
 
 /// A line of `limits.jsonl`.
@@ -137,12 +155,13 @@ fn limits_of(text: &[u8]) -> (LimitBook, usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Directory, *};
+    use super::{
+        super::{Directory, shaky::Shaky},
+        *,
+    };
 
-    #[test]
-    fn files_of_version_0_1_are_taken_over_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
+    /// Limit 3 and a backend that drains, and a line that is torn.
+    fn leave_files(path: &Path) -> String {
         let spec = r#"{"prefix":"10.0.0.0/8","vip":null,"class":"all","pps":1,"bps":null,"burst":null,"mode":"enforce","ttl_seconds":null,"comment":""}"#;
         let lines = format!(
             "{{\"header\":{{\"version\":1,\"next_id\":7}}}}\n\
@@ -154,6 +173,14 @@ mod tests {
         fs::write(path.join("limits.jsonl"), &lines).unwrap();
         let drains = r#"{"version":1,"backends":["web/10.0.0.1"]}"#;
         fs::write(path.join("drains.json"), drains).unwrap();
+        lines
+    }
+
+    #[test]
+    fn files_of_version_0_1_are_taken_over_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let lines = leave_files(path);
         let (mut store, mut contents, _) = Store::open(Directory::new(path)).unwrap();
         let said = take_over(path, &mut store, &mut contents).unwrap();
         assert!(said[0].starts_with("1 lines of "), "{said:?}");
@@ -169,5 +196,27 @@ mod tests {
         assert_eq!(again, contents);
         assert!(take_over(path, &mut store, &mut again).unwrap().is_empty());
         assert_eq!(again, contents);
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_over_is_in_force_and_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        leave_files(path);
+        let disk = Shaky::default();
+        disk.fill_up(Some(0));
+        let (mut store, mut contents, _) = Store::open(disk.clone()).unwrap();
+        take_over(path, &mut store, &mut contents).unwrap();
+        assert_eq!((contents.limits.len(), contents.drains.len()), (1, 1));
+        store.commit(&[Change::RemoveLimit(3)]).unwrap_err();
+        assert!(path.join("limits.jsonl").exists());
+
+        disk.fill_up(None);
+        store.commit(&[Change::RemoveLimit(3)]).unwrap();
+        drop(store);
+        assert!(!path.join("limits.jsonl").exists());
+        let (mut store, mut again, _) = Store::open(disk).unwrap();
+        assert!(take_over(path, &mut store, &mut again).unwrap().is_empty());
+        assert_eq!((again.limits.len(), again.drains.len()), (0, 1));
     }
 }

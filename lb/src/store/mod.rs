@@ -6,6 +6,7 @@
 
 mod disk;
 mod earlier;
+mod owed;
 mod tables;
 mod writer;
 
@@ -15,7 +16,7 @@ pub(crate) mod shaky;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -36,7 +37,8 @@ pub use disk::{Allocated, Directory};
 pub use earlier::take_over;
 pub use writer::Writer;
 
-use tables::{Read, Row, Unreadable};
+use owed::Owed;
+use tables::{Read, Row};
 
 /// One change of one row. Many are written at once, all or none.
 #[derive(Clone, Debug)]
@@ -83,7 +85,7 @@ pub enum StoreError {
     Io { path: PathBuf, source: io::Error },
     #[error("the store {} fails: {what}", path.display())]
     Engine { path: PathBuf, what: String },
-    #[error("{} cannot be read ({what}), and cannot be put aside", path.display())]
+    #[error("{} cannot be read ({what}), and cannot be put aside{}", path.display(), advice(source))]
     Aside {
         path: PathBuf,
         what: String,
@@ -99,6 +101,8 @@ pub struct Store<M: Medium = Directory> {
     medium: M,
     /// `None` after a failure.
     database: Option<Database>,
+    /// In its order. No change is taken before.
+    owed: VecDeque<Owed>,
     /// What rows held before a write of which nobody knows how it ended.
     undo: Vec<Row>,
 }
@@ -108,9 +112,13 @@ pub trait Medium: Send + 'static {
     type Backend: StorageBackend;
 
     fn path(&self) -> &Path;
-    /// Whether anything was ever written.
-    fn exists(&self) -> bool;
+    /// Whether a store was ever published.
+    fn exists(&self) -> io::Result<bool>;
     fn open(&self) -> io::Result<Self::Backend>;
+    /// An empty store that is not there yet.
+    fn create(&self) -> io::Result<Self::Backend>;
+    /// Puts there what was created.
+    fn publish(&self) -> io::Result<()>;
     /// Moves all of it out of the way, and tells where to.
     fn set_aside(&self) -> io::Result<PathBuf>;
     /// Keeps a copy of all of it, and tells where.
@@ -120,43 +128,27 @@ pub trait Medium: Send + 'static {
 impl<M: Medium> Store<M> {
     /// Opens what is there, or begins a new store. Tells what it holds, and what an operator should know.
     ///
-    /// A store that cannot be read is set aside, and said. One that cannot be begun, because the disk is full, takes
-    /// no changes until it can.
+    /// A store that cannot be read is set aside, and said. Where it cannot be set aside, or a new one not be begun, no
+    /// changes are taken until that can be done.
     pub fn open(medium: M) -> Result<(Self, Contents, Vec<String>), StoreError> {
-        let existed = medium.exists();
-        let path = medium.path().to_owned();
         let mut store = Self {
             medium,
             database: None,
+            owed: VecDeque::new(),
             undo: Vec::new(),
         };
-        let mut warnings = Vec::new();
-        let read = match store.load() {
-            Ok(read) => read,
-            Err(Failure::Io(source)) if !existed => {
-                let why = crate::control::chain(&StoreError::Io { path, source });
-                warnings.push(format!("nothing can be set at run time: {why}"));
-                Read::default()
+        let (contents, owed) = match store.load() {
+            Ok(read) if read.unreadable.is_empty() => (read.contents, None),
+            Ok(read) => {
+                let rows = read.unreadable;
+                (read.contents, Some(Owed::Remove { rows, copy: None }))
             }
-            Err(Failure::Unreadable(what)) => {
-                let aside = store.medium.set_aside();
-                let aside = aside.map_err(|source| StoreError::Aside {
-                    path: path.clone(),
-                    what: what.clone(),
-                    source,
-                })?;
-                warnings.push(format!(
-                    "{} cannot be read ({what}); it stands in {} now, and the limits and drains in it are not in force: \
-                     set again what must be",
-                    path.display(),
-                    aside.display()
-                ));
-                store.load().map_err(|failure| failure.of(path))?
-            }
-            Err(failure) => return Err(failure.of(path)),
+            Err(Failure::Unreadable(what)) => (Contents::default(), Some(Owed::SetAside(what))),
+            Err(Failure::NotBegun(_)) => (Contents::default(), None),
+            Err(failure) => return Err(failure.of(store.medium.path().to_owned())),
         };
-        warnings.extend(store.remove_unreadable(&read.unreadable)?);
-        Ok((store, read.contents, warnings))
+        let warnings = owed.map_or_else(Vec::new, |owed| store.owe(owed));
+        Ok((store, contents, warnings))
     }
 
     /// Writes all of these changes, or none. They are on the disk when this returns.
@@ -169,12 +161,14 @@ impl<M: Medium> Store<M> {
             })
     }
 
-    /// After a failure: opens the store anew, and makes it hold what it held before.
+    /// Does what is owed since the start. After a failure: opens the store anew, and makes it hold what it held before.
     pub fn recover(&mut self) -> Result<(), StoreError> {
-        if self.database.is_none() {
-            let path = self.medium.path().to_owned();
-            self.load().map_err(|failure| failure.of(path))?;
+        let mut said = Vec::new();
+        let settled = self.settle(&mut said);
+        for told in said {
+            tracing::warn!("{told}");
         }
+        settled?;
         let undo = std::mem::take(&mut self.undo);
         if !undo.is_empty() {
             let restored = self.write(|transaction| tables::restore(transaction, &undo));
@@ -188,53 +182,41 @@ impl<M: Medium> Store<M> {
 
     /// Whether the disk is known to hold what was committed, and nothing else.
     pub fn is_sound(&self) -> bool {
-        self.database.is_some() && self.undo.is_empty()
+        self.database.is_some() && self.owed.is_empty() && self.undo.is_empty()
     }
 
-    fn remove_unreadable(
-        &mut self,
-        unreadable: &[Unreadable],
-    ) -> Result<Option<String>, StoreError> {
-        if unreadable.is_empty() {
-            return Ok(None);
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        if self.database.is_some() {
+            return Ok(());
         }
-        let path = self.medium.path().to_owned();
-        let aside = self.medium.copy_aside();
-        let aside = aside.map_err(|source| StoreError::Aside {
-            path: path.clone(),
-            what: format!("{} of its rows", unreadable.len()),
-            source,
-        })?;
-        let rows: Vec<Row> = unreadable.iter().map(|row| row.without_value()).collect();
-        self.write(|transaction| tables::restore(transaction, &rows))
-            .map_err(|(error, _)| error)?;
-        let all: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-        Ok(Some(format!(
-            "{} rows of {} cannot be read, and are not in force; they stand in {}: {}",
-            all.len(),
-            path.display(),
-            aside.display(),
-            all.join(", ")
-        )))
+        match self.load() {
+            Ok(_) => Ok(()),
+            Err(failure) => Err(failure.of(self.medium.path().to_owned())),
+        }
     }
 
-    /// Opens the database, and reads all of it.
+    /// Opens the database, and reads all of it; begins one if there is none.
     fn load(&mut self) -> Result<Read, Failure> {
         self.close();
-        let opened = catch_unwind(AssertUnwindSafe(|| {
+        let (database, read) = if self.medium.exists().map_err(Failure::Io)? {
             let backend = self.medium.open().map_err(Failure::Io)?;
-            let database = Builder::new()
-                .set_cache_size(CACHE_BYTES)
-                .set_check_integrity_on_open(true)
-                .create_with_backend(backend)
-                .map_err(|error| Failure::from(redb::Error::from(error)))?;
-            let read = tables::read(&database)?;
-            Ok((database, read))
-        }));
-        let (database, read) =
-            opened.unwrap_or_else(|panic| Err(Failure::Unreadable(said(&*panic))))?;
+            if backend.len().map_err(Failure::Io)? == 0 {
+                return Err(Failure::Unreadable("it is empty".into()));
+            }
+            read(backend)?
+        } else {
+            self.begin()
+                .map_err(|failure| Failure::NotBegun(Box::new(failure)))?
+        };
         self.database = Some(database);
         Ok(read)
+    }
+
+    /// Nobody meets a store of which there is only a part.
+    fn begin(&self) -> Result<(Database, Read), Failure> {
+        let begun = read(self.medium.create().map_err(Failure::Io)?)?;
+        self.medium.publish().map_err(Failure::Io)?;
+        Ok(begun)
     }
 
     /// Fills a transaction, and commits it. If it fails, the rows before come with the error unless they are untouched.
@@ -267,6 +249,20 @@ impl<M: Medium> Store<M> {
     }
 }
 
+/// Makes the tables too, if the backend is empty.
+fn read(backend: impl StorageBackend) -> Result<(Database, Read), Failure> {
+    let read = catch_unwind(AssertUnwindSafe(|| {
+        let database = Builder::new()
+            .set_cache_size(CACHE_BYTES)
+            .set_check_integrity_on_open(true)
+            .create_with_backend(backend)
+            .map_err(|error| Failure::from(redb::Error::from(error)))?;
+        let read = tables::read(&database)?;
+        Ok((database, read))
+    }));
+    read.unwrap_or_else(|panic| Err(Failure::Unreadable(said(&*panic))))
+}
+
 impl Default for Contents {
     fn default() -> Self {
         Self {
@@ -288,6 +284,8 @@ enum Failure {
     Io(io::Error),
     /// What is there makes no sense.
     Unreadable(String),
+    /// Nothing is there, and for this reason nothing can be.
+    NotBegun(Box<Self>),
     Engine(String),
 }
 
@@ -296,6 +294,7 @@ impl Failure {
         match self {
             Self::Io(source) => StoreError::Io { path, source },
             Self::Unreadable(what) | Self::Engine(what) => StoreError::Engine { path, what },
+            Self::NotBegun(why) => why.of(path),
         }
     }
 }

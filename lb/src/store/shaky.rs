@@ -28,6 +28,10 @@ struct Disk {
     room: Option<u64>,
     /// Every write fails.
     broken: bool,
+    /// Nothing can be set aside.
+    stuck: bool,
+    /// Whether what is here was published.
+    is_there: bool,
     asides: usize,
 }
 
@@ -56,6 +60,10 @@ impl Shaky {
 
     pub(crate) fn break_down(&self, broken: bool) {
         self.0.lock().unwrap().broken = broken;
+    }
+
+    pub(super) fn get_stuck(&self, stuck: bool) {
+        self.0.lock().unwrap().stuck = stuck;
     }
 
     /// No room but for so many bytes more.
@@ -101,6 +109,7 @@ impl Shaky {
         Self(Arc::new(Mutex::new(Disk {
             durable: bytes.clone(),
             current: bytes,
+            is_there: true,
             ..Disk::default()
         })))
     }
@@ -154,25 +163,41 @@ impl Medium for Shaky {
         Path::new("/shaky/state.redb")
     }
 
-    fn exists(&self) -> bool {
-        !self.0.lock().unwrap().current.is_empty()
+    fn exists(&self) -> io::Result<bool> {
+        Ok(self.0.lock().unwrap().is_there)
     }
 
     fn open(&self) -> io::Result<Self> {
         Ok(self.clone())
     }
 
-    fn set_aside(&self) -> io::Result<PathBuf> {
+    fn create(&self) -> io::Result<Self> {
         let mut disk = self.0.lock().unwrap();
         disk.durable.clear();
         disk.current.clear();
         disk.pending.clear();
-        disk.asides += 1;
-        Ok("/shaky/aside".into())
+        Ok(self.clone())
+    }
+
+    fn publish(&self) -> io::Result<()> {
+        let mut disk = self.0.lock().unwrap();
+        disk.operate(None)?;
+        disk.is_there = true;
+        Ok(())
+    }
+
+    fn set_aside(&self) -> io::Result<PathBuf> {
+        let aside = self.copy_aside()?;
+        self.0.lock().unwrap().is_there = false;
+        Ok(aside)
     }
 
     fn copy_aside(&self) -> io::Result<PathBuf> {
-        self.0.lock().unwrap().asides += 1;
+        let mut disk = self.0.lock().unwrap();
+        if disk.stuck {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        disk.asides += 1;
         Ok("/shaky/aside".into())
     }
 }

@@ -202,7 +202,7 @@ proptest! {
         let at = place.index(bytes.len());
         bytes[at] ^= xor;
         if let Some(cut) = cut {
-            bytes.truncate(cut.index(bytes.len()).max(1));
+            bytes.truncate(cut.index(bytes.len()));
         }
         let rotten = Shaky::with_bytes(bytes);
         let (mut store, found, said) = Store::open(rotten.clone()).unwrap();
@@ -249,14 +249,80 @@ fn a_full_disk_refuses_changes_until_there_is_room() {
 fn a_disk_that_is_full_from_the_start_takes_changes_later() {
     let disk = Shaky::default();
     disk.fill_up(Some(0));
-    let (mut store, contents, said) = Store::open(disk.clone()).unwrap();
+    let (mut store, contents) = open(disk.clone());
     assert_eq!(contents, Contents::default());
-    assert!(said[0].contains("nothing can be set"), "{said:?}");
-    store.commit(&[set(1, 1)]).unwrap_err();
+    let error = store.commit(&[set(1, 1)]).unwrap_err();
+    assert!(
+        crate::control::chain(&error).contains("make room"),
+        "{error:?}"
+    );
     disk.fill_up(None);
     store.commit(&[set(2, 2)]).unwrap();
     drop(store);
     assert_eq!(open(disk).1.limits, [record(2, 2)]);
+}
+
+#[test]
+fn a_beginning_that_was_cut_short_is_no_store() {
+    let disk = Shaky::default();
+    for operations in 1.. {
+        disk.fail_after(operations);
+        let (store, _) = open(disk.clone());
+        let begun = store.is_sound();
+        drop(store);
+        disk.power_on(Luck::Some(0x5555 << operations));
+        assert_eq!(disk.exists().unwrap(), begun, "after {operations}");
+        if begun {
+            assert!(operations > 3);
+            assert_eq!(open(disk).1, Contents::default());
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_store_that_cannot_be_set_aside_takes_nothing_until_it_can() {
+    let disk = Shaky::with_bytes(b"not a database".to_vec());
+    disk.get_stuck(true);
+    let (mut store, contents, said) = Store::open(disk.clone()).unwrap();
+    assert_eq!(contents, Contents::default());
+    assert!(said[0].contains("cannot be read"), "{said:?}");
+    let why = crate::control::chain(&store.commit(&[set(1, 1)]).unwrap_err());
+    assert!(
+        why.contains("cannot be put aside; make room on that disk"),
+        "{why}"
+    );
+    assert_eq!(disk.bytes(), b"not a database");
+
+    disk.get_stuck(false);
+    disk.fill_up(Some(0));
+    let why = crate::control::chain(&store.commit(&[set(1, 1)]).unwrap_err());
+    assert!(why.contains("make room on that disk"), "{why}");
+    assert!(!store.is_sound());
+    disk.fill_up(None);
+    store.commit(&[set(2, 2)]).unwrap();
+    drop(store);
+    assert_eq!(disk.asides(), 1);
+    assert_eq!(open(disk).1.limits, [record(2, 2)]);
+}
+
+#[test]
+fn rows_that_cannot_be_copied_stay_and_nothing_is_taken_until_they_can() {
+    let disk = with_a_bad_row();
+    disk.get_stuck(true);
+    let (mut store, contents, said) = Store::open(disk.clone()).unwrap();
+    assert_eq!(contents.limits, [record(1, 1), record(3, 3)]);
+    assert!(said[0].contains("limit 2"), "{said:?}");
+    store.commit(&[set(4, 4)]).unwrap_err();
+    drop(store);
+    let (mut store, contents, said) = Store::open(disk.clone()).unwrap();
+    assert_eq!(contents.limits.len(), 2);
+    assert!(said[0].contains("limit 2"), "it is still there: {said:?}");
+    disk.get_stuck(false);
+    store.commit(&[set(4, 4)]).unwrap();
+    drop(store);
+    assert_eq!(disk.asides(), 1);
+    assert_eq!(open(disk).1.limits.len(), 3);
 }
 
 #[test]
@@ -304,6 +370,7 @@ fn a_file_of_another_kind_or_version_is_set_aside_and_said() {
         (other(), "another program's"),
         (b"not a database at all".to_vec(), "cannot be read"),
         (vec![0; 100_000], "cannot be read"),
+        (Vec::new(), "it is empty"),
     ] {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("state.redb");
@@ -324,8 +391,8 @@ fn a_file_of_another_kind_or_version_is_set_aside_and_said() {
     }
 }
 
-#[test]
-fn a_row_that_makes_no_sense_costs_only_itself() {
+/// With limits 1 and 3, and a row of limit 2 that makes no sense.
+fn with_a_bad_row() -> Shaky {
     let disk = Shaky::default();
     let (mut store, _) = open(disk.clone());
     store.commit(&[set(1, 1), set(2, 2), set(3, 3)]).unwrap();
@@ -333,7 +400,12 @@ fn a_row_that_makes_no_sense_costs_only_itself() {
     store
         .write(|transaction| tables::restore(transaction, &rows))
         .unwrap();
-    drop(store);
+    disk
+}
+
+#[test]
+fn a_row_that_makes_no_sense_costs_only_itself() {
+    let disk = with_a_bad_row();
     let (store, contents, said) = Store::open(disk.clone()).unwrap();
     assert_eq!(contents.limits, [record(1, 1), record(3, 3)]);
     assert!(said[0].contains("limit 2"), "{said:?}");

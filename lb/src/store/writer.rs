@@ -76,6 +76,9 @@ fn write<M: Medium>(
     jobs: &Receiver<Job>,
     trouble: &watch::Sender<Option<String>>,
 ) {
+    if !store.is_sound() {
+        say(trouble, store.recover().err().map(|error| chain(&error)));
+    }
     loop {
         let job = if store.is_sound() {
             jobs.recv().map_err(|_ended| RecvTimeoutError::Disconnected)

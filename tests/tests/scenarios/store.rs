@@ -220,6 +220,28 @@ fn warnings(lab: &Lab) -> String {
 }
 
 #[test]
+fn a_daemon_whose_store_makes_no_sense_starts_on_a_full_disk_too() {
+    let lab = Lab::new().start();
+    lab.daemon().stop();
+    let disk = SmallDisk::over(lab.node().state_dir());
+    fs::write(lab.node().state_dir().join("state.redb"), b"rotten").unwrap();
+    disk.fill();
+    lab.daemon().start();
+    lab.wait_until_ready();
+    lab.client(0).who(WEB_V4).unwrap();
+    let said = warnings(&lab);
+    for part in ["state.redb.unreadable-", "nothing can be set at run time"] {
+        assert!(said.contains(part), "{said}");
+    }
+    let limit = "limit set --prefix 198.51.100.0/24 --pps 1";
+    assert!(lab.sluice(limit).stderr.contains("make room"));
+    disk.make_room();
+    eventually("limits are taken", || lab.sluice(limit).status == 0);
+    lab.daemon().stop();
+    drop(disk);
+}
+
+#[test]
 fn a_store_that_makes_no_sense_is_said_and_kept() {
     let lab = Lab::new().start();
     lab.sluice("limit set --prefix 198.51.100.0/24 --pps 1")
