@@ -1,5 +1,7 @@
 //! What a reload would do: told beforehand, from the file as it is now and the state as it is now.
 
+mod settings;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -137,11 +139,15 @@ fn backends(config: &Config) -> impl Iterator<Item = (&str, IpAddr)> {
 impl Draft {
     pub(super) fn finish(self) -> Plan {
         let mut steps = interface_steps(&self.before, &self.after);
+        steps.extend(settings::steps(&self.before, &self.after));
         steps.extend(self.preview.steps().iter().map(ToString::to_string));
         steps.extend(rule_steps(&self.before, &self.after));
         steps.extend(source_steps(&self.before, &self.after));
         let orphans = self.orphans.iter();
         steps.extend(orphans.map(|drain| format!("end drain of {drain}")));
+        if steps.is_empty() && *self.before != self.after {
+            steps.push("hold what differs in the file; no packet meets it now".to_owned());
+        }
         let before = Vips::of(&self.before);
         let after = Vips::of(&self.after);
         let mut changes = self.preview.vips();

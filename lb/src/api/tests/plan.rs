@@ -44,6 +44,64 @@ async fn rules_of_the_file_are_steps_of_their_own() {
 }
 
 #[tokio::test]
+async fn settings_of_the_daemon_are_steps_too() {
+    let world = World::ready().await;
+    let policy = "[[policy]]\nname = \"lab\"\n";
+    let vip_with_policy =
+        CONFIG.replace("forward = \"ipip\"", "forward = \"ipip\"\npolicy = \"lab\"");
+    let config =
+        format!("{vip_with_policy}{policy}[detect]\nmode = \"advise\"\n[host]\nprotect = []\n");
+    plan(&world, &config).await;
+    assert_eq!(world.send(Method::POST, "/v1/reload", "").await.status, 204);
+    for (old, new, steps) in [
+        (
+            "port = 80 }",
+            "port = 81 }",
+            &["change health of pool web"][..],
+        ),
+        (
+            "name = \"web\"",
+            "name = \"web\"\nslow_start = \"5s\"\nall_down = \"reset\"",
+            &["change all_down, slow_start of pool web", "put VIP site"],
+        ),
+        (
+            "name = \"lab\"",
+            "name = \"lab\"\ndetect = \"off\"",
+            &["change detect of policy lab"],
+        ),
+        (
+            "name = \"lab\"",
+            "name = \"lab\"\nbogons = \"monitor\"\nsanity = { land = \"off\" }",
+            &["change sanity, bogons of policy lab", "put VIP site"],
+        ),
+        (
+            "mode = \"advise\"",
+            "mode = \"enforce\"\nthresholds = { factor = 4 }\nquiet = \"90s\"",
+            &["change mode, thresholds, quiet of [detect]"],
+        ),
+        (
+            "name = \"ams\"",
+            "name = \"fra\"",
+            &["change name of [pop]"],
+        ),
+        (
+            "protect = []",
+            "protect = [\"tcp/22\"]",
+            &["change protect of [host]"],
+        ),
+        (
+            "[[policy]]",
+            "[[pool]]\nname = \"spare\"\nhealth = { kind = \"none\" }\nbackend = [{ address = \"10.0.0.9\" }]\n[[policy]]",
+            &["hold what differs in the file; no packet meets it now"],
+        ),
+    ] {
+        assert!(config.contains(old), "{old}");
+        let told = plan(&world, &config.replacen(old, new, 1)).await;
+        assert_eq!(told["steps"], json!(steps), "{new}");
+    }
+}
+
+#[tokio::test]
 async fn a_plan_tells_what_moves_and_changes_nothing() {
     let world = World::ready().await;
     let before = (world.plane.held(), world.handle.view().config.clone());
