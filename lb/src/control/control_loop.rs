@@ -64,8 +64,8 @@ pub struct Control<P> {
     pub(super) rules: Rules,
     pub(super) rule_series: LimitSeries,
     pub(super) sets: Sets,
-    /// Limits of detection beside those of policies.
-    pub(super) tightened: Tightened,
+    /// What detection wants beside policies.
+    pub(super) tightened: Arc<ArcSwap<Tightened>>,
     pub(super) changes: Changes,
     /// Why nothing can be written to the disk.
     pub(super) trouble: watch::Receiver<Option<String>>,
@@ -133,6 +133,7 @@ impl<P: Dataplane> Control<P> {
             config_file: ConfigFile::new(start.config_file.clone()),
             commands: Arc::new(ArcSwap::from_pointee(mpsc::channel(1).0)),
             view: Arc::new(ArcSwap::from_pointee(view)),
+            tightened: Arc::default(),
             events: Events::new(),
             supervisor,
             detection,
@@ -176,7 +177,7 @@ impl<P: Dataplane> Control<P> {
             rules,
             rule_series: LimitSeries::default(),
             sets,
-            tightened: Tightened::default(),
+            tightened: handle.tightened.clone(),
             trouble: start.writer.trouble(),
             changes: Changes::new(start.writer),
             sources,
@@ -317,8 +318,7 @@ impl<P: Dataplane> Control<P> {
                 drop(reply.send(self.sets.get(kind, &key, &self.plane)));
             }
             Command::RuleCounts(reply) => drop(reply.send(Ok(self.plane.rule_counts()))),
-            Command::Tighten(tightened, reply) => {
-                self.tightened = tightened;
+            Command::Tighten(reply) => {
                 self.reconcile();
                 drop(reply.send(self.applied()));
             }
@@ -452,7 +452,7 @@ impl<P: Dataplane> Control<P> {
             resolutions: &self.sources.resolutions.borrow(),
             drains: &self.drains,
             held: &self.held,
-            tightened: &self.tightened,
+            tightened: &self.tightened.load(),
             now: Instant::now(),
         })
     }

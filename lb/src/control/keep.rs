@@ -59,8 +59,29 @@ mod tests {
             Refused, Supervisor, TaskStatus,
             fake::{self, Fake},
         },
+        dataplane::Ordered,
+        desired::{Tightened, Tightening},
         store::{Allocated, Directory, Medium, Store, Writer},
     };
+
+    const CONFIG: &str = r#"
+[pop]
+name = "ams"
+id = 1
+[dataplane]
+interfaces = ["lo"]
+[[pool]]
+name = "web"
+health = { kind = "none" }
+backend = [{ address = "127.0.0.1", forward = "local" }]
+[[vip]]
+name = "site"
+address = "192.0.2.10"
+protocol = "tcp"
+port = 80
+pool = "web"
+forward = "local"
+"#;
 
     /// What loops start from.
     struct World {
@@ -73,8 +94,7 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let file = dir.path().join("sluice.toml");
-            let text = "[pop]\nname = \"ams\"\nid = 1\n[dataplane]\ninterfaces = [\"lo\"]\n";
-            std::fs::write(&file, text).unwrap();
+            std::fs::write(&file, CONFIG).unwrap();
             Self {
                 plane: Fake::default(),
                 config: Arc::new(config::load(&file).unwrap()),
@@ -113,10 +133,18 @@ mod tests {
     }
 
     async fn restarted(handle: &Handle) -> TaskStatus {
-        for _ in 0..200 {
+        let task = || {
             let task = handle.supervisor().tasks().pop();
-            if let Some(task) = task.filter(|task| task.running && task.restarts > 0) {
-                return task;
+            task.filter(|task| task.running && task.restarts > 0)
+        };
+        until(|| task().is_some()).await;
+        task().unwrap()
+    }
+
+    async fn until(is: impl Fn() -> bool) {
+        for _ in 0..200 {
+            if is() {
+                return;
             }
             sleep(Duration::from_millis(50)).await;
         }
@@ -142,6 +170,35 @@ mod tests {
             handle.limit(set.record.id).await.is_ok(),
             "it is in the store"
         );
+    }
+
+    #[tokio::test]
+    async fn what_detection_wants_outlives_a_loop() {
+        let world = World::new();
+        let handle = world.start(world.directory(), Supervisor::hasty());
+        let is = async |ordered| {
+            let held = || world.plane.held().vips.remove("site");
+            until(|| held().is_some_and(|vip| vip.ordered == ordered)).await;
+        };
+        let challenge = Tightening {
+            challenge: true,
+            ..Tightening::default()
+        };
+        let challenge = Tightened::from([("site".to_owned(), challenge)]);
+        handle.tighten(challenge).await.unwrap();
+        is(Ordered::Challenge).await;
+
+        world.plane.panic_next();
+        assert!(matches!(handle.figures().await, Err(Refused::Ended)));
+        let before = handle.view().desired.clone();
+        until(|| !Arc::ptr_eq(&before, &handle.view().desired)).await;
+        is(Ordered::Challenge).await;
+
+        world.plane.panic_next();
+        assert!(matches!(handle.figures().await, Err(Refused::Ended)));
+        let calm = handle.tighten(Tightened::new()).await;
+        assert!(matches!(calm, Err(Refused::Ended)), "none runs: {calm:?}");
+        is(Ordered::Nothing).await;
     }
 
     /// Cannot be begun, and whoever tries again finds a bug.

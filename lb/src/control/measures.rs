@@ -23,7 +23,6 @@ use crate::{
 /// What was done so far.
 #[derive(Debug, Default)]
 pub(super) struct Measures {
-    tightened: Tightened,
     /// Limits by mitigation.
     caps: BTreeMap<u64, Cap>,
     /// Rules by mitigation.
@@ -97,7 +96,7 @@ impl Measures {
         }
         let mut unmade = Unmade::new();
         self.rule(handle, &wanted, ttl_ms, &mut unmade).await;
-        self.tighten(handle, &wanted, &mut unmade).await;
+        tighten(handle, &wanted, &mut unmade).await;
         self.cap(handle, &wanted, ttl_ms, &mut unmade).await;
         unmade
     }
@@ -223,46 +222,6 @@ impl Measures {
         }
     }
 
-    /// Limits for source networks stand in the policies of VIPs, and so does that SYNs are challenged.
-    async fn tighten(&mut self, handle: &Handle, wanted: &[Wanted], unmade: &mut Unmade) {
-        let mut tightened = Tightened::default();
-        let mut ids = Vec::new();
-        for (mitigation, _) in wanted {
-            let Some(vip) = &mitigation.vip else {
-                continue;
-            };
-            match mitigation.measure {
-                Measure::PrefixLimits { pps } => {
-                    let limit = network_limit(mitigation.class, pps);
-                    tightened.entry(vip.clone()).or_default().limits.push(limit);
-                }
-                Measure::Challenge => {
-                    tightened.entry(vip.clone()).or_default().challenge = true;
-                }
-                Measure::Rule(_) | Measure::Cap { .. } | Measure::Upstream => continue,
-            }
-            ids.push(mitigation.id);
-        }
-        if tightened != self.tightened {
-            self.tightened.clone_from(&tightened);
-            if let Err(error) = handle.tighten(tightened).await {
-                unmade.extend(ids.into_iter().map(|id| (id, error.to_string())));
-                return;
-            }
-        }
-        // A reload may take the room as well.
-        let desired = &handle.view().desired;
-        for (mitigation, _) in wanted {
-            if let Measure::PrefixLimits { .. } = mitigation.measure
-                && let Some(vip) = &mitigation.vip
-                && desired::is_left_out(desired, vip)
-            {
-                let why = "no room for limits of one VIP, for there are too many policies";
-                unmade.insert(mitigation.id, why.to_owned());
-            }
-        }
-    }
-
     async fn cap(&mut self, handle: &Handle, wanted: &[Wanted], ttl_ms: u64, unmade: &mut Unmade) {
         let now_ms = now_ms();
         let caps: BTreeMap<u64, LimitSpec> = {
@@ -309,6 +268,45 @@ impl Measures {
                 }
                 (Err(error), _) => drop(unmade.insert(id, error.to_string())),
             }
+        }
+    }
+}
+
+/// Limits for source networks stand in the policies of VIPs, and so does that SYNs are challenged.
+async fn tighten(handle: &Handle, wanted: &[Wanted], unmade: &mut Unmade) {
+    let mut tightened = Tightened::default();
+    let mut ids = Vec::new();
+    for (mitigation, _) in wanted {
+        let Some(vip) = &mitigation.vip else {
+            continue;
+        };
+        match mitigation.measure {
+            Measure::PrefixLimits { pps } => {
+                let limit = network_limit(mitigation.class, pps);
+                tightened.entry(vip.clone()).or_default().limits.push(limit);
+            }
+            Measure::Challenge => {
+                tightened.entry(vip.clone()).or_default().challenge = true;
+            }
+            Measure::Rule(_) | Measure::Cap { .. } | Measure::Upstream => continue,
+        }
+        ids.push(mitigation.id);
+    }
+    if tightened != *handle.tightened()
+        && let Err(error) = handle.tighten(tightened).await
+    {
+        unmade.extend(ids.into_iter().map(|id| (id, error.to_string())));
+        return;
+    }
+    // A reload may take the room as well.
+    let desired = &handle.view().desired;
+    for (mitigation, _) in wanted {
+        if let Measure::PrefixLimits { .. } = mitigation.measure
+            && let Some(vip) = &mitigation.vip
+            && desired::is_left_out(desired, vip)
+        {
+            let why = "no room for limits of one VIP, for there are too many policies";
+            unmade.insert(mitigation.id, why.to_owned());
         }
     }
 }

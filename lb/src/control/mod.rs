@@ -84,6 +84,8 @@ pub struct Handle {
     /// Of the loop that runs now: one that ended is replaced.
     commands: Arc<ArcSwap<mpsc::Sender<Command>>>,
     view: Arc<ArcSwap<View>>,
+    /// What detection wants beside policies. It outlives a control loop.
+    tightened: Arc<ArcSwap<Tightened>>,
     events: events::Events,
     supervisor: Supervisor,
     detection: Shared,
@@ -187,8 +189,8 @@ enum Command {
     SourcePage(SourceQuery, Reply<Page<SourceInForce>>),
     Source(Kind, String, Reply<SourceInForce>),
     RuleCounts(Reply<BTreeMap<u64, RuleCounts>>),
-    /// Limits of detection beside those of policies.
-    Tighten(Tightened, Reply<()>),
+    /// What detection wants is other than it was.
+    Tighten(Reply<()>),
     /// Nothing: whoever asks wants to know whether anybody is there.
     Answer(Reply<()>),
 }
@@ -244,9 +246,15 @@ impl Handle {
         self.change(|reply| Request::Keep(rows, reply)).await
     }
 
-    /// Sets limits beside those of policies, in place of those that were set so before.
+    /// Sets what detection wants beside policies, in place of what was set so before. It is so even if this fails: then
+    /// packets meet it later.
     async fn tighten(&self, tightened: Tightened) -> Result<(), Refused> {
-        self.ask(|reply| Command::Tighten(tightened, reply)).await
+        self.tightened.store(Arc::new(tightened));
+        self.ask(Command::Tighten).await
+    }
+
+    fn tightened(&self) -> Arc<Tightened> {
+        self.tightened.load_full()
     }
 
     fn tell(&self, event: Event) {

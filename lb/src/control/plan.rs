@@ -76,7 +76,7 @@ impl<P: Dataplane> Control<P> {
             resolutions: &resolutions,
             drains: &self.drains,
             held: &self.held,
-            tightened: &self.tightened,
+            tightened: &self.tightened.load(),
             now: Instant::now(),
         });
         let preview = self.plane.preview(&desired).map_err(|error| {
