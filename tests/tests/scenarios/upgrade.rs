@@ -54,7 +54,15 @@ fn downloads_survive_reloads_and_a_backend_added_and_drained() {
 fn downloads_survive_twenty_kills_of_the_daemon() {
     let lab = Lab::new().start();
     unharmed(lab.client(0), |_| {
-        for _ in 0..20 {
+        for n in 0..20 {
+            if n % 2 == 1 {
+                // In the midst of a reload that makes other lookup tables, now sooner and now later.
+                let mut config = lab.config();
+                config.pools[0].backends[0].extra = format!("weight = {}\n", 2 + n);
+                lab.write_config(&config);
+                lab.daemon().hup();
+                std::thread::sleep(Duration::from_millis(n * 3));
+            }
             lab.daemon().kill9();
             lab.daemon().start();
         }
