@@ -350,11 +350,8 @@ impl Balancer {
             .ebpf
             .map_mut("EXACT_V6_LENGTHS")
             .context("EXACT_V6_LENGTHS")?;
-        let mut filter = Array::<_, [u32; 2]>::try_from(map)?;
-        let at = exact::v6_filter_index(&settings, prefix(1));
-        let mut pair = filter.get(&(at / 2), 0)?;
-        pair[at as usize % 2] = 1;
-        filter.set(at / 2, pair, 0)?;
+        let mut filter = Array::<_, u32>::try_from(map)?;
+        filter.set(exact::v6_filter_index(&settings, prefix(1)), 1, 0)?;
         Ok(())
     }
 

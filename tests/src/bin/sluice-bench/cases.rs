@@ -347,11 +347,6 @@ pub(crate) fn all() -> Result<Vec<Case>> {
             "syn_flood_no_limits",
             15.0,
         ),
-        (
-            "established_tcp_v6_ip6ip6_exact_100k",
-            "established_tcp_v6_ip6ip6",
-            15.0,
-        ),
     ] {
         let without = cases.iter().find(|case| case.name == with);
         let mut case = without.context("an earlier row")?.clone();
@@ -361,6 +356,15 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         case.note = "100,000 exact limits in each family, of its own network none";
         cases.push(case);
     }
+    let without = cases
+        .iter()
+        .find(|case| case.name == "established_tcp_v6_ip6ip6");
+    let mut case = without.context("an earlier row")?.clone();
+    case.name = "established_tcp_v6_ip6ip6_exact_near";
+    case.exact = true;
+    case.limit = None;
+    case.note = "100,000 exact limits in the /32 of the source, of its own network none";
+    cases.push(case);
     let without = cases
         .iter()
         .find(|case| case.name == "udp_v4_ipip_64k_flows");
