@@ -24,6 +24,26 @@ use crate::{
     rules::RuleSpec,
 };
 
+/// One VIP of one backend, which is this host.
+pub(crate) const CONFIG: &str = r#"
+[pop]
+name = "ams"
+id = 1
+[dataplane]
+interfaces = ["lo"]
+[[pool]]
+name = "web"
+health = { kind = "none" }
+backend = [{ address = "127.0.0.1", forward = "local" }]
+[[vip]]
+name = "site"
+address = "192.0.2.10"
+protocol = "tcp"
+port = 80
+pool = "web"
+forward = "local"
+"#;
+
 /// Shares what it holds with the test.
 #[derive(Clone, Default)]
 pub(crate) struct Fake(Arc<Mutex<Held>>);

@@ -57,31 +57,12 @@ mod tests {
         config,
         control::{
             Refused, Supervisor, TaskStatus,
-            fake::{self, Fake},
+            fake::{self, CONFIG, Fake},
         },
         dataplane::Ordered,
         desired::{Tightened, Tightening},
         store::{Allocated, Directory, Medium, Store, Writer},
     };
-
-    const CONFIG: &str = r#"
-[pop]
-name = "ams"
-id = 1
-[dataplane]
-interfaces = ["lo"]
-[[pool]]
-name = "web"
-health = { kind = "none" }
-backend = [{ address = "127.0.0.1", forward = "local" }]
-[[vip]]
-name = "site"
-address = "192.0.2.10"
-protocol = "tcp"
-port = 80
-pool = "web"
-forward = "local"
-"#;
 
     /// What loops start from.
     struct World {

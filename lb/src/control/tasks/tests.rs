@@ -17,28 +17,13 @@ use tokio::{
 use super::*;
 use crate::{
     config,
-    control::{TaskStatus, fake::Fake, supervise::faults::Fault},
+    control::{
+        TaskStatus,
+        fake::{CONFIG, Fake},
+        supervise::faults::Fault,
+    },
     store::{Directory, Store, Writer},
 };
-
-const CONFIG: &str = r#"
-[pop]
-name = "ams"
-id = 1
-[dataplane]
-interfaces = ["lo"]
-[[pool]]
-name = "web"
-health = { kind = "none" }
-backend = [{ address = "127.0.0.1", forward = "local" }]
-[[vip]]
-name = "site"
-address = "192.0.2.10"
-protocol = "tcp"
-port = 80
-pool = "web"
-forward = "local"
-"#;
 
 const NAMES: [&str; 8] = [
     "API",
