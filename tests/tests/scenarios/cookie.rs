@@ -153,9 +153,13 @@ fn a_flood_of_forged_syns_is_answered_with_cookies_and_keeps_nobody_out() {
         cookies(&lab, "web4", "sent") > 10_000
     });
     let watched: Vec<RawSocket> = lab.backends().iter().map(|it| it.raw()).collect();
+    let seen_by_backends = || watched.iter().map(syns_to_vips).sum::<usize>();
+    eventually("SYNs from before the defence have all come", || {
+        seen_by_backends() == 0
+    });
     let v4 = good.beside(|| connect_times(client, WEB_V4, 10..110));
     good.go_on(1);
-    let syns: usize = watched.iter().map(syns_to_vips).sum();
+    let syns = seen_by_backends();
     let rate = flood.packets_per_second();
     let sent = flood.stop();
     println!(
