@@ -6,7 +6,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::RawSocket;
@@ -27,6 +27,15 @@ struct Shared {
 
 impl Flood {
     pub fn start(socket: RawSocket, frames: Vec<Vec<u8>>) -> Self {
+        Self::with_pauses(socket, frames, Duration::ZERO)
+    }
+
+    /// Some thousand packets a second.
+    pub fn trickle(socket: RawSocket, frames: Vec<Vec<u8>>) -> Self {
+        Self::with_pauses(socket, frames, Duration::from_millis(20))
+    }
+
+    fn with_pauses(socket: RawSocket, frames: Vec<Vec<u8>>, pause: Duration) -> Self {
         let shared = Arc::new(Shared::default());
         let sending = shared.clone();
         let thread = thread::spawn(move || {
@@ -38,6 +47,7 @@ impl Flood {
                     .send_many(part)
                     .unwrap_or_else(|error| panic!("the flood ended: {error}"));
                 sending.sent.fetch_add(sent as u64, Ordering::Relaxed);
+                thread::sleep(pause);
             }
         });
         Self {

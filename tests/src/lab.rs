@@ -186,6 +186,11 @@ impl Lab {
         Flood::start(self.uplink_sender(), frames)
     }
 
+    /// Sends frames as a flood does, but so few that nobody else feels it.
+    pub fn trickle(&self, frames: Vec<Vec<u8>>) -> Flood {
+        Flood::trickle(self.uplink_sender(), frames)
+    }
+
     /// Config, logs, captures.
     pub fn dir(&self) -> PathBuf {
         self.traces.dir()
@@ -268,7 +273,19 @@ impl LabBuilder {
         self
     }
 
-    /// Waits for a [turn](Turn) alone: for floods, and for what must keep its pace.
+    /// Has its [turn](Turn) before others: for what needs half a minute and more.
+    pub fn first(mut self) -> Self {
+        self.turn = Box::new(Turn::first);
+        self
+    }
+
+    /// Has its [turn](Turn) beside others that mostly wait, and must keep their pace.
+    pub fn quiet(mut self) -> Self {
+        self.turn = Box::new(Turn::quiet);
+        self
+    }
+
+    /// Waits for a [turn](Turn) alone: for floods.
     pub fn alone(mut self) -> Self {
         self.turn = Box::new(Turn::alone);
         self

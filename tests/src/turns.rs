@@ -10,62 +10,95 @@ use nix::fcntl::{Flock, FlockArg};
 /// The right to use the machine, until dropped.
 #[derive(Debug)]
 pub struct Turn {
-    _kind: Kind,
+    kind: Kind,
+    /// Kept from other processes.
+    others: Option<Flock<File>>,
 }
 
 impl Turn {
-    /// Waits while somebody is alone, or as many share as may.
+    /// Before those that share, and beside them: who needs long and begins late is waited for by all.
+    pub fn first() -> Self {
+        Self::of(Kind::First)
+    }
+
+    /// Beside others: what mostly waits, whatever the others cost.
     pub fn shared() -> Self {
-        let mut state = lock();
-        state.want_to_share += 1;
-        while state.is_taken || state.sharing >= AT_ONCE {
-            state = wait(state);
-        }
-        state.want_to_share -= 1;
-        Self::one_more(state)
+        Self::of(Kind::Shared)
     }
 
     /// One more beside a shared turn, which waits for nobody: whoever needs two and waited for the second while holding the
     /// first could wait for ever.
     ///
     /// # Panics
-    /// If the other is alone.
+    /// If the other is not shared.
     pub fn beside(&self) -> Self {
-        assert!(matches!(self._kind, Kind::Shared { .. }));
-        Self::one_more(lock())
+        assert_eq!(self.kind, Kind::Shared);
+        Self::begin(lock(), Kind::Shared)
     }
 
-    /// Waits until nobody shares, nor wants to: at each change the machine idles until the slowest lab is done, so there
-    /// shall be one change for a whole run. Needs as many threads as there are tests.
+    /// Beside others of this kind only: for what mostly waits, and must keep its pace.
+    pub fn quiet() -> Self {
+        Self::of(Kind::Quiet)
+    }
+
+    /// With nobody else of this process; and of other processes nobody who wants that too. For floods.
     pub fn alone() -> Self {
-        Self::alone_here(|| Some(wait_for_other_processes()))
+        let mut turn = Self::of(Kind::Alone);
+        turn.others = Some(wait_for_other_processes());
+        turn
     }
 
     /// The same for a process that this one starts, and that waits for others by itself.
     pub fn alone_for_a_child() -> Self {
-        Self::alone_here(|| None)
+        Self::of(Kind::Alone)
     }
 
-    fn alone_here(others: impl FnOnce() -> Option<Flock<File>>) -> Self {
+    /// Waits until all of the kinds before have had their turns: at each change the machine idles until the slowest lab is
+    /// done, so there shall be one change for a whole run. Needs as many threads as there are tests.
+    fn of(kind: Kind) -> Self {
         let mut state = lock();
-        while state.is_taken || state.sharing > 0 || state.want_to_share > 0 {
-            state = wait(state);
+        state.waiting[kind as usize] += 1;
+        while !state.may_begin(kind) {
+            state = CHANGED.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.is_taken = true;
-        drop(state);
-        let here = Here(());
-        Self {
-            _kind: Kind::Alone {
-                _others: others(),
-                _here: here,
-            },
-        }
+        state.waiting[kind as usize] -= 1;
+        Self::begin(state, kind)
     }
 
-    fn one_more(mut state: MutexGuard<'_, State>) -> Self {
-        state.sharing += 1;
-        Self {
-            _kind: Kind::Shared { _here: Shared(()) },
+    fn begin(mut state: MutexGuard<'_, State>, kind: Kind) -> Self {
+        state.running[kind as usize] += 1;
+        drop(state);
+        // Who waited for those that have begun now.
+        CHANGED.notify_all();
+        Self { kind, others: None }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock().running[self.kind as usize] -= 1;
+        CHANGED.notify_all();
+    }
+}
+
+/// In the order of their turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    First,
+    Shared,
+    Quiet,
+    Alone,
+}
+
+const KINDS: usize = 4;
+
+impl Kind {
+    /// Who may run beside it.
+    fn beside(self) -> &'static [Self] {
+        match self {
+            Self::First | Self::Shared => &[Self::First, Self::Shared],
+            Self::Quiet => &[Self::Quiet],
+            Self::Alone => &[],
         }
     }
 }
@@ -74,56 +107,32 @@ impl Turn {
 const AT_ONCE: usize = 4;
 
 #[derive(Debug)]
-enum Kind {
-    /// Beside others of this process.
-    Shared { _here: Shared },
-    /// Nobody else of this process; and of other processes nobody who wants that too.
-    Alone {
-        _others: Option<Flock<File>>,
-        _here: Here,
-    },
-}
-
-#[derive(Debug)]
-struct Shared(());
-
-#[derive(Debug)]
-struct Here(());
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        lock().sharing -= 1;
-        CHANGED.notify_all();
-    }
-}
-
-impl Drop for Here {
-    fn drop(&mut self) {
-        lock().is_taken = false;
-        CHANGED.notify_all();
-    }
-}
-
-#[derive(Debug)]
 struct State {
-    sharing: usize,
-    want_to_share: usize,
-    is_taken: bool,
+    waiting: [usize; KINDS],
+    running: [usize; KINDS],
+}
+
+impl State {
+    fn may_begin(&self, kind: Kind) -> bool {
+        let beside: usize = kind
+            .beside()
+            .iter()
+            .map(|it| self.running[*it as usize])
+            .sum();
+        let running: usize = self.running.iter().sum();
+        let waiting_before: usize = self.waiting[..kind as usize].iter().sum();
+        running == beside && running < AT_ONCE && waiting_before == 0
+    }
 }
 
 static STATE: Mutex<State> = Mutex::new(State {
-    sharing: 0,
-    want_to_share: 0,
-    is_taken: false,
+    waiting: [0; KINDS],
+    running: [0; KINDS],
 });
 static CHANGED: Condvar = Condvar::new();
 
 fn lock() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn wait(state: MutexGuard<'static, State>) -> MutexGuard<'static, State> {
-    CHANGED.wait(state).unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The lock is on bpffs itself, so that there is no file to leave behind.

@@ -3,9 +3,12 @@
 use std::{
     env,
     io::{BufRead, BufReader, Write},
+    mem,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    sync::mpsc,
+    thread,
     time::Instant,
 };
 
@@ -70,10 +73,10 @@ pub(crate) fn figures() -> Result<ExitCode> {
             ],
         )
         .and_then(|()| {
-            run.cargo_test_under(
-                &[("FLOOD_SECONDS", "60")],
+            run.cargo_tests(
                 "figures of the daemon",
-                &[
+                &[("FLOOD_SECONDS", "60")],
+                &[&[
                     "test",
                     "--release",
                     "--package",
@@ -91,7 +94,7 @@ pub(crate) fn figures() -> Result<ExitCode> {
                     "large::",
                     "challenge::a_flood",
                     "attacks::",
-                ],
+                ]],
             )
         });
     println!();
@@ -174,10 +177,12 @@ pub(crate) const BUILD_DAEMON: &[&str] = &[
     "--locked",
 ];
 
-/// Of the tests beside the lab's; others load programs into the kernel.
+const UNITS: &[&str] = &["--lib", "--bins"];
+
+/// Of the other tests beside the lab's; the rest loads programs into the kernel.
 const NEED_NO_ROOT: &[&str] = &[
-    "--lib", "--bins", "--test", "config", "--test", "docs", "--test", "grafana", "--test",
-    "packet", "--test", "sketch",
+    "--test", "config", "--test", "docs", "--test", "grafana", "--test", "packet", "--test",
+    "sketch",
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -208,7 +213,11 @@ fn checks(run: &mut Run, scope: Scope) -> Result<()> {
             &["test", "--workspace", "--no-run", "--locked"],
         )?;
     }
-    let mut tests = vec![
+    let programs = match scope {
+        Scope::Everything => [UNITS, &["--test", "*"]],
+        Scope::NoLab => [UNITS, NEED_NO_ROOT],
+    };
+    let tests = [
         "test",
         "--workspace",
         "--exclude",
@@ -216,11 +225,13 @@ fn checks(run: &mut Run, scope: Scope) -> Result<()> {
         "--locked",
         "--no-fail-fast",
     ];
-    tests.extend(match scope {
-        Scope::Everything => ["--tests"].as_slice(),
-        Scope::NoLab => NEED_NO_ROOT,
-    });
-    run.cargo_test("unit, property and command tests", &tests)?;
+    // Beside each other: some compute, some wait for the kernel.
+    let tests = programs.map(|programs| [&tests, programs].concat());
+    run.cargo_tests(
+        "unit, property and command tests",
+        &[],
+        &tests.each_ref().map(Vec::as_slice),
+    )?;
     run.cargo(
         "documentation",
         // Examples as for `BUILD_DAEMON`: this shares what clippy checked.
@@ -294,36 +305,35 @@ impl Run {
 
     /// Shows what the tests print while they run, and counts their results.
     fn cargo_test(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
-        self.cargo_test_under(&[], name, arguments)
+        self.cargo_tests(name, &[], &[arguments])
     }
 
-    /// The same with variables of the environment.
-    fn cargo_test_under(
+    /// The same of several cargos beside each other, with variables of the environment.
+    fn cargo_tests(
         &mut self,
-        variables: &[(&str, &str)],
         name: &str,
-        arguments: &[&str],
+        variables: &[(&str, &str)],
+        cargos: &[&[&str]],
     ) -> Result<()> {
         self.stage(name, |run| {
-            let mut child = cargo(arguments)
-                .envs(variables.iter().copied())
-                .stdout(Stdio::piped())
-                .spawn()
-                .context("cannot run cargo")?;
-            let mut output = BufReader::new(child.stdout.take().expect("its output is piped"));
-            let mut line = Vec::new();
-            while output.read_until(b'\n', &mut line)? > 0 {
-                std::io::stdout().write_all(&line)?;
-                run.count(String::from_utf8_lossy(&line).trim_end());
-                line.clear();
-            }
-            let status = child.wait()?;
-            ensure!(
-                status.success(),
-                "`cargo {}`: {status}",
-                arguments.join(" ")
-            );
-            Ok(())
+            let (lines, printed) = mpsc::channel();
+            thread::scope(|scope| {
+                let cargos: Vec<_> = cargos
+                    .iter()
+                    .map(|arguments| {
+                        let lines = lines.clone();
+                        scope.spawn(move || test_with(arguments, variables, &lines))
+                    })
+                    .collect();
+                drop(lines);
+                for line in printed {
+                    std::io::stdout().write_all(&line)?;
+                    run.count(String::from_utf8_lossy(&line).trim_end());
+                }
+                cargos
+                    .into_iter()
+                    .try_for_each(|it| it.join().expect("it does not panic"))
+            })
         })
     }
 
@@ -378,6 +388,32 @@ impl Run {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs cargo, and sends what it prints, line by line.
+fn test_with(
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+    lines: &mpsc::Sender<Vec<u8>>,
+) -> Result<()> {
+    let mut child = cargo(arguments)
+        .envs(variables.iter().copied())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run cargo")?;
+    let mut output = BufReader::new(child.stdout.take().expect("its output is piped"));
+    let mut line = Vec::new();
+    while output.read_until(b'\n', &mut line)? > 0 {
+        // Nobody reads on when the terminal is gone; the tests' outcome is wanted still.
+        let _ = lines.send(mem::take(&mut line));
+    }
+    let status = child.wait()?;
+    ensure!(
+        status.success(),
+        "`cargo {}`: {status}",
+        arguments.join(" ")
+    );
+    Ok(())
 }
 
 fn run_cargo(arguments: &[&str]) -> Result<()> {

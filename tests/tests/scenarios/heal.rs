@@ -83,7 +83,7 @@ fn take_off(lab: &Lab) {
 
 #[test]
 fn what_somebody_else_changed_is_mended_and_told() {
-    let lab = Lab::new().start();
+    let lab = Lab::new().first().start();
     let client = lab.client(0);
     client.http_get(WEB_V4, "/").unwrap();
     lab.sluice("limit set --prefix 203.0.113.0/24 --class udp --pps 10")

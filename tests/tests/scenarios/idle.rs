@@ -16,7 +16,7 @@ const MOST: f64 = if cfg!(debug_assertions) { 0.08 } else { 0.03 };
 
 #[test]
 fn a_thousand_checked_backends_and_a_scrape_every_five_seconds_take_three_percent_of_a_core() {
-    let lab = Lab::new().alone().backends(["b1"]).build();
+    let lab = Lab::new().quiet().backends(["b1"]).build();
     lab.many_backends("b1", "10.77.0.0/20");
     let node = lab.node();
     let mut config = lab.config().forward("ipip").health(

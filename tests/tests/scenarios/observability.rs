@@ -278,7 +278,7 @@ fn dashboards_have_data_and_attack_alerts_fire_under_attack() {
 fn alerts_tell_of_backends_that_fail() {
     let quick = r#"{ kind = "http", port = 80, path = "/health", status = 200, interval = "500ms", timeout = "500ms", rise = 1, fall = 3 }"#;
     let lab = Lab::new()
-        .alone()
+        .quiet()
         .backends(["b1", "b2", "b3"])
         .config(move |config| config.health(quick))
         .start();
@@ -297,7 +297,7 @@ fn alerts_tell_of_backends_that_fail() {
         .node()
         .frames()
         .syn_flood("198.18.0.0/24".parse().unwrap(), 64);
-    let flood = lab.flood(frames);
+    let flood = lab.trickle(frames);
     let unserved = [&down[..], &["SluicePacketsWithoutBackend"]].concat();
     watch.only_these_fire(&unserved, &[]);
     flood.stop();
@@ -307,7 +307,7 @@ fn alerts_tell_of_backends_that_fail() {
 
 #[test]
 fn alerts_tell_of_daemons_and_configs() {
-    let lab = Lab::new().alone().load_balancers(2).start();
+    let lab = Lab::new().quiet().load_balancers(2).start();
     let other = &lab.nodes()[1];
     let watch = Watch::start(&lab, IN_PEACE);
     watch.only_these_fire(&[], &[]);

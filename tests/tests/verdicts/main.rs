@@ -17,6 +17,7 @@ mod host;
 mod limits;
 mod out_of_state;
 mod packet;
+mod pool;
 mod random;
 mod reasons;
 mod reset;

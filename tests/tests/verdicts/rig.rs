@@ -31,6 +31,7 @@ use sluice_ebpf::{
 };
 
 use crate::{
+    pool::Loaded,
     vip_index::Index,
     world::{self, INGRESS, Service, backend},
 };
@@ -47,7 +48,7 @@ const HZ: u32 = 250;
 
 /// A loaded program of its own, attached to nothing.
 pub(crate) struct Rig {
-    ebpf: Ebpf,
+    ebpf: Loaded,
     pub(crate) services: Vec<Service>,
     pub(crate) settings: Settings,
     rules: Option<RuleMaps>,
@@ -71,28 +72,17 @@ pub(crate) enum Action {
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        Self::with_epochs(EPOCH_SHIFT)
+        stay_on_one_cpu();
+        Self::of(Loaded::any(|| load(EPOCH_SHIFT)))
     }
 
     /// The same, with epochs of challenges of so many jiffies, as a shift.
     pub(crate) fn with_epochs(shift: u32) -> Self {
         stay_on_one_cpu();
-        let mut ebpf = EbpfLoader::new()
-            .override_global("EPOCH_SHIFT", &shift, true)
-            .override_global("SKETCH_MASK", &(SKETCH_CELLS - 1), true)
-            .override_global("FLOW_MASK", &(FLOW_BUCKETS - 1), true)
-            .map_max_entries(maps::SKETCH, SKETCH_CELLS >> SKETCH_PAGE_SHIFT)
-            .map_max_entries(maps::FLOWS, FLOW_BUCKETS)
-            .map_max_entries(maps::EXACT_V4_BLOCKS, 256 * 256 / 2)
-            .override_global("SOURCES_V6_MASK", &(SOURCE_BUCKETS - 1), true)
-            .map_max_entries(maps::SOURCE_BLOCKS, 1 << 12)
-            .map_max_entries(maps::SOURCES_V6, SOURCE_BUCKETS)
-            .map_max_entries(maps::LIMITS, 1024)
-            .map_max_entries(maps::SLOTS, 65_536)
-            .load(objects::BALANCER)
-            .expect("the maps are made (this test needs root)");
-        let program: &mut Xdp = program(&mut ebpf);
-        program.load().expect("the verifier takes the program");
+        Self::of(Loaded::only(load(shift)))
+    }
+
+    fn of(ebpf: Loaded) -> Self {
         let mut rig = Self {
             ebpf,
             services: world::services(),
@@ -342,6 +332,26 @@ fn stay_on_one_cpu() {
     one.set(cpus[NEXT.fetch_add(1, Ordering::Relaxed) % cpus.len()])
         .expect("it is one of the set");
     sched_setaffinity(thread, &one).expect("a thread may choose its CPU");
+}
+
+fn load(epoch_shift: u32) -> Ebpf {
+    let mut ebpf = EbpfLoader::new()
+        .override_global("EPOCH_SHIFT", &epoch_shift, true)
+        .override_global("SKETCH_MASK", &(SKETCH_CELLS - 1), true)
+        .override_global("FLOW_MASK", &(FLOW_BUCKETS - 1), true)
+        .map_max_entries(maps::SKETCH, SKETCH_CELLS >> SKETCH_PAGE_SHIFT)
+        .map_max_entries(maps::FLOWS, FLOW_BUCKETS)
+        .map_max_entries(maps::EXACT_V4_BLOCKS, 256 * 256 / 2)
+        .override_global("SOURCES_V6_MASK", &(SOURCE_BUCKETS - 1), true)
+        .map_max_entries(maps::SOURCE_BLOCKS, 1 << 12)
+        .map_max_entries(maps::SOURCES_V6, SOURCE_BUCKETS)
+        .map_max_entries(maps::LIMITS, 1024)
+        .map_max_entries(maps::SLOTS, 65_536)
+        .load(objects::BALANCER)
+        .expect("the maps are made (this test needs root)");
+    let program: &mut Xdp = program(&mut ebpf);
+    program.load().expect("the verifier takes the program");
+    ebpf
 }
 
 fn program(ebpf: &mut Ebpf) -> &mut Xdp {
