@@ -225,11 +225,11 @@ fn checks(run: &mut Run, scope: Scope) -> Result<()> {
         "--locked",
         "--no-fail-fast",
     ];
-    // Beside each other: some compute, some wait for the kernel.
+    // Many beside each other: some compute, some wait.
     let tests = programs.map(|programs| [&tests, programs].concat());
     run.cargo_tests(
         "unit, property and command tests",
-        &[],
+        &[("RUST_TEST_THREADS", "4")],
         &tests.each_ref().map(Vec::as_slice),
     )?;
     run.cargo(
