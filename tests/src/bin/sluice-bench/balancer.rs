@@ -221,6 +221,14 @@ impl Balancer {
         write::<_, SETTINGS_WORDS>(&mut self.ebpf, "SETTINGS", 0, settings)
     }
 
+    /// Keys what is remembered of SYNs by `sample`, until `set_exact`: those of other samples are not known, as if they had
+    /// come for the first time. After seconds they would be SYNs that a client sends again.
+    pub(crate) fn forget_syns(&mut self, sample: u64) -> Result<()> {
+        let mut settings = settings();
+        settings.local_key[0] ^= sample;
+        write::<_, SETTINGS_WORDS>(&mut self.ebpf, "SETTINGS", 0, settings)
+    }
+
     /// So many rules, of which only the last means a SYN of the bench.
     pub(crate) fn set_rules(&mut self, count: u16) -> Result<()> {
         let others = (1..count).map(|number| match number % 4 {

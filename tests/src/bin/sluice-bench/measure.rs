@@ -126,8 +126,8 @@ pub(crate) fn run(
     // The first round warms up.
     for round in 0..=effort.rounds {
         for (row, samples) in rows.iter_mut().zip(&mut samples) {
-            let ns =
-                sample(row, balancers, effort.repeats).with_context(|| samples.name.clone())?;
+            let ns = sample(row, balancers, effort.repeats, round)
+                .with_context(|| samples.name.clone())?;
             if round > 0 {
                 samples.ns.push(ns);
             }
@@ -198,7 +198,7 @@ fn floor_name(case: &Case) -> String {
 }
 
 /// ns per packet. Fails if the packets did not go the way that the row is about.
-fn sample(row: &mut Row<'_>, balancers: &mut Balancers, repeats: u32) -> Result<f64> {
+fn sample(row: &mut Row<'_>, balancers: &mut Balancers, repeats: u32, round: u32) -> Result<f64> {
     let mut balancer = row.case.map(|case| balancers.of(case.state));
     if let (Some(case), Some(balancer)) = (row.case, &mut balancer) {
         balancer.set_exact(case.exact)?;
@@ -208,6 +208,9 @@ fn sample(row: &mut Row<'_>, balancers: &mut Balancers, repeats: u32) -> Result<
         balancer.set_denied(case.denied)?;
         if case.watched {
             balancer.watch()?;
+        }
+        if case.path == Path::Challenge {
+            balancer.forget_syns(round.into())?;
         }
     }
     let counters = |balancer: &Option<&mut Balancer>| match (row.case, balancer) {
