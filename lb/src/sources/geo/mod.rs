@@ -1,6 +1,6 @@
 //! Networks by country and autonomous system, as databases tell them that the operator brings.
 
-mod mmdb;
+mod database;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -16,9 +16,9 @@ use std::{
 use ipnet::Ipv6Subnets;
 
 use super::Members;
-use mmdb::{Mmdb, Range, Values};
+use database::{Database, Range, Value};
 
-pub use mmdb::Damage;
+pub use database::Damage;
 
 /// Whose networks are asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,24 +109,25 @@ impl<'a> Found<'a> {
     }
 
     fn take(&mut self, file: &Path, bytes: &[u8]) -> Result<(), Damage> {
-        let database = Mmdb::open(bytes)?;
-        let kind = database.kind.chars().take(MOST_SHOWN);
-        let kind: String = kind.flat_map(char::escape_debug).collect();
-        self.databases.push(format!("{} ({kind})", file.display()));
-        // Many networks share a record.
-        let mut known: HashMap<usize, Vec<usize>> = HashMap::new();
-        let (wanted, told, ranges) = (self.wanted, &mut self.told, &mut self.ranges);
-        database.networks(|range, record| {
-            let holders = match known.entry(record) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(new) => {
-                    new.insert(told.holders(wanted, &database.records, record)?)
+        Database::read(bytes, |database| {
+            let kind = database.kind().chars().take(MOST_SHOWN);
+            let kind: String = kind.flat_map(char::escape_debug).collect();
+            self.databases.push(format!("{} ({kind})", file.display()));
+            // Many networks share a record.
+            let mut known: HashMap<u32, Vec<usize>> = HashMap::new();
+            database.networks(|range, record| {
+                let holders = match known.entry(record) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => {
+                        let value = database.value(range)?;
+                        new.insert(self.told.holders(self.wanted, &value))
+                    }
+                };
+                for at in holders {
+                    self.ranges[*at].add(range);
                 }
-            };
-            for at in holders {
-                ranges[*at].add(range);
-            }
-            Ok(())
+                Ok(())
+            })
         })
     }
 
@@ -143,30 +144,19 @@ impl<'a> Found<'a> {
 
 impl Told {
     /// Who wants the networks of a record, by their places among all; what the record has is noted.
-    fn holders(
-        &mut self,
-        wanted: &[Places],
-        of: &Values<'_>,
-        record: usize,
-    ) -> Result<Vec<usize>, Damage> {
-        let (mut country, mut asn) = (None, None);
-        if wanted.iter().any(|places| !places.countries.is_empty()) {
-            country = country_in(of, record)?;
-            self.countries.extend(country);
-        }
-        if wanted.iter().any(|places| !places.asns.is_empty()) {
-            asn = asn_in(of, record)?;
-            self.asns.extend(asn);
-        }
+    fn holders(&mut self, wanted: &[Places], record: &Value<'_>) -> Vec<usize> {
+        let (country, asn) = (country_in(record), asn_in(record));
+        self.countries.extend(country);
+        self.asns.extend(asn);
         let holds = |places: &Places| {
             country.is_some_and(|country| places.countries.contains(&country))
                 || asn.is_some_and(|asn| places.asns.contains(&asn))
         };
         let holders = wanted.iter().enumerate();
-        Ok(holders
+        holders
             .filter(|(_, places)| holds(places))
             .map(|(at, _)| at)
-            .collect())
+            .collect()
     }
 
     /// Whether there are networks of all of this.
@@ -238,32 +228,20 @@ fn joined(mut ranges: Vec<(u128, u128)>) -> Vec<(u128, u128)> {
 }
 
 /// The country of a record: as GeoIP2 and DB-IP have it, or as IPinfo.
-fn country_in(of: &Values<'_>, record: usize) -> Result<Option<Country>, Damage> {
-    let code = match of.find(record, "country_code")? {
-        Some(code) => Some(code),
-        None => match of.find(record, "country")? {
-            Some(country) => of.find(country, "iso_code")?.or(Some(country)),
-            None => None,
-        },
-    };
-    let text = match code {
-        Some(code) => of.text(code)?,
-        None => None,
-    };
-    Ok(text.and_then(|text| text.as_bytes().try_into().ok().map(Country)))
+fn country_in(record: &Value<'_>) -> Option<Country> {
+    let code = record.find("country_code").or_else(|| {
+        let country = record.find("country")?;
+        country.find("iso_code").or(Some(country))
+    });
+    code?.text()?.as_bytes().try_into().ok().map(Country)
 }
 
 /// The autonomous system of a record, likewise.
-fn asn_in(of: &Values<'_>, record: usize) -> Result<Option<u32>, Damage> {
-    if let Some(number) = of.find(record, "autonomous_system_number")? {
-        let number = of.number(number)?;
-        return Ok(number.and_then(|number| u32::try_from(number).ok()));
+fn asn_in(record: &Value<'_>) -> Option<u32> {
+    match record.find("autonomous_system_number") {
+        Some(number) => number.number()?.try_into().ok(),
+        None => asn_of(record.find("asn")?.text()?).ok(),
     }
-    let text = match of.find(record, "asn")? {
-        Some(text) => of.text(text)?,
-        None => None,
-    };
-    Ok(text.and_then(|text| asn_of(text).ok()))
 }
 
 /// The number of an autonomous system, like `64500` or `AS64500`.

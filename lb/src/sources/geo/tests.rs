@@ -1,4 +1,4 @@
-//! Databases that were made for it, against lists and another reader; and files that somebody broke.
+//! Databases that were made for it, against lists and look-ups of single addresses; and files that somebody broke.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -239,36 +239,78 @@ fn lead(file: &mut [u8], node: usize, side: usize, to: u32) {
 fn a_broken_file_is_refused_with_what_is_wrong() {
     let wanted = places(&["KP"], &[]);
     let [good, _] = databases(24, 6);
-    let ask = |file: &[u8]| ask(&wanted, &[("x.mmdb", file)]).unwrap_err();
-    assert!(ask(b"").contains("no MMDB file"));
-    assert!(ask(&b"192.0.2.0/24\n".repeat(100_000)).contains("no MMDB file"));
-    assert!(ask(&good[..good.len() / 2]).contains("no MMDB file"));
-    assert!(ask(&good[good.len() / 2..]).contains("longer than the file"));
-    let with = |change: &dyn Fn(&mut Vec<u8>)| {
-        let mut file = good.clone();
-        change(&mut file);
-        ask(&file)
-    };
+    let refused = |file: &[u8]| ask(&wanted, &[("x.mmdb", file)]).unwrap_err();
+    assert!(refused(b"").contains("no MMDB file"));
+    assert!(refused(&b"192.0.2.0/24\n".repeat(100_000)).contains("no MMDB file"));
+    assert!(refused(&good[..good.len() / 2]).contains("no MMDB file"));
+    assert!(refused(&good[good.len() / 2..]).contains("damaged"));
+    let mut file = good.clone();
+    lead(&mut file, 0, 1, 0xff_ffff);
+    let error = refused(&file);
+    assert!(error.contains("damaged") && error.contains("invalid location"));
     for (node, to) in [(0, 0), (1, 0), (5, 1)] {
         for side in 0..2 {
-            let error = with(&|file| lead(file, node, side, to));
+            let mut file = good.clone();
+            lead(&mut file, node, side, to);
+            let error = refused(&file);
             assert!(error.contains("damaged"), "{node} to {to}: {error}");
         }
     }
-    let error = with(&|file| lead(file, 0, 1, 0xff_ffff));
-    assert!(error.contains("longer than the file"), "{error}");
-    // Maps within maps, each of them a record: to skip them all again for each would take for ever.
-    let nested = (0..2_000).fold(Value::Map(Vec::new()), |inner, _| {
-        Value::Map(vec![("a", inner)])
-    });
-    let mut entangled = Writer::new("entangled", 24, 4);
-    entangled.record(&nested);
-    for n in 0..1_000u16 {
-        let network = IpNet::new([10, 0, n.to_be_bytes()[0], n.to_be_bytes()[1]].into(), 32);
-        entangled.put(network.unwrap(), usize::from(n) * 3);
+    let mut file = good.clone();
+    let field = b"node_count";
+    let at = file.windows(field.len()).rposition(|bytes| bytes == field);
+    file[at.unwrap()] = b'N';
+    assert!(refused(&file).contains("missing field `node_count`"));
+    // A value that is a pointer to itself, of a key that nobody knows.
+    let marker = b"MaxMind.com";
+    let mut file = good;
+    let at = file
+        .windows(marker.len())
+        .rposition(|bytes| bytes == marker);
+    let at = at.unwrap() + marker.len();
+    file[at] += 1;
+    file.extend(b"\x41x");
+    let itself = u16::try_from(file.len() - at).unwrap() | 1 << 13;
+    file.extend(itself.to_be_bytes());
+    assert!(refused(&file).contains("damaged"));
+}
+
+#[test]
+fn entangled_records_are_left() {
+    let refused = |database: &Writer| {
+        let files: &[(&str, &[u8])] = &[("x.mmdb", &database.bytes())];
+        let error = ask(&places(&["KP"], &[]), files).unwrap_err();
+        assert!(error.contains("damaged"), "{error}");
+        error
+    };
+    let everything: IpNet = "0.0.0.0/0".parse().unwrap();
+    // Twice what is before, and so on.
+    let mut doubled = Writer::new("doubled", 24, 4);
+    let mut last = doubled.record(&Value::Text("KP"));
+    for _ in 0..200 {
+        let twice = [last; 2].map(Value::Pointer);
+        last = doubled.record(&Value::List(twice.into()));
     }
-    let error = ask(&entangled.bytes());
-    assert!(error.contains("entangled"), "{error}");
+    doubled.put(everything, last);
+    assert!(refused(&doubled).contains("a record is entangled"));
+
+    let nested = |depth: usize| {
+        (0..depth).fold(Value::Map(Vec::new()), |inner, _| {
+            Value::Map(vec![("a", inner)])
+        })
+    };
+    let mut deep = Writer::new("deep", 24, 4);
+    let record = deep.record(&nested(2_000));
+    deep.put(everything, record);
+    assert!(refused(&deep).contains("depth"));
+    // Maps within maps, each of them a record: what they have in all is not for ever.
+    let mut shared = Writer::new("shared", 24, 4);
+    shared.record(&nested(500));
+    for n in 0..500u16 {
+        let network = IpNet::new([10, 0, n.to_be_bytes()[0], n.to_be_bytes()[1]].into(), 32);
+        shared.put(network.unwrap(), usize::from(n) * 3);
+    }
+    assert!(refused(&shared).contains("its records are entangled"));
 }
 
 #[test]
@@ -336,7 +378,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn another_reader_finds_the_same(
+    fn look_ups_find_the_same(
         mut networks in prop::collection::vec((a_network(), 0..CODES.len()), 1..40),
         record_bits in prop_oneof![Just(24u16), Just(28), Just(32)],
         with_alias in any::<bool>(),

@@ -21,6 +21,8 @@ pub(crate) enum Value<'a> {
     Number(u32),
     Long(u64),
     List(Vec<Self>),
+    /// To the record there.
+    Pointer(usize),
     Map(Vec<(&'a str, Self)>),
 }
 
@@ -168,8 +170,8 @@ const SEPARATOR: [u8; 16] = [0; 16];
 impl Records {
     fn put(&mut self, value: &Value<'_>) {
         match value {
-            Value::Text(text) => match self.texts.get(*text) {
-                Some(at) => self.put_pointer(*at),
+            Value::Text(text) => match self.texts.get(*text).copied() {
+                Some(at) => self.put(&Value::Pointer(at)),
                 None => {
                     self.texts.insert((*text).to_owned(), self.bytes.len());
                     self.put_head(2, text.len());
@@ -193,6 +195,7 @@ impl Records {
                 self.bytes.extend([values.len() as u8, 11 - 7]);
                 values.iter().for_each(|value| self.put(value));
             }
+            Value::Pointer(at) => self.put_pointer(*at),
             Value::Map(entries) => {
                 self.put_head(7, entries.len());
                 for (key, value) in entries {
