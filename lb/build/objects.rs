@@ -193,7 +193,7 @@ impl Toolchain {
 const LLVM_MAJOR: &str = "22";
 
 /// What cargo tells this build about the host; the inner build must not inherit it.
-const INHERITED: [&str; 9] = [
+const INHERITED: [&str; 10] = [
     "RUSTC",
     "RUSTC_WRAPPER",
     "RUSTC_WORKSPACE_WRAPPER",
@@ -202,6 +202,7 @@ const INHERITED: [&str; 9] = [
     "CARGO_ENCODED_RUSTFLAGS",
     "CARGO_BUILD_TARGET",
     "CARGO_TARGET_DIR",
+    "CARGO_INCREMENTAL",
     "CARGO",
 ];
 
