@@ -1,4 +1,4 @@
-//! TCP out of state, neither a SYN nor of a known flow, has a budget for each VIP.
+//! TCP out of state, neither a SYN nor of a known flow nor of a known datagram, has a budget for each VIP.
 //!
 //! A budget, and not none: routes shift, and bring flows that another load balancer knows. What follows a SYN that was let
 //! in is not charged, so that a flood of ACKs costs new clients nothing: they sent one, the flood did not.

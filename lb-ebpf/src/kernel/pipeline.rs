@@ -619,19 +619,28 @@ fn choose(packet: &Packet<'_>, flow: u64) -> Result<Picked, Verdict> {
     };
     let mut pressure = Pressure::Full;
     let mut unmarked = NO_BACKEND;
+    let shown = match packet.transport {
+        Transport::Tcp { flags, .. } if !is_syn(flags) => {
+            count::out_of_state(packet.vip_index);
+            Some(cookie::meet_first(packet))
+        }
+        // A later fragment, of a datagram that nothing is known of.
+        Transport::NoPorts if packet.tuple.protocol == TCP => Some(Shown::Nothing),
+        _ => None,
+    };
+    match shown {
+        Some(Shown::Cookie) => remember = Some(State::Proven),
+        Some(shown)
+            if !sources::is_allowed(packet.settings, packet.ip, packet.vip, packet.vip_index) =>
+        {
+            out_of_state::check(packet, flow, shown)?;
+        }
+        _ => {}
+    }
     if let Transport::Tcp { flags, .. } = packet.transport {
         let syn = is_syn(flags);
         if syn {
             remember = None;
-        } else {
-            count::out_of_state(packet.vip_index);
-            let shown = cookie::meet_first(packet);
-            if shown == Shown::Cookie {
-                remember = Some(State::Proven);
-            } else if !sources::is_allowed(packet.settings, packet.ip, packet.vip, packet.vip_index)
-            {
-                out_of_state::check(packet, flow, shown)?;
-            }
         }
         // While handshakes from before a switch are under way, a SYN whose slot moved leaves a mark, and what has
         // none follows the old table: its ACK will, so a SYN whose mark finds no room does too. One whose old backend

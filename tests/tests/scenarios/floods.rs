@@ -123,7 +123,7 @@ fn acks_resets_and_fins_out_of_state_cost_good_clients_nothing() {
 }
 
 #[test]
-fn floods_of_udp_icmp_and_fragments_from_a_network_cost_good_clients_nothing() {
+fn floods_of_udp_icmp_and_fragments_cost_good_clients_nothing() {
     let lab = lab().start();
     let mut good = Good::new(lab.client(0));
     let frames = lab.node().frames();
@@ -137,6 +137,12 @@ fn floods_of_udp_icmp_and_fragments_from_a_network_cost_good_clients_nothing() {
         let [_, later] = frames.fragments(&whole, 48);
         later
     });
+    let later = from(SPOOFED).map(|source| {
+        let whole = frames.tcp(source, WEB_V4, ACK);
+        let [_, later] = frames.fragments(&whole, 16);
+        later
+    });
+    withstands(&lab, &mut good, "out_of_state", later);
     withstands(&lab, &mut good, "limit_network", later);
     let tiny = from(SPOOFED).map(|source| {
         let whole = frames.tcp(source, WEB_V4, ACK);

@@ -99,6 +99,34 @@ fn a_flood_of_syns_opens_nothing_for_what_follows_none() {
 }
 
 #[test]
+fn later_fragments_are_charged_unless_their_datagram_is_known() {
+    let host = world::IPIP4;
+    for family in Family::BOTH {
+        let mut rig = Rig::new();
+        budget(&mut rig, host, 0);
+        let pieces = |port, id| {
+            let whole = plain(family, host).tcp((port, 80), ACK, &[7; 60]);
+            whole.in_two(id, 24).map(|piece| piece.frame())
+        };
+        let mut sent = |frame: &[u8]| rig.run(frame).action != Action::Drop;
+        let passed = (0..3 * BURST).filter(|n| sent(&pieces(54_000, 100 + u32::from(*n))[1]));
+        assert_eq!(passed.count(), usize::from(BURST));
+        assert!(sent(&packet(family, host, 54_001, SYN)));
+        for piece in pieces(54_001, 200) {
+            assert!(sent(&piece), "its first fragment follows a SYN");
+        }
+        let udp = plain(family, host).udp((54_000, 53), &[7; 60]);
+        let [_, later] = udp.in_two(201, 24);
+        assert!(sent(&later.frame()));
+        let [_, later] = plain(family, host)
+            .tcp((54_000, 80), ACK, &[7; 60])
+            .in_two(202, 24);
+        let row = Row::new("later", later, Expect::Drop(DropReason::OutOfState));
+        check_once(&mut rig, &row).unwrap();
+    }
+}
+
+#[test]
 fn monitor_mode_counts_and_passes() {
     let host = world::IPIP4;
     for family in Family::BOTH {
