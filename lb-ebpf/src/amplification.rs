@@ -111,7 +111,8 @@ presets! {
     Memcached = "memcached", [11211], 0x0000_0000_0000_ffff, 0;
     /// Unconnected pong.
     Minecraft = "minecraft", [19132], 0xff00_0000_0000_0000, 0x1c00_0000_0000_0000;
-    Steam = "steam", [27015], 0xffff_ffff_0000_0000, 0xffff_ffff_0000_0000;
+    /// Whole, or a part of what is longer than a packet.
+    Steam = "steam", [27015], 0xfeff_ffff_0000_0000, 0xfeff_ffff_0000_0000;
     Quake = "quake", [27960], 0xffff_ffff_0000_0000, 0xffff_ffff_0000_0000;
     Fivem = "fivem", [30120], 0xffff_ffff_0000_0000, 0xffff_ffff_0000_0000;
     Lantronix = "lantronix", [30718], 0xffff_ffff_0000_0000, 0x0000_00f7_0000_0000;

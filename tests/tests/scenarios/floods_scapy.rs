@@ -1,9 +1,13 @@
 //! Packets of an independent maker, scapy: what makes no sense or was not asked for meets the reason that it should, and
 //! floods as they are captured end where they are to, beside good clients.
 
-use std::{fs, path::Path, process::Command, thread, time::Duration};
+use std::{
+    collections::BTreeSet, fs, net::SocketAddr, path::Path, process::Command, thread,
+    time::Duration,
+};
 
 use serde_json::Value;
+use sluice_ebpf::amplification::Preset;
 use sluice_tests::{Client, DNS_V4, DNS_V6, Good, Lab, WEB_V4, WEB_V6, within};
 
 use crate::floods::{is_dropped, is_dropped_for};
@@ -43,6 +47,28 @@ fn packets_of_another_maker_meet_the_reasons_that_they_should() {
     let said = made("packets.py", &file);
     let expected: Vec<&str> = said.lines().collect();
     assert!(expected.len() > 300);
+    meet(&lab, &file, &expected);
+
+    // The same as a flood: every packet is accounted for, and a good client is served.
+    let frames: Vec<Vec<u8>> = frames(&file);
+    assert_eq!(frames.len(), expected.len());
+    let flood = lab.flood(frames);
+    within(Duration::from_secs(20), "the flood runs", || {
+        flood.sent() > 5_000
+    });
+    for vip in [WEB_V4, WEB_V6] {
+        let body = lab.client(0).http_get(vip, "/health");
+        assert_eq!(body.expect("a good request is served").body, b"ok");
+    }
+    flood.stop();
+    for reason in expected.iter().filter(|word| !["tx", "any"].contains(word)) {
+        assert!(lab.node().dropped_for(reason) > 0, "nothing for {reason}");
+    }
+}
+
+/// Has each packet of a file explained: it must end as expected.
+#[track_caller]
+fn meet(lab: &Lab, file: &Path, expected: &[&str]) {
     let explained = lab.sluice(&format!("explain --json --pcap {}", file.display()));
     let explained: Vec<Value> = explained
         .succeeds()
@@ -64,22 +90,76 @@ fn packets_of_another_maker_meet_the_reasons_that_they_should() {
         .map(|(n, (expected, explained))| format!("{n}: {expected}, but {explained}"))
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
 
-    // The same as a flood: every packet is accounted for, and a good client is served.
-    let frames: Vec<Vec<u8>> = frames(&file);
-    assert_eq!(frames.len(), expected.len());
-    let flood = lab.flood(frames);
-    within(Duration::from_secs(20), "the flood runs", || {
-        flood.sent() > 5_000
+/// Whose replies were asked for.
+const RESOLVERS: [&str; 2] = ["203.0.113.53", "2001:db8:53::53"];
+
+#[test]
+fn replies_from_every_port_of_each_preset_are_dropped_beside_good_clients() {
+    let lab = Lab::new()
+        .alone()
+        .client(&Good::PREFIXES)
+        .client(&["203.0.113.0/24", "2001:db8:53::/64"])
+        .config(|config| {
+            let mut config = config.policy("enforce", "[]");
+            config.extra += &format!(
+                "amplification = {{ presets = [\"all\"], replies_from = {RESOLVERS:?} }}\n"
+            );
+            config
+        })
+        .start();
+    let file = lab.dir().join("reflected.pcap");
+    let said = made("reflected.py", &file);
+    let of: Vec<&str> = said.lines().collect();
+    let reason = |of: &&str| if *of == "tx" { "tx" } else { "amplification" };
+    meet(&lab, &file, &of.iter().map(reason).collect::<Vec<_>>());
+
+    let frames = frames(&file).into_iter().zip(&of);
+    let (asked_for, unasked): (Vec<_>, Vec<_>) = frames.partition(|(_, of)| **of == "tx");
+    let ports = unasked
+        .iter()
+        .map(|(frame, of)| (**of, frame[12] == 8, source_port(frame)));
+    let presets = Preset::ALL.iter().flat_map(|preset| {
+        let ports = preset.ports().iter();
+        ports.flat_map(|port| [true, false].map(|v4| (preset.word(), v4, *port)))
     });
-    for vip in [WEB_V4, WEB_V6] {
-        let body = lab.client(0).http_get(vip, "/health");
-        assert_eq!(body.expect("a good request is served").body, b"ok");
+    assert_eq!(
+        ports.collect::<BTreeSet<_>>(),
+        presets.collect::<BTreeSet<_>>()
+    );
+
+    let mut good = Good::new(lab.client(0));
+    let resolvers = RESOLVERS.map(|address| {
+        let source = SocketAddr::new(address.parse().expect("an address"), 53);
+        let vip = if source.is_ipv4() { DNS_V4 } else { DNS_V6 };
+        let flow = lab.client(1).source_port(source).udp(vip);
+        flow.expect("its address is the client's")
+    });
+    let (reply, _) = &asked_for[0];
+    let flood = || lab.flood(unasked.into_iter().map(|(frame, _)| frame).collect());
+    is_dropped_for(&lab, "amplification", flood, || {
+        for _ in 0..3 {
+            good.go_on(1);
+            for resolver in &resolvers {
+                let answer = resolver.ask_again(&reply[ETHERNET_IPV4_UDP..]);
+                answer.expect("a reply that was asked for comes through");
+            }
+        }
+    });
+    for preset in Preset::ALL {
+        let word = preset.word();
+        let series =
+            format!("sluice_amplified_packets_total{{preset=\"{word}\",mode=\"enforce\"}}");
+        assert!(lab.node().metric(&series) > 30, "{word}");
     }
-    flood.stop();
-    for reason in expected.iter().filter(|word| !["tx", "any"].contains(word)) {
-        assert!(lab.node().dropped_for(reason) > 0, "nothing for {reason}");
-    }
+}
+
+const ETHERNET_IPV4_UDP: usize = 14 + 20 + 8;
+
+fn source_port(udp: &[u8]) -> u16 {
+    let at = if udp[12] == 8 { 14 + 20 } else { 14 + 40 };
+    u16::from_be_bytes([udp[at], udp[at + 1]])
 }
 
 /// What stands between captured floods and the backends.
