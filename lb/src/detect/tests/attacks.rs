@@ -9,6 +9,7 @@ use super::{
 use crate::detect::{
     header::{Fragment, Header},
     recent::VipIndex,
+    trigger::times,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,7 +76,9 @@ impl Kind {
 #[derive(Clone, Debug)]
 pub(super) struct Attack {
     pub(super) kind: Kind,
-    pps: u64,
+    pub(super) pps: u64,
+    /// It begins with little, and doubles in this time until it is all there.
+    pub(super) doubles_in_ms: Option<u64>,
     /// What the attacker's tool always sends.
     ttl: u8,
     length: u16,
@@ -93,6 +96,7 @@ impl Attack {
             } else {
                 pps
             },
+            doubles_in_ms: None,
             ttl: u8::try_from(40 + random.below(200)).unwrap(),
             length: u16::try_from(60 + random.below(1_200)).unwrap(),
             port: u16::try_from(1_024 + random.below(60_000)).unwrap(),
@@ -102,6 +106,10 @@ impl Attack {
 
     /// Packets a second, so long after it began.
     pub(super) fn pps(&self, since_ms: u64) -> u64 {
+        if let Some(doubles_in_ms) = self.doubles_in_ms {
+            let doubled = (since_ms as f64 / doubles_in_ms as f64).exp2();
+            return self.pps.min(times(FIRST_PPS, doubled));
+        }
         match self.kind {
             Kind::Pulse if since_ms % 2_400 >= 400 => 0,
             Kind::Ramp => self.pps * since_ms.min(20_000) / 20_000,
@@ -216,6 +224,9 @@ impl Attack {
         }
     }
 }
+
+/// What a ramp begins with.
+const FIRST_PPS: u64 = 500;
 
 fn reflected(header: &mut Header, random: &mut Random, port: u16, reflectors: u64) {
     header.source = v4(0x1700_0000 + random.below(reflectors) * 0x2345);

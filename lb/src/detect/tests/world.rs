@@ -12,7 +12,8 @@ use sluice_ebpf::{
 };
 
 use super::{
-    attacks::Attack,
+    attacks::{Attack, Kind},
+    bursts::Bursts,
     innocent::{Service, v4},
 };
 use crate::{
@@ -52,6 +53,11 @@ impl Random {
         self.next().to_le_bytes()
     }
 
+    /// From 0 to 1, without 0.
+    pub(super) fn part(&mut self) -> f64 {
+        (self.below(1_000_000) + 1) as f64 / 1e6
+    }
+
     /// So many on average.
     fn about(&mut self, mean: f64) -> u64 {
         let spread = 2.0 * (self.below(1_000) as f64 / 1_000.0) - 1.0;
@@ -74,7 +80,10 @@ pub(super) struct World {
     random: Random,
     /// Innocent packets a second, by VIP.
     pps: BTreeMap<VipIndex, u64>,
-    attack: Option<(u64, Attack)>,
+    bursts: Option<Bursts>,
+    /// Packets of a VIP or an attack that are drawn in a step, and stand for the others.
+    draws: u64,
+    attacks: Vec<(u64, Attack)>,
     counts: BTreeMap<VipIndex, [Count; CLASSES]>,
     stopped: BTreeMap<VipIndex, Count>,
     ruled: BTreeMap<VipIndex, Count>,
@@ -114,6 +123,8 @@ enum Sampled {
 pub(super) struct Outcome {
     pub(super) attack_began_ms: u64,
     pub(super) first_drop_ms: Option<u64>,
+    /// The same for each of several attacks at once.
+    pub(super) first_drops_ms: BTreeMap<Kind, u64>,
     pub(super) attack_packets: u64,
     pub(super) attack_dropped: u64,
     pub(super) innocent_packets: u64,
@@ -143,7 +154,9 @@ impl World {
             detector,
             random: Random(seed),
             pps: (WEB..VIPS).map(|vip| (vip, pps(vip))).collect(),
-            attack: None,
+            bursts: None,
+            draws: SAMPLES,
+            attacks: Vec::new(),
             counts: BTreeMap::new(),
             stopped: BTreeMap::new(),
             ruled: BTreeMap::new(),
@@ -171,7 +184,20 @@ impl World {
             attack_began_ms: self.now_ms,
             ..Outcome::default()
         };
-        self.attack = Some((self.now_ms, attack));
+        self.attacks = vec![(self.now_ms, attack)];
+    }
+
+    /// Another one, beside those that go on.
+    pub(super) fn attack_too(&mut self, attack: Attack) {
+        self.attacks.push((self.now_ms, attack));
+    }
+
+    /// Peace above the floor: it is told that it could not be judged, until it is learned.
+    fn learn(&mut self, ms: u64) {
+        self.run(ms);
+        let decisions = std::mem::take(&mut self.seen.decisions);
+        let unjudged = |decision: &Decision| matches!(decision, Decision::Unjudged(_));
+        assert!(decisions.iter().all(unjudged), "{decisions:#?}");
     }
 
     /// An operator drops what fits this.
@@ -188,8 +214,13 @@ impl World {
         self.plane.is_full = false;
     }
 
+    /// For long times.
+    pub(super) fn draw_few(&mut self) {
+        self.draws = SAMPLES / 10;
+    }
+
     pub(super) fn peace(&mut self) {
-        self.attack = None;
+        self.attacks.clear();
     }
 
     /// A VIP's innocent clients are so many times as many.
@@ -209,11 +240,14 @@ impl World {
     }
 
     fn step(&mut self) {
-        let mut packets: Vec<(VipIndex, Header, u64, bool)> = Vec::new();
+        let mut packets: Vec<(VipIndex, Header, u64, Option<Kind>)> = Vec::new();
         for (&vip, &pps) in &self.pps.clone() {
-            let mean = pps as f64 * STEP_MS as f64 / 1_000.0;
+            let mut mean = pps as f64 * STEP_MS as f64 / 1_000.0;
+            if let Some(bursts) = &mut self.bursts {
+                mean *= bursts.factor(vip, self.now_ms);
+            }
             let count = self.random.about(mean);
-            let drawn = count.min(SAMPLES);
+            let drawn = count.min(self.draws);
             let service = if vip == DNS {
                 Service::Dns
             } else {
@@ -221,21 +255,24 @@ impl World {
             };
             let destination = v4(0xc000_0200 + u64::from(vip));
             for at in 0..drawn {
-                let header = service.packet(&mut self.random, destination);
-                packets.push((vip, header, share(count, drawn, at), false));
+                let mut header = service.packet(&mut self.random, destination);
+                if let Some(bursts) = &mut self.bursts {
+                    bursts.sign(vip, &mut header);
+                }
+                packets.push((vip, header, share(count, drawn, at), None));
             }
         }
-        if let Some((began_ms, attack)) = self.attack.clone() {
+        for (began_ms, attack) in &self.attacks {
             let count = attack.pps(self.now_ms - began_ms) * STEP_MS / 1_000;
-            let drawn = count.min(SAMPLES);
+            let drawn = count.min(self.draws);
             for at in 0..drawn {
                 let (vip, header) = attack.packet(&mut self.random);
-                packets.push((vip, header, share(count, drawn, at), true));
+                packets.push((vip, header, share(count, drawn, at), Some(attack.kind)));
             }
         }
         let all: u64 = packets.iter().map(|(_, _, weight, _)| weight).sum();
-        for (vip, header, weight, hostile) in packets {
-            let sampled = self.packet(vip, &header, weight, hostile);
+        for (vip, header, weight, attack) in packets {
+            let sampled = self.packet(vip, &header, weight, attack);
             // As many of them as of all packets.
             if sampled == Sampled::Yes
                 && self.random.below(all.max(SAMPLES)) < SAMPLES * weight.min(all)
@@ -250,7 +287,14 @@ impl World {
     }
 
     /// One packet that stands for `weight`. Tells whether it may be among the samples.
-    fn packet(&mut self, vip: VipIndex, header: &Header, weight: u64, hostile: bool) -> Sampled {
+    fn packet(
+        &mut self,
+        vip: VipIndex,
+        header: &Header,
+        weight: u64,
+        attack: Option<Kind>,
+    ) -> Sampled {
+        let hostile = attack.is_some();
         let class = class(header, hostile);
         let bytes = u64::from(header.length) * weight;
         add(
@@ -286,11 +330,13 @@ impl World {
         if limited && !dropped {
             add(self.stopped.entry(vip).or_default(), weight, bytes);
         }
-        if hostile {
+        if let Some(kind) = attack {
             self.seen.attack_packets += weight;
             if dropped || limited {
                 self.seen.attack_dropped += weight;
                 self.seen.first_drop_ms.get_or_insert(self.now_ms);
+                let first = self.seen.first_drops_ms.entry(kind);
+                first.or_insert(self.now_ms);
             }
         } else {
             self.seen.innocent_packets += weight;
@@ -396,8 +442,31 @@ pub(super) fn peaceful(stance: Stance) -> World {
     world
 }
 
+/// The same with traffic that is far above the floor of what an attack is.
+pub(super) fn busy() -> World {
+    static BUSY: LazyLock<World> = LazyLock::new(|| {
+        let mut world = World::new(2, Stance::Enforce);
+        world.pps.extend([(WEB, 40_000), (DNS, 20_000)]);
+        world.learn(70_000);
+        world
+    });
+    BUSY.clone()
+}
+
+/// The same, and it comes in bursts.
+pub(super) fn bursty() -> World {
+    static BURSTY: LazyLock<World> = LazyLock::new(|| {
+        let mut world = World::new(3, Stance::Enforce);
+        world.pps.extend([(WEB, 20_000), (DNS, 10_000)]);
+        world.bursts = Some(Bursts::new(world.random.next()));
+        world.learn(130_000);
+        world
+    });
+    BURSTY.clone()
+}
+
 /// The data plane's class: what innocent clients send beside SYNs is of flows that it knows.
-fn class(header: &Header, hostile: bool) -> Class {
+pub(super) fn class(header: &Header, hostile: bool) -> Class {
     let fits = |class: &Class| header.is_of(*class);
     let class = ALL_CLASSES.into_iter().find(fits).unwrap_or(Class::Other);
     let known = class == Class::Other && header.protocol == TCP && !hostile;
