@@ -480,7 +480,7 @@ pub struct Limit {
     pub next: u32,
     /// VIP that it is for, or `ANY_VIP`.
     pub vip: u16,
-    /// Bit for each class.
+    /// Bit for each class. One that has ceased has none of these: the bits from `CLASSES` on tell what it was for.
     pub classes: u8,
     /// Bit 7: count only. The rest is the prefix length in IPv6 terms less one (an IPv4 /0 is 95).
     pub length_and_mode: u8,

@@ -77,6 +77,9 @@ pub trait Dataplane {
     /// Makes a limit be another, and tells its number then.
     fn replace_limit(&mut self, number: u32, spec: &LimitSpec) -> Result<u32, Failure>;
 
+    /// Makes a limit act on no packet any more, more quickly than it is removed. That is still to be done.
+    fn cease_limit(&mut self, number: u32);
+
     fn remove_limit(&mut self, number: u32) -> Result<(), Failure>;
 
     fn limit_counters(&self, number: u32) -> Option<ExactCounters>;

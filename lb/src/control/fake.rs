@@ -56,6 +56,7 @@ struct Held {
     warns: Option<&'static str>,
     panics: bool,
     limits: BTreeMap<u32, LimitSpec>,
+    ceased: BTreeSet<u32>,
     last_limit: u32,
     rules: Vec<(u64, RuleSpec)>,
     sources: Vec<SourceSet>,
@@ -81,8 +82,19 @@ impl Fake {
         self.0.lock().unwrap().desired.clone()
     }
 
+    /// Those that act.
     pub(crate) fn limits(&self) -> Vec<LimitSpec> {
-        self.0.lock().unwrap().limits.values().cloned().collect()
+        let held = self.0.lock().unwrap();
+        let acts = held
+            .limits
+            .iter()
+            .filter(|(number, _)| !held.ceased.contains(number));
+        acts.map(|(_, spec)| spec.clone()).collect()
+    }
+
+    /// How many there are, those that do not act any more included.
+    pub(crate) fn limit_rows(&self) -> usize {
+        self.0.lock().unwrap().limits.len()
     }
 
     /// As packets meet them, by their text.
@@ -288,11 +300,18 @@ impl Dataplane for Fake {
             return Err(error.into());
         }
         held.limits.insert(number, spec.clone()).unwrap();
+        held.ceased.remove(&number);
         Ok(number)
     }
 
+    fn cease_limit(&mut self, number: u32) {
+        self.0.lock().unwrap().ceased.insert(number);
+    }
+
     fn remove_limit(&mut self, number: u32) -> Result<(), Failure> {
-        self.0.lock().unwrap().limits.remove(&number).unwrap();
+        let mut held = self.0.lock().unwrap();
+        held.limits.remove(&number).unwrap();
+        held.ceased.remove(&number);
         Ok(())
     }
 

@@ -422,6 +422,12 @@ impl Dataplane for Kernel {
         Ok(self.exact()?.replace(number, limit)?)
     }
 
+    fn cease_limit(&mut self, number: u32) {
+        if let Some(exact) = &mut self.exact {
+            exact.cease(number);
+        }
+    }
+
     fn remove_limit(&mut self, number: u32) -> Result<(), Failure> {
         self.exact()?.remove(number)?;
         Ok(())

@@ -1,7 +1,7 @@
 //! Limits set at run time, in memory and in the data plane. What is changed here is on the disk already.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -31,7 +31,7 @@ pub enum Novelty {
 pub(super) struct Limits {
     book: LimitBook,
     /// Numbers in the data plane by id.
-    numbers: HashMap<u64, u32>,
+    numbers: BTreeMap<u64, u32>,
     /// Those that are not in it: their VIP is not there, or there is no room.
     waiting: BTreeSet<u64>,
     /// Those that stand on the disk otherwise than here: expired, or refused by the data plane after they were written.
@@ -54,7 +54,7 @@ impl Limits {
     ) -> (Self, Vec<String>) {
         let mut limits = Self {
             book,
-            numbers: HashMap::new(),
+            numbers: BTreeMap::new(),
             waiting: BTreeSet::new(),
             differing: BTreeSet::new(),
             events,
@@ -136,14 +136,14 @@ impl Limits {
     /// Puts those in whose VIP has come, or for which there is room now.
     pub(super) fn after_vips_change(&mut self, plane: &mut impl Dataplane) {
         for id in std::mem::take(&mut self.waiting) {
-            let Some(record) = self.book.get(id) else {
+            let Some(record) = self.book.get(id).cloned() else {
                 continue;
             };
             if !has_vip(plane, &record.spec) {
                 self.waiting.insert(id);
                 continue;
             }
-            match plane.insert_limit(&record.spec) {
+            match self.place(id, &record.spec, plane) {
                 Ok(number) => drop(self.numbers.insert(id, number)),
                 Err(error) => {
                     tracing::warn!("{}", not_in_force(id, &error));
@@ -233,14 +233,19 @@ impl Limits {
         self.book.next_expiry_ms()
     }
 
-    /// Takes out what does not hold any more; true if there is more of that. The disk follows.
+    /// Ends what does not hold any more, and takes some of it out; true if there is more of that. The disk follows.
+    ///
+    /// Many may expire at once: all cease to act before the first is taken out, which takes far longer.
     pub(super) fn expire(&mut self, plane: &mut impl Dataplane) -> bool {
-        let now_ms = now_ms();
-        let expired = self.book.expire(now_ms, EXPIRIES);
+        let expired = self.book.expire(now_ms(), CEASING);
         for id in &expired {
-            self.take_out(*id, plane);
+            if let Some(number) = self.numbers.get(id) {
+                plane.cease_limit(*number);
+            }
         }
-        self.differing.extend(&expired);
+        if expired.len() < CEASING {
+            self.take_expired(plane);
+        }
         match expired.as_slice() {
             [] => {}
             [id] => {
@@ -252,8 +257,17 @@ impl Limits {
                 self.events.tell(Event::LimitsExpired(expired.into()));
             }
         }
-        let next = self.book.next_expiry_ms();
-        next.is_some_and(|time| time <= now_ms)
+        self.book.has_expired()
+    }
+
+    /// Takes out some that expired; false if there are none.
+    fn take_expired(&mut self, plane: &mut impl Dataplane) -> bool {
+        let expired = self.book.take_expired(EXPIRIES);
+        for id in &expired {
+            self.take_out(*id, plane);
+        }
+        self.differing.extend(&expired);
+        !expired.is_empty()
     }
 
     fn put_in(
@@ -263,23 +277,43 @@ impl Limits {
     ) -> Result<(), Refused> {
         let id = record.id;
         if let Some(other) = self.book.holder(&record.spec, id) {
-            return Err(LimitRefusal::Conflict { id: other }.into());
-        }
-        let number = match self.numbers.get(&id) {
-            Some(number) => plane.replace_limit(*number, &record.spec),
-            // It comes with the VIP's tables.
-            None if !has_vip(plane, &record.spec) => {
-                self.waiting.insert(id);
-                self.book.put(record.clone());
-                return Ok(());
+            if self.book.get(other).is_some() {
+                return Err(LimitRefusal::Conflict { id: other }.into());
             }
-            None => plane.insert_limit(&record.spec),
-        };
+            self.book.remove(other);
+            self.take_out(other, plane);
+            self.differing.insert(other);
+        }
+        if !self.numbers.contains_key(&id) && !has_vip(plane, &record.spec) {
+            // It comes with the VIP's tables.
+            self.waiting.insert(id);
+            self.book.put(record.clone());
+            return Ok(());
+        }
+        let number = self.place(id, &record.spec, plane);
         let number = number.map_err(|error| Refused::Conflict(chain(&*error)))?;
         self.numbers.insert(id, number);
         self.waiting.remove(&id);
         self.book.put(record.clone());
         Ok(())
+    }
+
+    /// Puts a limit into the data plane. What expired makes room for it.
+    fn place(
+        &mut self,
+        id: u64,
+        spec: &LimitSpec,
+        plane: &mut impl Dataplane,
+    ) -> Result<u32, Failure> {
+        loop {
+            let placed = match self.numbers.get(&id) {
+                Some(number) => plane.replace_limit(*number, spec),
+                None => plane.insert_limit(spec),
+            };
+            if placed.is_ok() || !self.take_expired(plane) {
+                return placed;
+            }
+        }
     }
 
     fn take_out(&mut self, id: u64, plane: &mut impl Dataplane) {
@@ -309,7 +343,9 @@ impl Limits {
     }
 }
 
-/// So many limits expire at once, and others get their turn in between.
+/// So many limits cease to act at once, and others get their turn in between.
+const CEASING: usize = 16_384;
+/// So many that expired are taken out at once, likewise.
 const EXPIRIES: usize = 512;
 /// So many rows are corrected with one write, so that no change waits long for them.
 const CORRECTIONS: usize = 2_000;
@@ -341,3 +377,6 @@ impl From<LimitRefusal> for Refused {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

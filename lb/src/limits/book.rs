@@ -21,6 +21,8 @@ pub struct LimitBook {
     ids: HashMap<Identity, u64>,
     /// When (in milliseconds) and which.
     expiries: BTreeSet<(u64, u64)>,
+    /// Those whose time is over, and that are still to be taken out.
+    expired: BTreeMap<u64, Arc<LimitRecord>>,
     next_id: u64,
 }
 
@@ -33,6 +35,7 @@ impl LimitBook {
             records: BTreeMap::new(),
             ids: HashMap::new(),
             expiries: BTreeSet::new(),
+            expired: BTreeMap::new(),
             next_id: next_id.max(1),
         };
         for record in records {
@@ -53,7 +56,7 @@ impl LimitBook {
         self.get(*self.ids.get(&identity(spec))?)
     }
 
-    /// Another limit than `id` that is about the same packets.
+    /// Another limit than `id` that is about the same packets, also if it expired.
     pub fn holder(&self, spec: &LimitSpec, id: u64) -> Option<u64> {
         let holder = self.ids.get(&identity(spec)).copied();
         holder.filter(|holder| *holder != id)
@@ -98,7 +101,8 @@ impl LimitBook {
     }
 
     pub fn remove(&mut self, id: u64) -> Option<Arc<LimitRecord>> {
-        let record = self.records.remove(&id)?;
+        let record = self.records.remove(&id);
+        let record = record.or_else(|| self.expired.remove(&id))?;
         self.ids.remove(&identity(&record.spec));
         if let Some(time) = record.expires_ms {
             self.expiries.remove(&(time, id));
@@ -111,10 +115,30 @@ impl LimitBook {
         self.expiries.first().map(|(time, _)| *time)
     }
 
-    /// Takes out limits that do not hold any more, the longest expired first, and no more than so many.
+    /// Ends limits whose time is over, the longest expired first, and no more than so many. From now on it is as if they
+    /// were not there; [`LimitBook::take_expired`] takes them out.
     pub fn expire(&mut self, now_ms: u64, most: usize) -> Vec<u64> {
-        let due = self.expiries.range(..=(now_ms, u64::MAX));
-        let expired: Vec<u64> = due.take(most).map(|(_, id)| *id).collect();
+        let mut ids = Vec::new();
+        while ids.len() < most
+            && let Some((time, id)) = self.expiries.first().copied()
+            && time <= now_ms
+        {
+            self.expiries.pop_first();
+            let record = self.records.remove(&id);
+            self.expired.extend(record.map(|record| (id, record)));
+            ids.push(id);
+        }
+        ids
+    }
+
+    /// Whether limits that expired are still to be taken out.
+    pub fn has_expired(&self) -> bool {
+        !self.expired.is_empty()
+    }
+
+    /// Takes out limits that expired, and no more than so many.
+    pub fn take_expired(&mut self, most: usize) -> Vec<u64> {
+        let expired: Vec<u64> = self.expired.keys().take(most).copied().collect();
         for id in &expired {
             self.remove(*id);
         }

@@ -141,6 +141,7 @@ impl LimitSpec {
             mode: self.mode,
             packets: limiter(self.pps, burst),
             bytes: limiter(self.bps.map(|bits| bits / 8), burst * PACKET_BYTES),
+            ceased: false,
         }
     }
 }
@@ -167,10 +168,6 @@ impl ClassWord {
                 Self::Syn.bits() | Self::Udp.bits() | Self::Icmp.bits() | Self::Other.bits()
             }
         }
-    }
-
-    pub fn from_bits(bits: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|class| class.bits() == bits)
     }
 }
 
@@ -313,9 +310,5 @@ mod tests {
     #[test]
     fn all_classes_but_established_are_all() {
         assert_eq!(ClassWord::All.bits(), 0b1111);
-        for class in ClassWord::ALL {
-            assert_eq!(ClassWord::from_bits(class.bits()), Some(class));
-        }
-        assert_eq!(ClassWord::from_bits(0b11), None);
     }
 }

@@ -188,6 +188,35 @@ fn limits_expire_in_order() {
 }
 
 #[test]
+fn what_expired_is_not_found_before_it_is_taken_out() {
+    let mut book = LimitBook::new([], 1);
+    for n in 1..=4 {
+        set(&mut book, spec(n, 1, (n > 1).then_some(10)), 0);
+    }
+    assert_eq!(book.expire(10_000, 9), [2, 3, 4]);
+    let ids = |book: &LimitBook| book.iter().map(|record| record.id).collect::<Vec<_>>();
+    assert_eq!((ids(&book), book.len()), (vec![1], 1));
+    assert!(book.get(2).is_none() && book.find(&spec(2, 1, None)).is_none());
+    assert_eq!(book.holder(&spec(2, 1, None), 1), Some(2));
+    let mut draft = Draft::new(&book, 10_000);
+    draft.remove(2, &Precondition::None).unwrap_err();
+    let step = draft.set(spec(3, 1, None), &Precondition::Absent);
+    assert!(matches!(step, Ok(Step::New(new)) if new.id == 5));
+
+    assert_eq!(book.take_expired(2), [2, 3]);
+    assert!(book.has_expired());
+    assert_eq!(book.holder(&spec(2, 1, None), 1), None);
+    // What is set under the id of one that expired does hold.
+    let revived = LimitRecord::clone(book.get(1).unwrap());
+    book.put(Arc::new(LimitRecord {
+        id: 4,
+        spec: spec(4, 1, None),
+        ..revived
+    }));
+    assert_eq!((ids(&book), book.has_expired()), (vec![1, 4], false));
+}
+
+#[test]
 fn a_query_finds_what_matches_all_of_it() {
     let json = r#"{"prefix": "198.51.100.0/24", "vip": "web", "class": "udp", "bps": 9, "comment": "ticket 7"}"#;
     let record = LimitRecord {

@@ -50,9 +50,8 @@ impl ExactLimits {
         (self.v4_tree, self.v6_tree) = (Tree::default(), Tree::default());
         self.v6 = V6::new(local_key);
         self.established = 0;
-        let mut limits: Vec<_> = take(&mut self.limits).into_iter().collect();
-        limits.sort_unstable_by_key(|(index, _)| *index);
-        let used = limits.iter().map(|(index, _)| *index).collect();
+        let limits = take(&mut self.limits);
+        let used = limits.keys().copied().collect();
         let all = 1..self.tables.limit_count();
         for index in all.clone() {
             self.tables.set_limit_word(index, LINK, 0);

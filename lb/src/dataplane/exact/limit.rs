@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use sluice_ebpf::abi::{ANY_VIP, LIMIT_MONITOR, Limit, Limiter};
+use sluice_ebpf::abi::{ANY_VIP, CLASSES, LIMIT_MONITOR, Limit, Limiter};
 
 use super::{ExactError, tree::Key};
 use crate::{config::Mode, limits::ClassWord};
@@ -19,6 +19,8 @@ pub struct ExactLimit {
     pub mode: Mode,
     pub packets: Limiter,
     pub bytes: Limiter,
+    /// It acts on no packet any more, and is still to be taken out.
+    pub ceased: bool,
 }
 
 impl ExactLimit {
@@ -64,7 +66,7 @@ impl ExactLimit {
         let limit = Limit {
             next,
             vip: self.vip,
-            classes: self.class.bits(),
+            classes: class_bits(self.class, self.ceased),
             length_and_mode: length | mode,
             ..Limit::default()
         };
@@ -88,16 +90,36 @@ impl ExactLimit {
         } else {
             Mode::Monitor
         };
+        let ceased = limit.classes >> CLASSES != 0;
+        let class = ClassWord::ALL
+            .into_iter()
+            .find(|class| class_bits(*class, ceased) == limit.classes)?;
         let this = Self {
             prefix,
             vip: limit.vip,
-            class: ClassWord::from_bits(limit.classes)?,
+            class,
             mode,
             packets: limit.packets,
             bytes: limit.bytes,
+            ceased,
         };
         (prefix == prefix.trunc()).then_some((this, limit.next))
     }
+}
+
+/// `Limit::classes`. No packet is of the bits of a limit that has ceased, and yet they tell its class.
+fn class_bits(class: ClassWord, ceased: bool) -> u8 {
+    if ceased {
+        (class as u8 + 1) << CLASSES
+    } else {
+        class.bits()
+    }
+}
+
+/// What a link word leads to.
+pub(super) fn next_of(link_word: u64) -> u32 {
+    let halves: [u32; 2] = bytemuck::cast(link_word);
+    halves[0]
 }
 
 /// Words of a `Limit`.

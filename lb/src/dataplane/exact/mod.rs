@@ -13,7 +13,7 @@ mod tree;
 mod v4;
 mod v6;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use sluice_ebpf::abi::{
@@ -27,7 +27,7 @@ pub use cells::{Cells, ExactTables};
 pub use limit::ExactLimit;
 
 use cells::Numbers;
-use limit::{BYTES, LIMIT_WORDS, LINK, PACKETS};
+use limit::{BYTES, LIMIT_WORDS, LINK, PACKETS, next_of};
 use tree::{Change, Key, Tree};
 use v6::V6;
 
@@ -77,7 +77,7 @@ pub struct ExactCounters {
 /// All exact limits, and the tables that hold them. The only writer of these tables.
 pub struct ExactLimits {
     tables: ExactTables,
-    limits: HashMap<u32, ExactLimit>,
+    limits: BTreeMap<u32, ExactLimit>,
     v4_tree: Tree,
     v6_tree: Tree,
     v6: V6,
@@ -96,7 +96,7 @@ impl ExactLimits {
             free: Numbers::new(1..tables.limit_count()),
             free_blocks: Numbers::new(0..tables.block_count()),
             tables,
-            limits: HashMap::new(),
+            limits: BTreeMap::new(),
             v4_tree: Tree::default(),
             v6_tree: Tree::default(),
             v6: V6::new(local_key),
@@ -126,13 +126,23 @@ impl ExactLimits {
             self.remove(index)?;
             return Ok(new);
         }
-        let next = bytemuck::cast::<_, Limit>(self.tables.limit_words(index)).next;
+        let next = self.next(index);
         self.change_limiter(index, PACKETS, limit.packets);
         self.change_limiter(index, BYTES, limit.bytes);
         self.tables
             .set_limit_word(index, LINK, limit.link_word(next));
         self.limits.insert(index, limit);
         Ok(index)
+    }
+
+    /// Makes a limit act on no packet any more, at the cost of one word; what covers it does. It is still to be removed.
+    pub fn cease(&mut self, index: u32) {
+        let next = self.next(index);
+        if let Some(limit) = self.limits.get_mut(&index) {
+            limit.ceased = true;
+            let word = limit.link_word(next);
+            self.tables.set_limit_word(index, LINK, word);
+        }
     }
 
     /// Takes a limit out, and tells what it counted. The next packet does not meet it.
@@ -168,7 +178,7 @@ impl ExactLimits {
         self.limits.get(&index)
     }
 
-    /// Every limit with its number, in no order.
+    /// Every limit with its number, in the order of these.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &ExactLimit)> {
         self.limits.iter().map(|(index, limit)| (*index, limit))
     }
@@ -295,6 +305,10 @@ impl ExactLimits {
             self.tables
                 .set_limit_word(index, LINK, limit.link_word(next));
         }
+    }
+
+    fn next(&self, index: u32) -> u32 {
+        next_of(self.tables.limits.get(index as usize * LIMIT_WORDS + LINK))
     }
 
     fn wanted_bits(&self) -> u32 {

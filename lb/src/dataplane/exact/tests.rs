@@ -122,7 +122,7 @@ fn find_v6(tables: &ExactTables, source: [u64; 2]) -> Option<u32> {
 fn expected(exact: &ExactLimits, source: IpAddr, vip: u16, class: u8) -> Option<u32> {
     exact
         .iter()
-        .filter(|(_, limit)| limit.prefix.contains(&source))
+        .filter(|(_, limit)| !limit.ceased && limit.prefix.contains(&source))
         .filter(|(_, limit)| limit.vip == ANY_VIP || limit.vip == vip)
         .filter(|(_, limit)| limit.class.bits() >> class & 1 != 0)
         .max_by_key(|(_, limit)| {
@@ -143,6 +143,7 @@ fn limit(prefix: &str, vip: u16, class: ClassWord) -> ExactLimit {
             allowance: 50,
         },
         bytes: Limiter::default(),
+        ceased: false,
     }
 }
 
@@ -196,6 +197,7 @@ fn check_lookups(exact: &ExactLimits, random: &[u128]) -> Result<(), TestCaseErr
 #[derive(Clone, Debug)]
 enum Operation {
     Insert(ExactLimit),
+    Cease(prop::sample::Index),
     Remove(prop::sample::Index),
     Replace(prop::sample::Index, ExactLimit),
 }
@@ -242,6 +244,7 @@ fn a_limit() -> impl Strategy<Value = ExactLimit> {
                 allowance: cost * 10,
             },
             bytes: Limiter::default(),
+            ceased: false,
         }
     })
 }
@@ -249,6 +252,7 @@ fn a_limit() -> impl Strategy<Value = ExactLimit> {
 fn an_operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         5 => a_limit().prop_map(Operation::Insert),
+        1 => any::<prop::sample::Index>().prop_map(Operation::Cease),
         2 => any::<prop::sample::Index>().prop_map(Operation::Remove),
         1 => (any::<prop::sample::Index>(), a_limit()).prop_map(|(at, limit)| Operation::Replace(at, limit)),
     ]
@@ -256,11 +260,14 @@ fn an_operation() -> impl Strategy<Value = Operation> {
 
 /// Applies it, and tells whether the tables refused it.
 fn apply(exact: &mut ExactLimits, operation: &Operation) -> bool {
-    let mut numbers: Vec<u32> = exact.iter().map(|(index, _)| index).collect();
-    numbers.sort_unstable();
+    let numbers: Vec<u32> = exact.iter().map(|(index, _)| index).collect();
     match operation {
         Operation::Insert(limit) => exact.insert(*limit).is_err(),
         _ if numbers.is_empty() => false,
+        Operation::Cease(at) => {
+            exact.cease(*at.get(&numbers));
+            false
+        }
         Operation::Remove(at) => exact.remove(*at.get(&numbers)).is_err(),
         Operation::Replace(at, limit) => exact.replace(*at.get(&numbers), *limit).is_err(),
     }
@@ -282,14 +289,16 @@ proptest! {
             }
         }
         check_lookups(&exact, &random)?;
+        prop_assert!(is_sound(&mut exact));
         // A second daemon finds the tables as the first one left them, and the same limits under the same numbers.
-        let mut held: Vec<(u32, ExactLimit)> = exact.iter().map(|(index, limit)| (index, *limit)).collect();
-        held.sort_by_key(|(index, _)| *index);
+        let acting = exact.iter().filter(|(_, limit)| !limit.ceased);
+        let held: Vec<(u32, ExactLimit)> = acting.map(|(index, limit)| (index, *limit)).collect();
         let wanted: Vec<ExactLimit> = held.iter().map(|(_, limit)| *limit).collect();
         let numbers: Vec<_> = held.iter().map(|(index, _)| Ok(*index)).collect();
         let (mut exact, adoption) = ExactLimits::adopt(exact.tables, KEY, &wanted);
         prop_assert!(!adoption.rebuilt);
         prop_assert_eq!(adoption.indices, numbers);
+        prop_assert_eq!(exact.len(), wanted.len());
         for operation in &operations {
             apply(&mut exact, operation);
         }
@@ -395,6 +404,11 @@ fn a_change_in_place_keeps_what_packets_wrote() {
     assert_eq!(exact.remove(index), Err(ExactError::Unknown { index }));
 }
 
+/// What a whole round of audits finds.
+fn is_sound(exact: &mut ExactLimits) -> bool {
+    (0..16).all(|_| exact.audit(KEY))
+}
+
 /// What may happen to tables that hold [`damaged`]'s limits.
 const DAMAGES: [fn(&mut ExactTables); 11] = [
     |t| t.v4.set(10 << 16 | 5, 0),
@@ -432,13 +446,12 @@ fn damaged(damage: fn(&mut ExactTables)) -> ([ExactLimit; 4], ExactLimits) {
 
 #[test]
 fn an_audit_finds_damage_and_a_rebuild_mends_it() {
-    let sound = |exact: &mut ExactLimits| (0..16).all(|_| exact.audit(KEY));
-    assert!(sound(&mut damaged(|_| {}).1));
+    assert!(is_sound(&mut damaged(|_| {}).1));
     for (case, damage) in DAMAGES.into_iter().enumerate() {
         let (limits, mut exact) = damaged(damage);
-        assert!(!sound(&mut exact), "damage {case}");
+        assert!(!is_sound(&mut exact), "damage {case}");
         assert_eq!(exact.rebuild(KEY), [], "damage {case}");
-        assert!(sound(&mut exact), "damage {case}");
+        assert!(is_sound(&mut exact), "damage {case}");
         assert_eq!(exact.len(), limits.len());
         assert_eq!(exact.get(2), Some(&limits[1]), "damage {case}");
         assert_eq!(exact.read(3).unwrap().passed_packets, 42, "damage {case}");
@@ -446,6 +459,30 @@ fn an_audit_finds_damage_and_a_rebuild_mends_it() {
         let (_, adoption) = ExactLimits::adopt(exact.tables, KEY, &limits);
         assert!(!adoption.rebuilt, "damage {case}");
     }
+}
+
+#[test]
+fn what_ceased_is_no_damage_and_a_later_daemon_takes_it_out() {
+    let (limits, mut exact) = damaged(|_| {});
+    exact.cease(2);
+    let word = exact.tables.limit_words(2)[LINK];
+    assert!(is_sound(&mut exact));
+    assert_eq!(exact.rebuild(KEY), []);
+    assert_eq!(exact.tables.limit_words(2)[LINK], word);
+    check_lookups(&exact, &[10 << 120 | 7 << 96]).unwrap();
+
+    let stays = [limits[0], limits[2], limits[3]];
+    let (mut later, adoption) = ExactLimits::adopt(exact.tables, KEY, &stays);
+    assert!(!adoption.rebuilt && is_sound(&mut later));
+    assert_eq!(later.len(), stays.len());
+    // Somebody else's doing.
+    let next = later.next(1);
+    let ceased = ExactLimit {
+        ceased: true,
+        ..limits[0]
+    };
+    later.tables.set_limit_word(1, LINK, ceased.link_word(next));
+    assert!(!is_sound(&mut later));
 }
 
 #[test]
@@ -574,7 +611,19 @@ fn a_hundred_thousand_limits_are_inserted_at_once() {
         );
     }
     let start = Instant::now();
-    let (_, adoption) = ExactLimits::adopt(exact.tables, KEY, &limits);
+    let (mut exact, adoption) = ExactLimits::adopt(exact.tables, KEY, &limits);
     println!("adopted in {:?}", start.elapsed());
     assert!(!adoption.rebuilt);
+    let numbers: Vec<u32> = adoption.indices.into_iter().flatten().collect();
+    let start = Instant::now();
+    for number in &numbers {
+        exact.cease(*number);
+    }
+    println!("{} ceased in {:?}", numbers.len(), start.elapsed());
+    let start = Instant::now();
+    for number in numbers {
+        exact.remove(number).unwrap();
+    }
+    println!("removed in {:?}", start.elapsed());
+    assert!(exact.is_empty());
 }
