@@ -543,6 +543,11 @@ pub enum EventItem {
         kind: DrainKind,
         name: String,
     },
+    /// What drains has no live flows left.
+    Drained {
+        kind: DrainKind,
+        name: String,
+    },
     DrainEnded {
         kind: DrainKind,
         name: String,
@@ -630,6 +635,7 @@ impl EventItem {
             Self::SourceExpired { .. } => "source_expired",
             Self::SourcesExpired { .. } => "sources_expired",
             Self::DrainBegun { .. } => "drain_begun",
+            Self::Drained { .. } => "drained",
             Self::DrainEnded { .. } => "drain_ended",
             Self::Health { .. } => "health",
             Self::ReloadDone { .. } => "reload_done",

@@ -326,6 +326,7 @@ impl From<Event> for EventItem {
                 Self::SourcesExpired { count, ids }
             }
             Event::DrainBegun { kind, name } => Self::DrainBegun { kind, name },
+            Event::Drained { kind, name } => Self::Drained { kind, name },
             Event::DrainEnded { kind, name } => Self::DrainEnded { kind, name },
             Event::Health(HealthChange {
                 pool,

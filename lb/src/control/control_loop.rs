@@ -57,6 +57,8 @@ pub struct Control<P> {
     pub(super) plane: P,
     pub(super) config: Arc<Config>,
     pub(super) drains: Drains,
+    /// Those of backends that had no live flows left when [`Control::tell_drained`] looked.
+    pub(super) drained: Drains,
     /// Those that have ended here, but not on the disk, for nothing is left of what they were of.
     pub(super) orphans: Drains,
     pub(super) limits: Limits,
@@ -76,7 +78,7 @@ pub struct Control<P> {
     /// What was told at the start; it stays true.
     start_warnings: Vec<String>,
     /// Why the plane does not hold what is desired.
-    apply_error: Option<String>,
+    pub(super) apply_error: Option<String>,
     pub(super) settled: bool,
     /// The VIPs that the plane holds, as far as that is known.
     applied_vips: Option<Vec<String>>,
@@ -171,6 +173,7 @@ impl<P: Dataplane> Control<P> {
             plane: start.plane,
             config,
             drains,
+            drained: Drains::new(),
             orphans: Drains::new(),
             limits,
             limit_series: LimitSeries::default(),
@@ -256,6 +259,7 @@ impl<P: Dataplane> Control<P> {
                 _ = tick.tick() => {
                     self.audit();
                     self.plane.sweep();
+                    self.tell_drained();
                 }
             }
         }

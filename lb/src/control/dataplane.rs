@@ -45,6 +45,9 @@ pub trait Dataplane {
     /// All figures, read from the maps now.
     fn figures(&self) -> Result<Figures, Failure>;
 
+    /// Live flows alone, which cost less.
+    fn flows(&self) -> FlowFigures;
+
     /// The figures, and what only metrics show.
     fn measure(&mut self) -> Result<Measured, Failure>;
 

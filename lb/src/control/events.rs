@@ -38,6 +38,11 @@ pub enum Event {
         kind: DrainKind,
         name: String,
     },
+    /// What drains has no live flows left.
+    Drained {
+        kind: DrainKind,
+        name: String,
+    },
     DrainEnded {
         kind: DrainKind,
         name: String,
@@ -91,6 +96,7 @@ impl Event {
             Self::SourceExpired(_) => "source_expired",
             Self::SourcesExpired(_) => "sources_expired",
             Self::DrainBegun { .. } => "drain_begun",
+            Self::Drained { .. } => "drained",
             Self::DrainEnded { .. } => "drain_ended",
             Self::Health(_) => "health",
             Self::ReloadDone { .. } => "reload_done",

@@ -11,7 +11,7 @@ use sluice_ebpf::{
 };
 use tokio::sync::watch;
 
-use super::{Attachment, Dataplane, DropFigure, Failure, Figures, Measured, Sources};
+use super::{Attachment, Dataplane, DropFigure, Failure, Figures, FlowFigures, Measured, Sources};
 use crate::{
     config::Mode,
     dataplane::{
@@ -55,6 +55,8 @@ struct Held {
     fails: Option<&'static str>,
     warns: Option<&'static str>,
     panics: bool,
+    /// No backend has flows.
+    idle: bool,
     limits: BTreeMap<u32, LimitSpec>,
     ceased: BTreeSet<u32>,
     last_limit: u32,
@@ -95,6 +97,11 @@ impl Fake {
     /// How many there are, those that do not act any more included.
     pub(crate) fn limit_rows(&self) -> usize {
         self.0.lock().unwrap().limits.len()
+    }
+
+    /// Ends all flows, or has backends have some again.
+    pub(crate) fn set_idle(&self, idle: bool) {
+        self.0.lock().unwrap().idle = idle;
     }
 
     /// As packets meet them, by their text.
@@ -222,13 +229,25 @@ impl Dataplane for Fake {
             .push((Preset::Dns, Mode::Enforce, count(11)));
         for key in held.desired.backends.keys() {
             figures.backends.insert(key.clone(), count(50));
-            figures.flows.backends.insert(key.clone(), 5);
-            figures.flows.proven += 3;
-            figures.flows.unproven += 2;
         }
-        figures.flows.capacity = 1 << 20;
+        drop(held);
+        figures.flows = self.flows();
         figures.flow_stats.evicted_idle = 9;
         Ok(figures)
+    }
+
+    fn flows(&self) -> FlowFigures {
+        let held = self.0.lock().unwrap();
+        let mut flows = FlowFigures {
+            capacity: 1 << 20,
+            ..FlowFigures::default()
+        };
+        for key in held.desired.backends.keys().filter(|_| !held.idle) {
+            flows.backends.insert(key.clone(), 5);
+            flows.proven += 3;
+            flows.unproven += 2;
+        }
+        flows
     }
 
     fn measure(&mut self) -> Result<Measured, Failure> {

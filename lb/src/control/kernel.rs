@@ -119,26 +119,6 @@ impl Kernel {
         Ok((kernel, opened))
     }
 
-    fn census(&self) -> FlowFigures {
-        let mut counted = self.census.borrow_mut();
-        let fresh = |counted: &Counted| counted.at.elapsed() < counted.took * CENSUS_REUSE;
-        let counted = match counted.take() {
-            Some(known) if fresh(&known) => counted.insert(known),
-            _ => {
-                let at = Instant::now();
-                let census = self.plane.flows_per_backend();
-                let took = at.elapsed();
-                counted.insert(Counted { census, at, took })
-            }
-        };
-        FlowFigures {
-            backends: counted.census.by_backend.clone(),
-            proven: counted.census.proven,
-            unproven: counted.census.unproven,
-            capacity: counted.census.capacity,
-        }
-    }
-
     /// What drivers can do changes, as when the other end of a veth gets a program.
     fn look_for_lost_redirects(&mut self, desired: &Desired) {
         let next_hops = desired.backends.values().filter_map(|state| state.next_hop);
@@ -333,13 +313,33 @@ impl Dataplane for Kernel {
             challenges: self.plane.challenges()?,
             backends: self.plane.backend_stats()?,
             flow_stats: self.plane.flow_stats()?,
-            flows: self.census(),
+            flows: self.flows(),
             checksums: self
                 .tables
                 .iter()
                 .filter_map(|(vip, table)| Some((vip.clone(), *checksums.get(table)?)))
                 .collect(),
         })
+    }
+
+    fn flows(&self) -> FlowFigures {
+        let mut counted = self.census.borrow_mut();
+        let fresh = |counted: &Counted| counted.at.elapsed() < counted.took * CENSUS_REUSE;
+        let counted = match counted.take() {
+            Some(known) if fresh(&known) => counted.insert(known),
+            _ => {
+                let at = Instant::now();
+                let census = self.plane.flows_per_backend();
+                let took = at.elapsed();
+                counted.insert(Counted { census, at, took })
+            }
+        };
+        FlowFigures {
+            backends: counted.census.by_backend.clone(),
+            proven: counted.census.proven,
+            unproven: counted.census.unproven,
+            capacity: counted.census.capacity,
+        }
     }
 
     fn measure(&mut self) -> Result<Measured, Failure> {

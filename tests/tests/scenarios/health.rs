@@ -275,6 +275,14 @@ fn a_draining_backend_is_drained_when_its_last_flow_is_gone() {
     conn.ask_who();
     assert_eq!(state(backend.v4()), "draining");
     assert_eq!(state(idle.v4()), "drained");
+    let told = |address| {
+        let log = lab.node().log();
+        log.lines().any(|line| {
+            line.contains("its last live flow has ended") && line.contains(&format!("v4/{address}"))
+        })
+    };
+    eventually("it is told", || told(idle.v4()));
+    assert!(!told(backend.v4()));
     lab.sluice(&format!("undrain backend v4/{}", idle.v4()))
         .succeeds();
     assert_eq!(state(idle.v4()), "up");
