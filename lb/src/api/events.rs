@@ -29,7 +29,7 @@ use super::{
     model::{EventItem, Told},
     render::rfc3339,
 };
-use crate::control;
+use crate::control::{self, Heart};
 
 /// The last events, and those to come.
 #[derive(Clone, Debug)]
@@ -83,9 +83,15 @@ impl EventLog {
     }
 
     /// Writes down what the control loop tells, until it ends.
-    pub async fn follow(self, mut events: broadcast::Receiver<control::Event>) {
+    pub async fn follow(self, mut events: broadcast::Receiver<control::Event>, heart: Heart) {
+        let mut beat = heart.interval();
         loop {
-            match events.recv().await {
+            heart.beat();
+            let event = tokio::select! {
+                event = events.recv() => event,
+                _ = beat.tick() => continue,
+            };
+            match event {
                 Ok(event) => self.add(EventItem::from(event)),
                 Err(RecvError::Lagged(events)) => self.add(EventItem::Lost {
                     events: Some(events),

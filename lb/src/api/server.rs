@@ -33,11 +33,18 @@ use super::{
     guard::MAX_BODY_BYTES,
     stream::Watched,
 };
+use crate::control::Heart;
 
 /// Answers on the Unix socket, for ever.
-pub async fn serve_local(listener: &UnixListener, router: Router, caps: Caps) -> Infallible {
+pub async fn serve_local(
+    listener: &UnixListener,
+    router: Router,
+    caps: Caps,
+    heart: &Heart,
+) -> Infallible {
     let accept = Accept {
         name: "socket",
+        heart,
         connections: Connections::new(caps),
     };
     let begin = |stream: UnixStream, _, open: Open| {
@@ -56,9 +63,11 @@ pub async fn serve_remote(
     router: Router,
     access: Arc<Access>,
     caps: Caps,
+    heart: &Heart,
 ) -> Infallible {
     let accept = Accept {
         name: "listen",
+        heart,
         connections: Connections::new(caps),
     };
     let begin = |stream: TcpStream, peer, open: Open| {
@@ -79,9 +88,10 @@ pub async fn serve_remote(
 }
 
 /// Takes connections in.
-struct Accept {
+struct Accept<'a> {
     /// The key of the config that names the listener.
     name: &'static str,
+    heart: &'a Heart,
     connections: Arc<Connections>,
 }
 
@@ -109,7 +119,7 @@ impl Listener for TcpListener {
     }
 }
 
-impl Accept {
+impl Accept<'_> {
     async fn all<L: Listener>(
         &self,
         listener: &L,
@@ -118,6 +128,7 @@ impl Accept {
         let mut sweep = interval(SWEEP);
         let mut complaint = Complaint::default();
         loop {
+            self.heart.beat();
             let accepted = tokio::select! {
                 accepted = listener.next() => accepted,
                 _ = sweep.tick() => {
@@ -147,7 +158,7 @@ impl Accept {
     }
 }
 
-/// How often overdue connections are looked for.
+/// How often overdue connections are looked for, and the heart beats at least.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Before the next try, when the kernel has no room for one more connection.
 const NO_ROOM: Duration = Duration::from_millis(100);

@@ -161,10 +161,10 @@ impl World {
             body_time,
             ..Api::new(handle.clone(), config_file, access)
         });
-        let log = tokio::spawn(api.events.clone().follow(handle.events()));
+        let log = tokio::spawn(api.events.clone().follow(handle.events(), Heart::default()));
         let router = router(api.clone());
         let server = tokio::spawn(async move {
-            serve_local(&listener, router, Caps::default()).await;
+            serve_local(&listener, router, Caps::default(), &Heart::default()).await;
         });
         Self {
             tasks: vec![control, server, log],

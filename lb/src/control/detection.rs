@@ -35,7 +35,7 @@ pub(super) async fn run(
     let watch = Watch::open(&pin_dir).map_err(|error| super::chain(&error))?;
     let mut task = Task {
         shared: handle.detection().clone(),
-        webhook: Webhook::start(handle.detection().clone()),
+        webhook: Webhook::start(handle.detection().clone(), handle.supervisor()),
         handle,
         watch,
         config: None,

@@ -142,17 +142,19 @@ impl Supervisor {
     pub fn run<F>(
         &self,
         name: &'static str,
-        start: impl Fn(Heart) -> F + Send + 'static,
+        start: impl Fn(Heart) -> F + Send + Sync + 'static,
     ) -> JoinHandle<()>
     where
         F: Future<Output = Result<Infallible, String>> + Send + 'static,
     {
-        let supervisor = self.clone();
+        let (supervisor, start) = (self.clone(), Arc::new(start));
         tokio::spawn(async move {
             let mut back_off = supervisor.back_off();
             loop {
                 let heart = supervisor.heart();
-                let task = start(heart.clone());
+                let (start, its_heart) = (start.clone(), heart.clone());
+                // Made inside, so that its making may fail as well.
+                let task = async move { start(its_heart).await };
                 let error = match supervisor.watch(name, heart, task).await {
                     Ok(Err(error)) | Err(error) => error,
                 };

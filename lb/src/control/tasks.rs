@@ -71,7 +71,7 @@ impl Tasks {
         if manager.is_there() {
             supervisor.run("service manager", move |heart| {
                 let (manager, handle) = (manager.clone(), handle.clone());
-                beside(heart, async move { service::attend(manager, handle).await })
+                ends(service::attend(manager, handle, heart))
             });
         }
         supervisor.run("log", |heart| beside(heart, log::tell_what_is_left_out()));
@@ -79,10 +79,19 @@ impl Tasks {
     }
 }
 
-/// A task that waits most of its time, with a heart that beats as long as it is served.
-async fn beside(heart: Heart, task: impl Future<Output = ()>) -> Result<Infallible, String> {
+/// A task that beats by itself, and should not end.
+async fn ends(task: impl Future<Output = ()>) -> Result<Infallible, String> {
+    task.await;
+    Err("it ended".into())
+}
+
+/// A task that cannot wait for ever where it should not, with a heart that beats as long as it is served.
+pub(super) async fn beside(
+    heart: Heart,
+    task: impl Future<Output = ()>,
+) -> Result<Infallible, String> {
     tokio::select! {
-        () = task => Err("it ended".into()),
+        ended = ends(task) => ended,
         never = heart.beats() => match never {},
     }
 }
@@ -90,7 +99,7 @@ async fn beside(heart: Heart, task: impl Future<Output = ()>) -> Result<Infallib
 fn tell_events(supervisor: &Supervisor, api: &Api) {
     let (log, control) = (api.events.clone(), api.control.clone());
     supervisor.run("events", move |heart| {
-        beside(heart, log.clone().follow(control.events()))
+        ends(log.clone().follow(control.events(), heart))
     });
 }
 
@@ -107,9 +116,7 @@ fn listen(supervisor: &Supervisor, listeners: Listeners, api: &Arc<Api>) {
     let local = Arc::new(local);
     supervisor.run("API", move |heart| {
         let (local, router) = (local.clone(), router.clone());
-        beside(heart, async move {
-            match api::serve_local(&local, router, Caps::default()).await {}
-        })
+        async move { Ok(api::serve_local(&local, router, Caps::default(), &heart).await) }
     });
 }
 
@@ -123,10 +130,7 @@ async fn serve_remote(
     let listener = listener.try_clone().map_err(failed)?;
     let serve = async move || {
         let listener = net::TcpListener::from_std(listener).map_err(failed)?;
-        tokio::select! {
-            never = api::serve_remote(&listener, router, access, Caps::default()) => match never {},
-            never = heart.beats() => match never {},
-        }
+        Ok(api::serve_remote(&listener, router, access, Caps::default(), &heart).await)
     };
     apart("api", serve).await
 }

@@ -10,11 +10,12 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    sync::{mpsc, watch},
+    sync::{Mutex, mpsc, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_rustls::TlsConnector;
 
+use super::{supervise::Supervisor, tasks::beside};
 use crate::{api, detect::shared::Shared};
 
 /// Tells the URL of the config.
@@ -24,6 +25,13 @@ pub(super) struct Webhook {
     shared: Shared,
 }
 
+/// What outlives a task that had to be started again.
+struct Waiting {
+    messages: mpsc::Receiver<Message>,
+    /// One is being sent.
+    sends: bool,
+}
+
 #[derive(Debug)]
 struct Message {
     body: String,
@@ -31,10 +39,21 @@ struct Message {
 }
 
 impl Webhook {
-    pub(super) fn start(shared: Shared) -> Self {
+    /// What waits is still sent when the task that sends it had to be started again.
+    pub(super) fn start(shared: Shared, supervisor: &Supervisor) -> Self {
         let (messages, waiting) = mpsc::channel(MOST_WAITING);
         let (url, current_url) = watch::channel(None);
-        tokio::spawn(deliver(waiting, current_url, shared.clone()));
+        let waiting = Waiting {
+            messages: waiting,
+            sends: false,
+        };
+        let (waiting, told) = (Arc::new(Mutex::new(waiting)), shared.clone());
+        supervisor.run("webhook", move |heart| {
+            let (waiting, url, shared) = (waiting.clone(), current_url.clone(), told.clone());
+            beside(heart, async move {
+                deliver(&mut *waiting.lock().await, url, shared).await;
+            })
+        });
         Self {
             url,
             messages,
@@ -68,12 +87,13 @@ impl Webhook {
 
 /// Sends what comes, until nobody can send any more. By its age each is given up, so that those behind it are not held up by
 /// a time when nobody listened.
-async fn deliver(
-    mut messages: mpsc::Receiver<Message>,
-    mut url: watch::Receiver<Option<String>>,
-    shared: Shared,
-) {
-    while let Some(message) = messages.recv().await {
+async fn deliver(waiting: &mut Waiting, mut url: watch::Receiver<Option<String>>, shared: Shared) {
+    if waiting.sends {
+        tracing::error!("the webhook failed while it sent a decision, which may be lost");
+        shared.lock().webhook_lost += 1;
+    }
+    while let Some(message) = waiting.messages.recv().await {
+        waiting.sends = true;
         let taken = until_taken(&message.body, &mut url);
         if timeout_at(message.decided + GIVE_UP, taken).await.is_err() {
             tracing::error!(
@@ -82,6 +102,7 @@ async fn deliver(
             );
             shared.lock().webhook_lost += 1;
         }
+        waiting.sends = false;
     }
 }
 
@@ -189,6 +210,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::control::supervise::faults::Fault;
 
     /// Refuses the first, and keeps what it takes.
     async fn take(
@@ -214,8 +236,12 @@ mod tests {
     }
 
     fn webhook(url: &str) -> Webhook {
+        webhook_of(url, Supervisor::default())
+    }
+
+    fn webhook_of(url: &str, supervisor: Supervisor) -> Webhook {
         let (shared, _) = Shared::new(&BTreeMap::new(), 1);
-        let webhook = Webhook::start(shared);
+        let webhook = Webhook::start(shared, &supervisor);
         webhook.set_url(Some(&url.to_owned()));
         webhook
     }
@@ -243,6 +269,26 @@ mod tests {
         webhook.set_url(Some(&url));
         assert_eq!(bodies.recv().await.unwrap(), "first");
         assert_eq!(webhook.shared.lock().webhook_lost, 0);
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_sent_though_the_task_fails() {
+        let (url, mut bodies) = listener().await;
+        let supervisor = Supervisor::hasty();
+        let webhook = webhook_of(NOBODY, supervisor.clone());
+        for body in ["lost", "lost too", "sent"] {
+            webhook.tell(|| body.into());
+        }
+        sleep(Duration::from_millis(100)).await;
+        for (fault, lost) in [(Fault::Panic, 1), (Fault::Hang, 2)] {
+            supervisor.spoil("webhook", fault);
+            while webhook.shared.lock().webhook_lost < lost {
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+        webhook.set_url(Some(&url));
+        assert_eq!(bodies.recv().await.unwrap(), "sent");
+        assert_eq!(supervisor.tasks()[0].restarts, 2);
     }
 
     #[tokio::test(start_paused = true)]

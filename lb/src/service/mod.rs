@@ -11,25 +11,27 @@ pub use manager::{Manager, Reloading};
 
 use crate::{
     api::is_up,
-    control::{Handle, Refused, View},
+    control::{Handle, Heart, Refused, View},
 };
 
 /// Tells the service manager when the data plane holds what the config asks for, how it is from then on, and that the
 /// control loop still answers. Never ends while there is one.
-pub async fn attend(manager: Manager, control: Handle) {
+pub async fn attend(manager: Manager, control: Handle, heart: Heart) {
     if manager.is_there() {
         let pings = async {
             if let Some(limit) = manager.watchdog() {
                 ping(&manager, limit, || control.answers()).await;
             }
         };
-        tokio::join!(tell_status(&manager, &control), pings);
+        tokio::join!(tell_status(&manager, &control, &heart), pings);
     }
 }
 
-async fn tell_status(manager: &Manager, control: &Handle) {
+/// The heart beats here: without pings the watchdog ends the daemon.
+async fn tell_status(manager: &Manager, control: &Handle, heart: &Heart) {
     let (mut ready, mut told) = (false, String::new());
     loop {
+        heart.beat();
         let view = control.view();
         let now = status(&view);
         let becomes_ready = view.ready && !ready;

@@ -20,7 +20,7 @@ use super::{
     super::{Role, certificates, create, provider, roots, serve_remote},
     *,
 };
-use crate::store::shaky::Shaky;
+use crate::{control::Heart, store::shaky::Shaky};
 
 /// A daemon that also listens by TCP, with TLS and tokens.
 pub(super) struct Remote {
@@ -70,7 +70,9 @@ impl Remote {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (routes, access) = (router(world.api.clone()), world.api.access.clone());
-        tokio::spawn(async move { serve_remote(&listener, routes, access, caps).await });
+        tokio::spawn(async move {
+            serve_remote(&listener, routes, access, caps, &Heart::default()).await
+        });
         Self {
             world,
             address,
