@@ -11,6 +11,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::{Mutex, mpsc, watch},
+    task::JoinHandle,
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_rustls::TlsConnector;
@@ -23,6 +24,14 @@ pub(super) struct Webhook {
     url: watch::Sender<Option<String>>,
     messages: mpsc::Sender<Message>,
     shared: Shared,
+    watched: JoinHandle<()>,
+}
+
+/// What waits is still sent; but nobody starts the task again that sent all of it.
+impl Drop for Webhook {
+    fn drop(&mut self) {
+        self.watched.abort();
+    }
 }
 
 /// What outlives a task that had to be started again.
@@ -48,7 +57,7 @@ impl Webhook {
             sends: false,
         };
         let (waiting, told) = (Arc::new(Mutex::new(waiting)), shared.clone());
-        supervisor.run("webhook", move |heart| {
+        let watched = supervisor.run("webhook", move |heart| {
             let (waiting, url, shared) = (waiting.clone(), current_url.clone(), told.clone());
             beside(heart, async move {
                 deliver(&mut *waiting.lock().await, url, shared).await;
@@ -58,6 +67,7 @@ impl Webhook {
             url,
             messages,
             shared,
+            watched,
         }
     }
 
@@ -289,6 +299,19 @@ mod tests {
         webhook.set_url(Some(&url));
         assert_eq!(bodies.recv().await.unwrap(), "sent");
         assert_eq!(supervisor.tasks()[0].restarts, 2);
+    }
+
+    #[tokio::test]
+    async fn the_task_of_a_webhook_that_is_gone_is_not_started_again() {
+        let (url, mut bodies) = listener().await;
+        let supervisor = Supervisor::hasty();
+        let webhook = webhook_of(&url, supervisor.clone());
+        webhook.tell(|| "sent still".into());
+        sleep(Duration::from_millis(50)).await;
+        drop(webhook);
+        assert_eq!(bodies.recv().await.unwrap(), "sent still");
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(supervisor.tasks()[0].restarts, 0);
     }
 
     #[tokio::test(start_paused = true)]
