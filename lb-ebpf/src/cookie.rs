@@ -8,6 +8,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     abi::{ANSWER_ECN, ANSWER_SACK, ANSWER_TIMESTAMPS, SynAnswer},
+    forget,
     hash::Tuple,
     packet::{Frame, TCP_ACK, TCP_CWR, TCP_ECE, TCP_SYN},
     reset::TcpHeader,
@@ -353,21 +354,15 @@ const OFFSETS: usize = 64;
 
 /// The options of a TCP header at `start`, which is `header_bytes` long, as one number: see [`Options::unpack`].
 ///
-/// `forget` returns what it is given. In the kernel it must have the verifier forget what it knows of it: that follows every
-/// way through the list otherwise, and there are too many. For the same reason nothing here branches on what was found.
+/// The verifier would follow every way through the list, and there are too many: so it has to forget where it stands. For the
+/// same reason nothing here branches on what was found.
 #[inline(always)]
 #[must_use]
-pub fn options(
-    frame: &Frame,
-    start: usize,
-    header_bytes: usize,
-    stamp: Stamp,
-    forget: impl Fn(usize) -> usize,
-) -> u64 {
+pub fn options(frame: &Frame, start: usize, header_bytes: usize, stamp: Stamp) -> u64 {
     let mut packed = u64::from(NO_SCALE) << 48;
     let mut next = 20;
     for _ in 0..MAX_OPTIONS {
-        let both = forget(header_bytes << 8 | next);
+        let both = forget(header_bytes << 8 | next, frame.len());
         let (offset, end) = (both & (OFFSETS - 1), both >> 8 & (OFFSETS - 1));
         // A last option of one byte says nothing.
         if offset + 2 > end {

@@ -54,3 +54,12 @@ pub fn hide(value: usize) -> usize {
     #[cfg(not(target_arch = "bpf"))]
     value
 }
+
+/// Has the kernel's verifier forget what it knows of a value: mixed with one that it knows nothing of, and back.
+///
+/// It follows each way to a place anew for each value that it knows there, and once where it knows none.
+#[inline(always)]
+#[must_use]
+pub fn forget(value: usize, unknown: usize) -> usize {
+    hide(value ^ unknown) ^ unknown
+}

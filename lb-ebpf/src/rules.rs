@@ -476,7 +476,8 @@ fn read64(word: &u64) -> u64 {
     unsafe { core::ptr::from_ref(word).read_volatile() }
 }
 
-/// A number by way of a map's value: what the verifier has learned of it is no longer known.
+/// A number by way of a map's value: what the verifier has learned of it is no longer known, nor is what it was made from of
+/// any more use to it, as it is to [`crate::forget`].
 #[inline(always)]
 #[must_use]
 pub fn forget(word: &mut u32, number: u32) -> u32 {

@@ -44,10 +44,6 @@ mod program {
     #[btf_map]
     static STATS: PerCpuArray<Stats, 1> = PerCpuArray::new();
 
-    /// A word that the verifier knows nothing of: see [`cookie::options`].
-    #[btf_map]
-    static SCRATCH: PerCpuArray<u64, 1> = PerCpuArray::new();
-
     /// Entries of `VIPS` in use.
     #[unsafe(no_mangle)]
     static VIP_COUNT: Global<u32> = Global::new(0);
@@ -154,7 +150,7 @@ mod program {
             return None;
         }
         let header_bytes = usize::from(header_length >> 4) * 4;
-        let shown = options(frame, l4, header_bytes, Stamp::Echo)?;
+        let shown = options(frame, l4, header_bytes, Stamp::Echo);
         let tuple = Tuple {
             source: ip.source,
             destination: ip.destination,
@@ -181,7 +177,7 @@ mod program {
         }
         let scaled = offer.window_scale != NO_SCALE;
         let mut request = Request {
-            rcv_tsval: u32::from_be(options(frame, l4, header_bytes, Stamp::Value)?.stamp_be),
+            rcv_tsval: u32::from_be(options(frame, l4, header_bytes, Stamp::Value).stamp_be),
             rcv_tsecr: echoed,
             mss: offer.mss,
             rcv_wscale: if scaled { WINDOW_SCALE.load() } else { 0 },
@@ -197,15 +193,8 @@ mod program {
     }
 
     #[inline(always)]
-    fn options(frame: &Frame, l4: usize, header_bytes: usize, stamp: Stamp) -> Option<Options> {
-        let scratch = SCRATCH.get_ptr_mut(0)?;
-        let packed = cookie::options(frame, l4, header_bytes, stamp, |value| {
-            // SAFETY: a value of a per-CPU map.
-            unsafe { scratch.write_volatile(value as u64) };
-            // SAFETY: as above.
-            unsafe { scratch.read_volatile() as usize }
-        });
-        Some(Options::unpack(packed))
+    fn options(frame: &Frame, l4: usize, header_bytes: usize, stamp: Stamp) -> Options {
+        Options::unpack(cookie::options(frame, l4, header_bytes, stamp))
     }
 
     #[inline(always)]

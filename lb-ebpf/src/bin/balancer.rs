@@ -15,8 +15,8 @@ mod kernel;
 // What `kernel` knows as `crate::`.
 #[cfg(target_arch = "bpf")]
 use sluice_ebpf::{
-    abi, amplification, challenge, checksum, context, cookie, decap, encap, exact, flow, gcra,
-    handshake, hash, hide, packet, reset, rules, sanity, sketch, sources, vip,
+    abi, amplification, challenge, checksum, context, cookie, decap, encap, exact, flow, forget,
+    gcra, handshake, hash, hide, packet, reset, rules, sanity, sketch, sources, vip,
 };
 
 /// This program forwards; its twin in `explain.rs` tells what it would do.

@@ -15,8 +15,8 @@ mod kernel;
 // What `kernel` knows as `crate::`.
 #[cfg(target_arch = "bpf")]
 use sluice_ebpf::{
-    abi, amplification, challenge, checksum, context, cookie, decap, encap, exact, flow, gcra,
-    handshake, hash, hide, packet, reset, rules, sanity, sketch, sources, vip,
+    abi, amplification, challenge, checksum, context, cookie, decap, encap, exact, flow, forget,
+    gcra, handshake, hash, hide, packet, reset, rules, sanity, sketch, sources, vip,
 };
 
 /// This program tells what its twin in `balancer.rs` would do.

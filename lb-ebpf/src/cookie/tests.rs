@@ -45,7 +45,7 @@ fn stamped(list: &[u8], stamp: Stamp) -> Options {
     let start = frame.as_ptr() as usize;
     // SAFETY: the vector outlives its use.
     let seen = unsafe { Frame::new(start, start + frame.len()) };
-    Options::unpack(options(&seen, 0, frame.len(), stamp, |it| it))
+    Options::unpack(options(&seen, 0, frame.len(), stamp))
 }
 
 proptest! {

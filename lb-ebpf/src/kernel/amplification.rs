@@ -11,7 +11,7 @@ use crate::{
     abi::{Count, DropReason, FILTER_AMPLIFICATION, MAX_REPLIES, Policy, Step, Vip},
     amplification::{Mark, mark},
     context::frame,
-    hide,
+    forget, hide,
     packet::{self, Ip},
 };
 
@@ -81,7 +81,9 @@ pub extern "C" fn sluice_amplification(context: *mut xdp_md, what: u64, v6: bool
     ) else {
         return 0;
     };
-    let bit = 1u64 << (mark.preset & 63);
+    // Not once for each preset.
+    let preset = forget(mark.preset as usize, what as usize) & 63;
+    let bit = 1u64 << preset;
     let enforce = policy.amplification_enforce & bit != 0;
     if !enforce && policy.amplification_monitor & bit == 0 {
         return 0;
@@ -99,8 +101,8 @@ pub extern "C" fn sluice_amplification(context: *mut xdp_md, what: u64, v6: bool
     if !begins_like(context, &ip, &mark) || was_asked_for(policy, bit, ip.source) {
         return 0;
     }
-    count_preset(mark.preset, u32::from(!enforce), ip.length);
-    mark.preset & 63 | if enforce { ENFORCED } else { MONITORED }
+    count_preset(preset as u32, u32::from(!enforce), ip.length);
+    preset as u32 | if enforce { ENFORCED } else { MONITORED }
 }
 
 /// Whether the payload begins like an answer. What a short payload lacks is taken for zeros.

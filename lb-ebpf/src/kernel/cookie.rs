@@ -8,7 +8,7 @@ use super::{
     answer::{self, Answer, Options as Written},
     challenge::{DONT_FRAGMENT_BE, Header, Where, headers, is_in_force, stats},
     count,
-    maps::{QUOTED, VIPS, explaining, settings},
+    maps::{VIPS, explaining, settings},
     pipeline::Packet,
 };
 use crate::{
@@ -212,19 +212,10 @@ fn write<H: Header>(context: *mut xdp_md, at: &Where, packed: u64, numbers: u64)
 pub extern "C" fn sluice_tcp_options(context: *mut xdp_md, what: u64, echo: bool) -> u64 {
     let start = Where::unpack(what).l4_offset;
     let frame = frame(context);
-    // Any word of a per-CPU map will do, and nothing of an ICMP error is on its way in this one.
-    let (Some(segment), Some(word)) = (frame.read::<TcpHeader>(start), QUOTED.get_ptr_mut(0))
-    else {
+    let Some(segment) = frame.read::<TcpHeader>(start) else {
         return 0;
-    };
-    let word = word.cast::<u64>();
-    let forget = |value| {
-        // SAFETY: a value of a per-CPU map.
-        unsafe { word.write_volatile(value as u64) };
-        // SAFETY: as above.
-        unsafe { word.read_volatile() as usize }
     };
     let stamp = if echo { Stamp::Echo } else { Stamp::Value };
     let header_bytes = usize::from(segment.header_length >> 4) * 4;
-    cookie::options(&frame, start, header_bytes, stamp, forget)
+    cookie::options(&frame, start, header_bytes, stamp)
 }

@@ -28,6 +28,7 @@ use crate::{
     },
     context::frame,
     flow::State,
+    forget,
     hash::{self, Tuple},
     hide,
     packet::{
@@ -73,6 +74,8 @@ pub fn run(context: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn meet(context: *mut xdp_md, settings: &'static Settings, ethertype: u16, offset: usize) -> u32 {
     let frame = frame(context);
+    // However many tags there are, the rest is followed once.
+    let offset = forget(offset, frame.len()) & 31;
     let Some(ip) = packet::ip(&frame, ethertype, offset) else {
         return not_ours(context, settings, Step::NotIp, frame.len() as u32);
     };

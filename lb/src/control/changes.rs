@@ -49,6 +49,8 @@ struct Flight {
     /// Drains that it takes off the disk, for nothing is left of what they were of.
     orphans: Drains,
     outcome: oneshot::Receiver<Result<(), StoreError>>,
+    /// Beats of the loop since it began.
+    beats: u32,
 }
 
 /// What was written is being made, a part at a time.
@@ -76,6 +78,8 @@ pub(super) struct Plan<'a> {
 const WAITING: usize = 4_096;
 /// So many steps are taken at once, and others get their turn in between.
 const STEPS: usize = 512;
+/// A write that takes longer is told of. Counted, and not measured: a process that stood still has no slow disk.
+const BEATS: u32 = 10;
 
 impl Changes {
     pub(super) fn new(writer: Writer) -> Self {
@@ -99,6 +103,15 @@ impl Changes {
                 Turn::Make
             }
         }
+    }
+
+    /// To be called at each beat: whether the disk has not answered for so many.
+    pub(super) fn wait_for_disk(&mut self) -> bool {
+        let Stage::Writing(flight) = &mut self.stage else {
+            return false;
+        };
+        flight.beats = flight.beats.saturating_add(1);
+        flight.beats > BEATS
     }
 
     pub(super) fn push(&mut self, request: Request) {
@@ -184,6 +197,7 @@ impl<P: Dataplane> Control<P> {
             sources: with_sources.then_some(sources),
             orphans,
             outcome,
+            beats: 0,
         });
     }
 

@@ -71,6 +71,8 @@ pub struct Control<P> {
     pub(super) changes: Changes,
     /// Why nothing can be written to the disk.
     pub(super) trouble: watch::Receiver<Option<String>>,
+    /// A write takes very long.
+    waits_for_disk: bool,
     pub(super) sources: Sources,
     commands: mpsc::Receiver<Command>,
     pub(super) view: Arc<ArcSwap<View>>,
@@ -103,6 +105,7 @@ const RECONCILE: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(3);
 /// Events that come within this time are applied together: a switch that reboots brings many.
 const GATHER: Duration = Duration::from_millis(5);
+const DISK_DOES_NOT_ANSWER: &str = "the disk of the state directory does not answer: what is asked for at run time waits; look at `dmesg`";
 /// So many commands may wait; those that come at once are written at once.
 const COMMANDS: usize = 256;
 
@@ -182,6 +185,7 @@ impl<P: Dataplane> Control<P> {
             sets,
             tightened: handle.tightened.clone(),
             trouble: start.writer.trouble(),
+            waits_for_disk: false,
             changes: Changes::new(start.writer),
             sources,
             commands,
@@ -255,7 +259,7 @@ impl<P: Dataplane> Control<P> {
                     Ok(()) => self.publish_warnings(),
                     Err(_closed) => return Ended::StoreGone,
                 },
-                _ = beat.tick() => {}
+                _ = beat.tick() => self.look_at_disk(),
                 _ = tick.tick() => {
                     self.audit();
                     self.plane.sweep();
@@ -428,6 +432,7 @@ impl<P: Dataplane> Control<P> {
             .chain(self.rules.held.error())
             .chain(self.sets.held.error())
             .chain(refused)
+            .chain(self.waits_for_disk.then(|| DISK_DOES_NOT_ANSWER.to_owned()))
             .chain(self.unchecked())
             .collect()
     }
@@ -442,6 +447,21 @@ impl<P: Dataplane> Control<P> {
             1 + unchecked.count(),
             status.error.as_deref().unwrap_or_default()
         ))
+    }
+
+    /// Tells of a disk that does not answer: nothing fails then, and nothing is done.
+    fn look_at_disk(&mut self) {
+        let waits = self.changes.wait_for_disk();
+        if waits == self.waits_for_disk {
+            return;
+        }
+        self.waits_for_disk = waits;
+        if waits {
+            tracing::error!("{DISK_DOES_NOT_ANSWER}");
+        } else {
+            tracing::info!("the disk of the state directory answers again");
+        }
+        self.publish_warnings();
     }
 
     fn publish_warnings(&mut self) {

@@ -61,7 +61,7 @@ mod tests {
         },
         dataplane::Ordered,
         desired::{Tightened, Tightening},
-        store::{Allocated, Directory, Medium, Store, Writer},
+        store::{Allocated, Directory, Medium, Store, Writer, shaky::Shaky},
     };
 
     /// What loops start from.
@@ -219,6 +219,29 @@ mod tests {
         fn copy_aside(&self) -> io::Result<PathBuf> {
             unreachable!("nothing was written")
         }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_answer_is_told_of() {
+        let world = World::new();
+        let disk = Shaky::default();
+        let handle = world.start(disk.clone(), Supervisor::hasty());
+        let spec = serde_json::from_str(r#"{"prefix": "198.51.100.0/24", "pps": 10}"#).unwrap();
+        let is_told = || {
+            let told = &handle.view().warnings;
+            told.iter().any(|it| it.contains("does not answer"))
+        };
+        let hung = disk.hang();
+        let set = {
+            let handle = handle.clone();
+            tokio::spawn(async move { handle.set_limit(spec, Precondition::default()).await })
+        };
+        until(is_told).await;
+        assert!(handle.figures().await.is_ok(), "others are answered");
+        assert!(!set.is_finished());
+        drop(hung);
+        assert!(set.await.unwrap().is_ok());
+        until(|| !is_told()).await;
     }
 
     #[tokio::test]

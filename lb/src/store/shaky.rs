@@ -58,6 +58,11 @@ impl Shaky {
         self.0.lock().unwrap().power = Some(operations);
     }
 
+    /// It answers nobody until what comes back is dropped.
+    pub(crate) fn hang(&self) -> impl Sized {
+        self.0.lock().unwrap()
+    }
+
     pub(crate) fn break_down(&self, broken: bool) {
         self.0.lock().unwrap().broken = broken;
     }

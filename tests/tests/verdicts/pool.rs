@@ -1,4 +1,4 @@
-//! Loaded programs that tests leave to those after them, with empty maps: the verifier needs a second for each program.
+//! Loaded programs that tests leave to those after them, with empty maps: the verifier needs most of a second for each program.
 
 use std::{
     io,
