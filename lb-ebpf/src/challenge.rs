@@ -35,6 +35,15 @@ pub fn base(key: &[u64; 2], tuple: &Tuple, epoch: u64) -> u64 {
     hash | 2
 }
 
+/// Whether it is before `until`, which was written `hold` jiffies ahead, maybe by another CPU after the packet's time was read.
+///
+/// What is much further away is of another clock.
+#[inline(always)]
+#[must_use]
+pub const fn is_before(until: u64, hold: u64, jiffies: u64) -> bool {
+    until.wrapping_sub(jiffies).wrapping_sub(1) < hold.wrapping_mul(2)
+}
+
 /// The mark for a SYN that came with this TTL: a live host resets answers that it did not ask for too, but only who knows how
 /// far it is from here can make it seem to have asked.
 ///
@@ -321,6 +330,24 @@ mod tests {
             protocol: 6,
             v6,
         })
+    }
+
+    #[test]
+    fn what_is_held_is_so_for_packets_that_began_before_it_was_written() {
+        let (hold, now) = (500, u64::MAX - 100);
+        let until = now.wrapping_add(hold);
+        for at in [
+            now.wrapping_sub(20),
+            now.wrapping_sub(1),
+            now,
+            until.wrapping_sub(1),
+        ] {
+            assert!(is_before(until, hold, at), "{at}");
+        }
+        for at in [until, until.wrapping_add(1), now.wrapping_sub(100_000)] {
+            assert!(!is_before(until, hold, at), "{at}");
+        }
+        assert!(!is_before(0, 0, now), "nothing was written yet");
     }
 
     proptest! {

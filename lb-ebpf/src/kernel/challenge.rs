@@ -445,8 +445,7 @@ fn is_held(challenge: *const Challenge, jiffies: u64) -> bool {
     let hold = unsafe { (*challenge).hold };
     // SAFETY: as above; a word that packets write.
     let until = unsafe { (&raw const (*challenge).until).read_volatile() };
-    // What is further away than this is of another clock.
-    until.wrapping_sub(jiffies).wrapping_sub(1) < hold
+    challenge::is_before(until, hold, jiffies)
 }
 
 /// Whether SYNs of a VIP are answered just now.

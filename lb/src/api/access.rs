@@ -212,7 +212,8 @@ fn forbidden(method: &Method) -> Response {
 }
 
 fn challenged(status: StatusCode, detail: String, challenge: &'static str) -> Response {
-    let mut response = Problem::new(status, detail).into_response();
+    let problem = Problem::new(status, detail).of_field("Authorization");
+    let mut response = problem.into_response();
     let challenge = HeaderValue::from_static(challenge);
     response
         .headers_mut()

@@ -1,20 +1,23 @@
 //! Bodies of requests: read whole, and only so many large ones at a time.
 
+use std::sync::Arc;
+
 use axum::{
     body::Bytes,
     extract::Request,
     http::{StatusCode, header},
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{MAX_BODY_BYTES, Problem};
+use super::{Api, MAX_BODY_BYTES, Problem};
 
 /// The body, and leave to have it in memory if it is large.
 pub(super) async fn read(
+    api: &Api,
     request: Request,
     most: usize,
-) -> Result<(Bytes, Option<SemaphorePermit<'static>>), Problem> {
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Problem> {
     let too_long = || {
         let why = format!("the body is longer than {most} bytes");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, why)
@@ -27,7 +30,8 @@ pub(super) async fn read(
     let permit = if is_small || most <= MAX_BODY_BYTES {
         None
     } else {
-        let permit = LARGE_BODIES.try_acquire().map_err(|_taken| {
+        let places = api.large_bodies.0.clone();
+        let permit = places.try_acquire_owned().map_err(|_taken| {
             let why = "other large requests are being read; try again";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
         })?;
@@ -46,5 +50,12 @@ fn content_length(request: &Request) -> Option<usize> {
     length.to_str().ok()?.parse().ok()
 }
 
-/// Bodies larger than [`MAX_BODY_BYTES`], or of unknown length, that may be in memory at a time.
-static LARGE_BODIES: Semaphore = Semaphore::const_new(2);
+/// Places for bodies larger than [`MAX_BODY_BYTES`], or of unknown length: so many may be in memory at a time.
+#[derive(Debug)]
+pub(crate) struct LargeBodies(Arc<Semaphore>);
+
+impl Default for LargeBodies {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(2)))
+    }
+}

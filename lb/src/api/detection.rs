@@ -62,7 +62,7 @@ pub(super) async fn mitigations(
     (status = 400, description = "There is a condition"),
     (status = 404, description = "There is no such mitigation"),
     (status = 503, description = "The daemon is about to end"),
-    (status = 507, description = "It acts no more, but the disk refused: it may be raised again after a restart"),
+    (status = 507, description = "The disk refused; nothing was changed"),
 ))]
 pub(super) async fn revert(
     State(api): Shared,
@@ -83,7 +83,7 @@ pub(super) async fn revert(
     (status = 404, description = "There is no such mitigation"),
     (status = 409, description = "It is not reverted"),
     (status = 503, description = "The daemon is about to end"),
-    (status = 507, description = "The disk refused: after a restart it is reverted again"),
+    (status = 507, description = "The disk refused; nothing was changed"),
 ))]
 pub(super) async fn allow(
     State(api): Shared,

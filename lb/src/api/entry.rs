@@ -62,6 +62,10 @@ pub(super) fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem>
     };
     let mut tags = headers.get_all(IF_MATCH).into_iter().peekable();
     if tags.peek().is_some() {
+        if headers.contains_key(IF_NONE_MATCH) {
+            let why = format!("one of this and {IF_MATCH}, not both");
+            return Err(bad(IF_NONE_MATCH, why));
+        }
         let tags: Vec<_> = tags
             .map(|value| value.to_str().unwrap_or_default())
             .collect();

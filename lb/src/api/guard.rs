@@ -48,7 +48,8 @@ pub(super) async fn check_body(
         let why = format!(
             "the body is `{given}`; send JSON with `Content-Type: application/json` (curl: `--json`)"
         );
-        return Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why).into_response();
+        let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
+        return problem.of_field("Content-Type").into_response();
     }
     let too_slow = Arc::new(AtomicBool::new(false));
     let request = request.map(|body| Body::new(Timely::new(body, api.body_time, too_slow.clone())));

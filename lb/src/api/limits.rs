@@ -94,7 +94,7 @@ pub(super) async fn set(
     request: Request,
 ) -> Result<Response, Problem> {
     let precondition = precondition(&headers)?;
-    let (body, permit) = read(request, MAX_BATCH_BYTES).await?;
+    let (body, permit) = read(&api, request, MAX_BATCH_BYTES).await?;
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     if first != Some(&b'[') {
         let spec = LimitSpec::from_json(&body).map_err(entry::wrong)?;
@@ -136,7 +136,7 @@ pub(super) async fn replace(
     request: Request,
 ) -> Result<Response, Problem> {
     let precondition = precondition(&headers)?;
-    let (body, _) = read(request, MAX_BODY_BYTES).await?;
+    let (body, _) = read(&api, request, MAX_BODY_BYTES).await?;
     let spec = LimitSpec::from_json(&body).map_err(entry::wrong)?;
     let id = id_of("limit", &id)?;
     let limit = api.control.replace_limit(id, spec, precondition).await?;

@@ -73,6 +73,7 @@ pub struct Api {
     pub events: EventLog,
     /// How long a request's body may take.
     pub body_time: Duration,
+    pub(crate) large_bodies: body::LargeBodies,
 }
 
 impl Api {
@@ -83,6 +84,7 @@ impl Api {
             access: Arc::new(access),
             events: EventLog::new(),
             body_time: guard::BODY_TIME,
+            large_bodies: body::LargeBodies::default(),
         }
     }
 
@@ -226,7 +228,7 @@ async fn set_drain(
         },
         _ => {
             let why = "only `backend`, `vip` and `pop` can be drained";
-            return Err(Problem::new(StatusCode::NOT_FOUND, why));
+            return Err(Problem::new(StatusCode::NOT_FOUND, why).of_field("kind"));
         }
     };
     api.control.drain(drain, draining).await?;

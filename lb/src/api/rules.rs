@@ -83,7 +83,7 @@ pub(super) async fn set(
     request: Request,
 ) -> Result<Response, Problem> {
     let precondition = precondition(&headers)?;
-    let (body, _) = read(request, MAX_BODY_BYTES).await?;
+    let (body, _) = read(&api, request, MAX_BODY_BYTES).await?;
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     if first != Some(&b'[') {
         let spec = operators(&body)?;
@@ -121,7 +121,7 @@ pub(super) async fn preview(
     request: Request,
 ) -> Answer<RulePreview> {
     refuse_condition(&headers, "a preview takes no condition")?;
-    let (body, _) = read(request, MAX_BODY_BYTES).await?;
+    let (body, _) = read(&api, request, MAX_BODY_BYTES).await?;
     let spec = RuleSpec::from_json(&body).map_err(entry::wrong)?;
     let known = api.control.detection().lock();
     let vip = match &spec.vip {
@@ -156,7 +156,7 @@ pub(super) async fn replace(
     request: Request,
 ) -> Result<Response, Problem> {
     let precondition = precondition(&headers)?;
-    let (body, _) = read(request, MAX_BODY_BYTES).await?;
+    let (body, _) = read(&api, request, MAX_BODY_BYTES).await?;
     let spec = operators(&body)?;
     let id = id_of("rule", &id)?;
     let rule = api.control.replace_rule(id, spec, precondition).await?;

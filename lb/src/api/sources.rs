@@ -275,7 +275,7 @@ async fn set(
     request: Request,
 ) -> Result<Response, Problem> {
     let precondition = precondition(headers)?;
-    let (spec, lines) = spec(kind, request).await?;
+    let (spec, lines) = spec(api, kind, request).await?;
     let (set, novelty) = api.control.set_source(spec, precondition).await?;
     Ok(entry::set(novelty, done(set, lines)))
 }
@@ -288,7 +288,7 @@ async fn replace(
     request: Request,
 ) -> Result<Response, Problem> {
     let precondition = precondition(headers)?;
-    let (spec, lines) = spec(kind, request).await?;
+    let (spec, lines) = spec(api, kind, request).await?;
     let id = id_of(api, kind, id).await?;
     let set = api.control.replace_source(id, spec, precondition).await?;
     Ok(entry::tagged(done(set, lines)))
@@ -315,8 +315,12 @@ async fn id_of(api: &Api, kind: Kind, key: String) -> Result<u64, Problem> {
 }
 
 /// What is asked for, and what was read if it is a list.
-async fn spec(kind: Kind, request: Request) -> Result<(SourceSpec, Option<Lines>), Problem> {
-    let (body, _permit) = read(request, guard::MAX_BODY_BYTES).await?;
+async fn spec(
+    api: &Api,
+    kind: Kind,
+    request: Request,
+) -> Result<(SourceSpec, Option<Lines>), Problem> {
+    let (body, _permit) = read(api, request, guard::MAX_BODY_BYTES).await?;
     // Others must not wait for a million prefixes being read.
     let read = off_thread(move || SourceSpec::from_json(kind, &body)).await?;
     read.map_err(entry::wrong)

@@ -209,11 +209,20 @@ impl Handle {
     /// Ends a mitigation for good: none like it is raised until [`Handle::allow`] is called with its id. It is on the disk
     /// when this returns.
     pub async fn revert(&self, id: u64) -> Result<Mitigation, Refused> {
-        let reverted = self.detection.lock().detector.revert(id, now_ms()).cloned();
-        let mitigation = reverted.ok_or_else(|| unknown_mitigation(id))?;
+        let (before, mitigation) = {
+            let detector = &mut self.detection.lock().detector;
+            let before = detector.mitigation(id).cloned();
+            let reverted = detector.revert(id, now_ms()).cloned();
+            before.zip(reverted).ok_or_else(|| unknown_mitigation(id))?
+        };
         let value =
             serde_json::to_vec(&mitigation).map_err(|error| Refused::Failed(error.to_string()))?;
-        self.keep(vec![(mitigation_key(id), Some(value))]).await?;
+        // Detection writes rows as well: what it writes of this one after this shall be the reversal.
+        let kept = self.keep(vec![(mitigation_key(id), Some(value))]).await;
+        if let Err(refused) = kept {
+            self.detection.lock().detector.put_back(before);
+            return Err(refused);
+        }
         self.tell(Event::MitigationReverted(id));
         tracing::info!(
             mitigation = id,
@@ -224,18 +233,14 @@ impl Handle {
 
     /// Takes a reversal back.
     pub async fn allow(&self, id: u64) -> Result<(), Refused> {
-        {
-            let detector = &mut self.detection.lock().detector;
-            let known = detector.mitigation(id).is_some();
-            if detector.allow(id).is_none() {
-                return Err(if known {
-                    Refused::Conflict(format!("mitigation {id} is not reverted"))
-                } else {
-                    unknown_mitigation(id)
-                });
-            }
+        let reverted = self.detection.lock().detector.mitigation(id).cloned();
+        let reverted = reverted.ok_or_else(|| unknown_mitigation(id))?;
+        if !reverted.is_reverted() {
+            let why = format!("mitigation {id} is not reverted");
+            return Err(Refused::Conflict(why));
         }
         self.keep(vec![(mitigation_key(id), None)]).await?;
+        self.detection.lock().detector.allow(id);
         self.tell(Event::MitigationAllowed(id));
         tracing::info!(mitigation = id, "allowed: one like it may be raised again");
         Ok(())

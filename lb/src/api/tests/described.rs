@@ -430,12 +430,19 @@ async fn every_described_answer_is_given_through_tls() {
     }
     let answer = remote.send(&remote.operate, put.clone(), BACKEND, "").await;
     assert_eq!(answer.status, 204);
+    let revert = remote.send(
+        &remote.operate,
+        Method::POST,
+        "/v1/mitigations/2/revert",
+        "",
+    );
+    assert_eq!(revert.await.status, 204);
     remote.disk.break_down(true);
     let other_backend = BACKEND.replace("0.1", "0.2");
     for (method, described, path, body) in changes.into_iter().chain([
         (put.clone(), DRAIN, other_backend.as_str(), ""),
         (delete.clone(), DRAIN, BACKEND, ""),
-        (Method::POST, REVERT, "/v1/mitigations/2/revert", ""),
+        (Method::POST, REVERT, "/v1/mitigations/3/revert", ""),
         (Method::POST, ALLOW, "/v1/mitigations/2/allow", ""),
     ]) {
         let body = body.to_owned();
@@ -445,6 +452,15 @@ async fn every_described_answer_is_given_through_tls() {
         note(&mut seen, &method, described, &answer);
     }
     remote.disk.break_down(false);
+    let is_reverted = |id| {
+        let detector = &world.handle.detection().lock().detector;
+        detector.mitigation(id).unwrap().is_reverted()
+    };
+    assert_eq!(
+        [2, 3].map(is_reverted),
+        [true, false],
+        "nothing was changed"
+    );
 
     // Bodies of the wrong type, and bodies that do not come.
     for (method, described, path) in [
@@ -541,7 +557,7 @@ async fn every_described_answer_is_given_through_tls() {
     ]);
     ended.extend([
         post(REVERT, "/v1/mitigations/3/revert"),
-        post(ALLOW, "/v1/mitigations/3/allow"),
+        post(ALLOW, "/v1/mitigations/2/allow"),
     ]);
     ended.extend([&put, &delete].map(|method| drain(method, BACKEND)));
     ended.extend(

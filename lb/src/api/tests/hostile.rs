@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, time::Instant};
 
-use futures_util::stream;
+use futures_util::{future::select_all, stream};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use tokio::{
@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    remote::{Mutual, Remote},
+    remote::{Mutual, Remote, request},
     *,
 };
 
@@ -271,6 +271,7 @@ async fn errors_are_problems_whoever_finds_them() {
         .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
     let answer = exchange(world.connect().await, typed, LIMIT).await;
     assert_problem(&answer, 415, "--json");
+    assert_eq!(answer.json()["field"], "Content-Type");
     for kind in [
         "application/json",
         "application/json; charset=utf-8",
@@ -282,5 +283,52 @@ async fn errors_are_problems_whoever_finds_them() {
             .header(header::CONTENT_TYPE, kind);
         let answer = exchange(world.connect().await, typed, LIMIT).await;
         assert!(answer.status < 300, "{kind}: {}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn a_third_large_body_is_refused_while_two_are_read() {
+    let remote = Remote::ready().await;
+    let endless = async |path: &str| {
+        let request = request(&remote.operate, Method::POST, path);
+        let request = request.header(header::CONTENT_TYPE, "application/json");
+        unfinished(remote.connect().await, request).await
+    };
+    let ((answer, _, others), more) = {
+        let three = ["/v1/limits", "/v1/deny", "/v1/allow"].map(|path| Box::pin(endless(path)));
+        let first = select_all(three).await;
+        let mut more = Vec::new();
+        for path in ["/v1/limits", "/v1/deny", "/v1/allow"] {
+            more.push(endless(path).await);
+        }
+        (first, more)
+    };
+    for answer in more.iter().chain([&answer]) {
+        assert_problem(answer, 503, "other large requests");
+    }
+    let small = remote.send(&remote.operate, Method::POST, "/v1/limits", LIMIT);
+    assert_eq!(small.await.status, 201);
+    drop(others);
+}
+
+#[tokio::test]
+async fn conditions_that_contradict_each_other_are_refused() {
+    let world = World::ready().await;
+    for (method, path) in [
+        (Method::POST, "/v1/limits"),
+        (Method::PUT, "/v1/limits/1"),
+        (Method::DELETE, "/v1/limits/1"),
+        (Method::POST, "/v1/rules"),
+        (Method::PUT, "/v1/deny/1"),
+    ] {
+        let both = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::IF_MATCH, "*")
+            .header(header::IF_NONE_MATCH, "*");
+        let answer = exchange(world.connect().await, both, LIMIT).await;
+        assert_problem(&answer, 400, "not both");
+        assert_eq!(answer.json()["field"], "If-None-Match", "{path}");
     }
 }

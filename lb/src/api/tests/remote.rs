@@ -155,6 +155,7 @@ fn write_certificates(dir: &Path) {
 
 fn assert_challenged(answer: &Answer, status: u16, part: &str, challenge: &str) {
     assert_problem(answer, status, part);
+    assert_eq!(answer.json()["field"], "Authorization");
     let given = answer.headers[header::WWW_AUTHENTICATE].to_str().unwrap();
     assert!(given.contains(challenge), "{given}");
 }

@@ -87,6 +87,11 @@ impl Detector {
         Some(mitigation)
     }
 
+    /// Holds a mitigation as it was before it was reverted.
+    pub fn put_back(&mut self, before: Mitigation) {
+        self.mitigations.insert(before.id, before);
+    }
+
     /// Takes a reversal back. The mitigation is raised anew if its attack goes on.
     pub fn allow(&mut self, id: u64) -> Option<Mitigation> {
         let reverted = self.mitigations.get(&id)?.is_reverted();
