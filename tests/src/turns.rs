@@ -104,7 +104,7 @@ impl Kind {
 }
 
 /// Labs mostly wait, so more run beside each other than there are CPUs; but each starts a dozen processes.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 6;
 
 #[derive(Debug)]
 struct State {
