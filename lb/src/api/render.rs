@@ -22,8 +22,8 @@ use crate::{
     book::Record as _,
     config::{Backend, Forward, Mode, Pool},
     control::{
-        self, Event, Figures, HealthChange, LimitInForce, RuleInForce, SourceInForce, TaskStatus,
-        View,
+        self, DropFigure, Event, Figures, HealthChange, LimitInForce, RuleInForce, SourceInForce,
+        TaskStatus, View,
     },
     dataplane::BackendKey,
     dataplane::SourceCounts,
@@ -178,8 +178,8 @@ pub(super) fn flows(figures: &Figures) -> Flows {
     }
 }
 
-pub(super) fn drops(figures: &Figures) -> Vec<DropItem> {
-    let items = figures.drops.iter().map(|drop| DropItem {
+pub(super) fn drops<'a>(figures: impl Iterator<Item = &'a DropFigure>) -> Vec<DropItem> {
+    let items = figures.map(|drop| DropItem {
         vip: drop.vip.clone(),
         reason: drop.reason.word().into(),
         mode: word(drop.mode),

@@ -90,7 +90,8 @@ pub(super) async fn backends(State(api): Shared, mut params: Params) -> Answer<P
 pub(super) async fn flows(State(api): Shared, mut params: Params) -> Answer<Flows> {
     let pool = params.text("pool");
     let window = params.window()?;
-    let mut flows = render::flows(&api.control.figures().await?);
+    let figures = api.control.figures().await?;
+    let mut flows = render::flows(&figures);
     flows.items.retain(|flows| pool.is(&flows.pool));
     let Json(page) = page(flows.items, window)?;
     (flows.items, flows.next) = (page.items, page.next);
@@ -114,13 +115,13 @@ pub(super) async fn drops(State(api): Shared, mut params: Params) -> Answer<Page
     let reason = params.one_of("reason", DropReason::ALL, DropReason::word)?;
     let mode: Option<Mode> = params.word("mode")?;
     let window = params.window()?;
-    let mut figures = api.control.figures().await?;
-    figures.drops.retain(|drop| {
+    let figures = api.control.figures().await?;
+    let asked_for = figures.drops.iter().filter(|drop| {
         vip.is(drop.vip.as_deref().unwrap_or_default())
             && reason.is_none_or(|reason| drop.reason == reason)
             && mode.is_none_or(|mode| drop.mode == mode)
     });
-    page(render::drops(&figures), window)
+    page(render::drops(asked_for), window)
 }
 
 /// Routers that VIPs are announced to by BGP

@@ -294,22 +294,34 @@ impl<P: Dataplane> Control<P> {
 
     /// Takes what has come so far: changes that come together are written together.
     fn obey_all(&mut self, first: Command) {
-        self.obey(first);
+        // One reading of the maps for all who ask at the same time.
+        let mut read = None;
+        self.obey(first, &mut read);
         for _ in 1..COMMANDS {
             match self.commands.try_recv() {
-                Ok(command) => self.obey(command),
+                Ok(command) => self.obey(command, &mut read),
                 Err(_) => return,
             }
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: Command, read: &mut Option<Arc<Figures>>) {
+        if let Command::Reload(..) | Command::Tighten(_) = command {
+            *read = None;
+        }
         // Who asked may be gone; what was asked for is done all the same.
         match command {
             Command::Change(request) => self.changes.push(request),
             Command::Reload(reading, reply) => drop(reply.send(self.reload(reading))),
             Command::Plan(reading, reply) => drop(reply.send(self.draft(reading))),
-            Command::Figures(reply) => drop(reply.send(self.figures())),
+            Command::Figures(reply) => {
+                let figures = match read.take() {
+                    Some(figures) => Ok(figures),
+                    None => self.figures().map(Arc::new),
+                };
+                *read = figures.as_ref().ok().cloned();
+                drop(reply.send(figures));
+            }
             Command::Scrape(reply) => drop(reply.send(self.scrape())),
             Command::LimitPage(query, reply) => {
                 drop(reply.send(Ok(self.limits.page(&query, &self.plane))));

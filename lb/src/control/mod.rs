@@ -180,7 +180,7 @@ enum Command {
     Change(Request),
     Reload(Reading, Reply<()>),
     Plan(Reading, Reply<Draft>),
-    Figures(Reply<Figures>),
+    Figures(Reply<Arc<Figures>>),
     Scrape(Reply<Scrape>),
     LimitPage(LimitQuery, Reply<Page<LimitInForce>>),
     Limit(u64, Reply<LimitInForce>),
@@ -305,7 +305,7 @@ impl Handle {
     }
 
     /// All figures, read from the maps now.
-    pub async fn figures(&self) -> Result<Figures, Refused> {
+    pub async fn figures(&self) -> Result<Arc<Figures>, Refused> {
         self.ask(Command::Figures).await
     }
 
