@@ -15,7 +15,7 @@ use super::{
     recent::VipIndex,
     talkers::Talkers,
 };
-use crate::config::{Class, Config, Mode, Stance};
+use crate::config::{Class, Config, Mode, Stage, Stance};
 
 /// The detector, the talkers, and which number each VIP has.
 #[derive(Clone, Debug)]
@@ -156,7 +156,8 @@ fn baseline_of(key: &str) -> Option<(Option<String>, u8)> {
     Some((Some(name.to_owned()).filter(|name| !name.is_empty()), class))
 }
 
-/// What is done for a VIP: what its policy says, or else `[detect]`; and no more than to advise where a policy only counts.
+/// What is done for a VIP: what its policy says, or else `[detect]`; and no more than to advise where a policy only counts, or
+/// its rules drop nothing.
 fn stance(config: &Config, vip: &crate::config::Vip) -> Stance {
     let policy = vip
         .policy
@@ -164,8 +165,9 @@ fn stance(config: &Config, vip: &crate::config::Vip) -> Stance {
         .and_then(|name| config.policies.iter().find(|policy| policy.name == *name));
     let wanted = policy.and_then(|policy| policy.detect);
     let wanted = wanted.unwrap_or(config.detect.mode);
-    match (policy.map(|policy| policy.mode), wanted) {
-        (Some(Mode::Monitor), Stance::Enforce) => Stance::Advise,
+    let acts = policy.is_none_or(|it| it.mode == Mode::Enforce && it.rules == Stage::Enforce);
+    match wanted {
+        Stance::Enforce if !acts => Stance::Advise,
         _ => wanted,
     }
 }
@@ -218,6 +220,15 @@ policy = "web"
         assert_eq!(stance_of("enforce", "enforce"), Stance::Enforce);
         assert_eq!(stance_of("monitor", "enforce"), Stance::Advise);
         assert_eq!(stance_of("monitor", "off"), Stance::Off);
+        for (rules, expected) in [
+            (Stage::Enforce, Stance::Enforce),
+            (Stage::Monitor, Stance::Advise),
+            (Stage::Off, Stance::Advise),
+        ] {
+            let mut config = config("enforce", "enforce");
+            config.policies[0].rules = rules;
+            assert_eq!(stance(&config, &config.vips[0]), expected, "{rules:?}");
+        }
     }
 
     /// What an earlier run kept: a mitigation of `web` in each of these phases, by id.

@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::{IpNet, Ipv6Net, Ipv6Subnets};
@@ -125,7 +125,15 @@ fn line_of(line: &[u8], may_be_header: bool) -> Result<Option<Line>, String> {
     // What `ipset save` writes: `create NAME hash:net ...`, then `add NAME PREFIX` for each.
     let first = match words.next() {
         Some("create") => return Ok(None),
-        Some("add") => words.nth(1).unwrap_or_default(),
+        Some("add") => {
+            let prefix = words.nth(1).unwrap_or_default();
+            if words.any(|word| word == "nomatch") {
+                return Err(format!(
+                    "{prefix} is an exception (`nomatch`), which lists have not; make the others smaller"
+                ));
+            }
+            prefix
+        }
         Some(first) if words.clone().next() == Some("-") => {
             let last = words.nth(1).unwrap_or_default();
             return range(first, last).map(Some);
@@ -185,6 +193,9 @@ fn range(first: &str, last: &str) -> Result<Line, String> {
             Ok(Line::V4(first.to_bits(), last.to_bits()))
         }
         (Ok(IpAddr::V6(first)), Ok(IpAddr::V6(last))) if first <= last => {
+            if first.is_unspecified() && last == Ipv6Addr::from_bits(u128::MAX) {
+                return Err(format!("{first}-{last} is everybody"));
+            }
             Ok(Line::V6(Ipv6Subnets::new(first, last, 0).collect()))
         }
         (Ok(_), Ok(_)) => Err(format!("{first}-{last} is no range of one family in order")),
@@ -259,6 +270,12 @@ mod tests {
             ("{\"asn\": 7}", "line 1: the object has no `cidr`"),
             ("{\"cidr\": 7}", "line 1: it is no JSON object"),
             ("192.0.2.9-192.0.2.1", "no range"),
+            ("0.0.0.0-255.255.255.255", "is everybody"),
+            ("::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "is everybody"),
+            (
+                "create x hash:net\nadd x 10.0.0.0/8\nadd x 10.1.0.0/16 nomatch",
+                "line 3: 10.1.0.0/16 is an exception",
+            ),
             ("<html>", "line 1: \"<html>\" is no IP"),
             ("# nothing", "there is no prefix in it"),
             ("", "there is no prefix in it"),
