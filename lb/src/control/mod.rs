@@ -215,10 +215,11 @@ impl Handle {
             let reverted = detector.revert(id, now_ms()).cloned();
             before.zip(reverted).ok_or_else(|| unknown_mitigation(id))?
         };
-        let value =
-            serde_json::to_vec(&mitigation).map_err(|error| Refused::Failed(error.to_string()))?;
         // Detection writes rows as well: what it writes of this one after this shall be the reversal.
-        let kept = self.keep(vec![(mitigation_key(id), Some(value))]).await;
+        let kept = match serde_json::to_vec(&mitigation) {
+            Ok(value) => self.keep(vec![(mitigation_key(id), Some(value))]).await,
+            Err(error) => Err(Refused::Failed(error.to_string())),
+        };
         if let Err(refused) = kept {
             self.detection.lock().detector.put_back(before);
             return Err(refused);

@@ -1,10 +1,7 @@
 //! Reads lists of prefixes in the formats that they are given away in: one a line, with comments; netsets and what ipset
 //! saves; the first column of CSV; JSON objects a line, as Spamhaus' DROP lists.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::{fmt, net::IpAddr};
 
 use ipnet::{IpNet, Ipv6Net, Ipv6Subnets};
 use serde::Deserialize;
@@ -154,15 +151,25 @@ fn line_of(line: &[u8], may_be_header: bool) -> Result<Option<Line>, String> {
 }
 
 fn of_prefix(prefix: IpNet) -> Result<Line, String> {
-    if prefix.prefix_len() == 0 {
-        return Err(format!(
-            "{prefix} is everybody; if that is meant, add it by itself"
-        ));
-    }
-    Ok(match prefix {
+    let line = match prefix {
         IpNet::V4(prefix) => Line::V4(prefix.network().to_bits(), prefix.broadcast().to_bits()),
         IpNet::V6(prefix) => Line::V6(vec![prefix]),
-    })
+    };
+    unless_everybody(line, prefix)
+}
+
+/// Everybody in a list is a mistake.
+fn unless_everybody(line: Line, shown: impl fmt::Display) -> Result<Line, String> {
+    let is_everybody = match &line {
+        Line::V4(first, last) => (*first, *last) == (0, u32::MAX),
+        Line::V6(prefixes) => prefixes.iter().any(|prefix| prefix.prefix_len() == 0),
+    };
+    if is_everybody {
+        return Err(format!(
+            "{shown} is everybody; if that is meant, add it by itself"
+        ));
+    }
+    Ok(line)
 }
 
 /// An object of a JSON list. Spamhaus' last line tells of the list, not of a prefix.
@@ -186,17 +193,12 @@ fn json(line: &str) -> Result<Option<Line>, String> {
 fn range(first: &str, last: &str) -> Result<Line, String> {
     match (first.trim().parse(), last.trim().parse()) {
         (Ok(IpAddr::V4(first)), Ok(IpAddr::V4(last))) if first <= last => {
-            let whole = first == Ipv4Addr::UNSPECIFIED && last == Ipv4Addr::BROADCAST;
-            if whole {
-                return Err(format!("{first}-{last} is everybody"));
-            }
-            Ok(Line::V4(first.to_bits(), last.to_bits()))
+            let line = Line::V4(first.to_bits(), last.to_bits());
+            unless_everybody(line, format_args!("{first}-{last}"))
         }
         (Ok(IpAddr::V6(first)), Ok(IpAddr::V6(last))) if first <= last => {
-            if first.is_unspecified() && last == Ipv6Addr::from_bits(u128::MAX) {
-                return Err(format!("{first}-{last} is everybody"));
-            }
-            Ok(Line::V6(Ipv6Subnets::new(first, last, 0).collect()))
+            let line = Line::V6(Ipv6Subnets::new(first, last, 0).collect());
+            unless_everybody(line, format_args!("{first}-{last}"))
         }
         (Ok(_), Ok(_)) => Err(format!("{first}-{last} is no range of one family in order")),
         _ => {
@@ -208,6 +210,8 @@ fn range(first: &str, last: &str) -> Result<Line, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn read(text: &str) -> Imported {
